@@ -1,0 +1,271 @@
+"""Machines described in TOML: chip, node and network, every figure with its unit and source.
+
+A figure is written `[value, source]`; a description without units or sources does not load.
+"""
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exajax import units
+from exajax.errors import InputError, nearest
+
+MESHES = Path(__file__).parent / "meshes"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Fraction of the peak that is reached, by the FLOPs of one matrix product.
+
+    Attributes:
+        flops: sizes of product, ascending.
+        fraction: fraction of the peak at each.
+    """
+
+    flops: tuple[float, ...]
+    fraction: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device.
+
+    Attributes:
+        name: short name, such as `h100`.
+        title: what it is called in full.
+        device_kinds: what JAX calls it when it is attached.
+        peak_flops: dense matrix FLOP/s by precision (`fp32`, `bf16`).
+        memory_bytes: capacity.
+        memory_bandwidth: peak bytes/s.
+        memory_efficiency: fraction of it that kernels reach.
+        matmul: fraction of the peak that matrix products reach.
+        attention_efficiency: fraction of the peak that fused attention reaches, None if unknown.
+        launch_s: the least time an operation takes.
+        xla_target: facts that XLA compiles for, without which nothing can be compiled ahead.
+        sources: where each figure comes from.
+    """
+
+    name: str
+    title: str
+    device_kinds: tuple[str, ...]
+    peak_flops: dict[str, float]
+    memory_bytes: float
+    memory_bandwidth: float
+    memory_efficiency: float
+    matmul: Curve
+    attention_efficiency: float | None
+    launch_s: float
+    xla_target: dict[str, Any]
+    sources: dict[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """Links that devices communicate over.
+
+    Attributes:
+        bandwidth: bytes/s, one direction: of one device inside a node, of one node outside.
+        efficiency: fraction of it that large collectives reach.
+        latency_s: time of a collective with nothing to send, by kind (`all-reduce`), or
+            `other`; on a network, for each doubling of the number of nodes.
+    """
+
+    bandwidth: float
+    efficiency: float
+    latency_s: dict[str, float]
+
+    def latency(self, kind: str) -> float:
+        """Returns the latency of one kind of collective."""
+        return self.latency_s.get(kind, self.latency_s["other"])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A machine to train on.
+
+    Attributes:
+        name: short name, such as `dgx-h100`.
+        title: what it is called in full.
+        chip: its devices.
+        devices_per_node: devices that share a node's links.
+        nodes: how many nodes there are.
+        link: between the devices of a node.
+        network: between nodes.
+        sources: where each figure comes from.
+        digest: hash of all figures; two machines with the same digest predict the same.
+    """
+
+    name: str
+    title: str
+    chip: Chip
+    devices_per_node: int
+    nodes: int
+    link: Fabric
+    network: Fabric
+    sources: dict[str, str] = field(repr=False)
+    digest: str = ""
+
+    @property
+    def devices(self) -> int:
+        """Devices of the whole machine."""
+        return self.nodes * self.devices_per_node
+
+
+def names() -> list[str]:
+    """Returns the machines that come with the project."""
+    return sorted(path.stem for path in MESHES.glob("*.toml"))
+
+
+def load(name: str, flag: str = "--cluster") -> Cluster:
+    """Reads a machine by name, or from a TOML file of one's own.
+
+    Raises:
+        InputError: no such machine, or the file does not describe one; names the field.
+    """
+    own = name.endswith(".toml")
+    path = Path(name) if own else MESHES / f"{name}.toml"
+    if not own and name not in names():
+        raise InputError(flag, f"unknown cluster {name!r}", f"choose one of {', '.join(names())}")
+    table = _Table(_read_toml(path, flag), f"{flag} {path.name}")
+    chip_table = table.values.get("chip")
+    if isinstance(chip_table, str):
+        chips = {entry.stem: entry for entry in (MESHES / "chips").glob("*.toml")}
+        if chip_table not in chips:
+            raise InputError(
+                table.where, f"unknown chip {chip_table!r}", nearest(chip_table, chips)
+            )
+        chip_name, chip_values = chip_table, _read_toml(chips[chip_table], flag)
+    else:
+        chip_name, chip_values = path.stem, table.part("chip").values
+    digest = hashlib.sha256(
+        json.dumps([table.values, chip_values], sort_keys=True).encode()
+    ).hexdigest()
+    return Cluster(
+        name=path.stem,
+        title=table.text("title"),
+        chip=_chip(chip_name, _Table(chip_values, f"{table.where} chip")),
+        devices_per_node=table.count("devices_per_node"),
+        nodes=table.count("nodes"),
+        link=_fabric(table.part("link")),
+        network=_fabric(table.part("network")),
+        sources=table.all_sources(),
+        digest=digest[:16],
+    )
+
+
+def _read_toml(path: Path, flag: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(flag, f"cannot read {path}: {error}", "give a readable TOML file") from (
+            error
+        )
+
+
+def _chip(name: str, table: "_Table") -> Chip:
+    peak, memory, matmul = table.part("peak"), table.part("memory"), table.part("matmul")
+    attention = table.part("attention") if "attention" in table.values else None
+    return Chip(
+        name=name,
+        title=table.text("title"),
+        device_kinds=tuple(table.values.get("device_kinds", ())),
+        peak_flops={key: peak.figure(key, "FLOP/s") for key in peak.values},
+        memory_bytes=memory.figure("capacity", "B"),
+        memory_bandwidth=memory.figure("bandwidth", "B/s"),
+        memory_efficiency=memory.fraction("efficiency"),
+        matmul=matmul.curve("efficiency"),
+        attention_efficiency=attention.fraction("efficiency") if attention else None,
+        launch_s=table.part("kernel").figure("launch", "s"),
+        xla_target=table.values.get("xla_target", {}),
+        sources=table.all_sources(),
+    )
+
+
+def _fabric(table: "_Table") -> Fabric:
+    latency = table.part("latency")
+    if "other" not in latency.values:
+        raise InputError(latency.where, "'other' is missing", 'add other = ["10 us", "source"]')
+    return Fabric(
+        bandwidth=table.figure("bandwidth", "B/s"),
+        efficiency=table.fraction("efficiency"),
+        latency_s={key: latency.figure(key, "s") for key in latency.values},
+    )
+
+
+class _Table:
+    """A TOML table that is read field by field, with errors that name the field."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def _get(self, key: str, example: str) -> Any:
+        if key not in self.values:
+            raise InputError(self.where, f"{key!r} is missing", f"add {key} = {example}")
+        return self.values[key]
+
+    def _sourced(self, key: str, example: str) -> Any:
+        pair = self._get(key, example)
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str) and pair[1]):
+            raise InputError(self.where, f"{key} = {pair!r} has no source", f"write {example}")
+        return pair[0]
+
+    def text(self, key: str) -> str:
+        return str(self._get(key, '"..."'))
+
+    def part(self, key: str) -> "_Table":
+        values = self._get(key, "a table")
+        if not isinstance(values, dict):
+            raise InputError(self.where, f"{key!r} is not a table", f"write [{key}]")
+        return _Table(values, f"{self.where} {key}")
+
+    def figure(self, key: str, unit: str) -> float:
+        text = self._sourced(key, f'["1 T{unit}", "source"]')
+        return units.parse(str(text), unit, f"{self.where} {key}")
+
+    def fraction(self, key: str) -> float:
+        value = self._sourced(key, '[0.8, "source"]')
+        if not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise InputError(self.where, f"{key} = {value!r}", "give a number in (0, 1]")
+        return float(value)
+
+    def count(self, key: str) -> int:
+        value = self._sourced(key, '[8, "source"]')
+        if type(value) is not int or value < 1:
+            raise InputError(self.where, f"{key} = {value!r}", "give a whole number of at least 1")
+        return value
+
+    def curve(self, key: str) -> Curve:
+        points = self._sourced(key, '[[[1e9, 0.5], [1e12, 0.7]], "source"]')
+        try:
+            flops, fraction = zip(*((float(x), float(y)) for x, y in points), strict=True)
+        except (TypeError, ValueError):
+            flops, fraction = (), ()
+        if not flops or list(flops) != sorted(flops) or not all(0 < y <= 1 for y in fraction):
+            raise InputError(
+                self.where,
+                f"{key!r} is not a curve",
+                "give [[FLOPs, fraction in (0, 1]], ...] by ascending FLOPs",
+            )
+        return Curve(flops, fraction)
+
+    def all_sources(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, value in self.values.items():
+            if isinstance(value, dict):
+                inner = _Table(value, key).all_sources()
+                found |= {f"{key}.{name}": source for name, source in inner.items()}
+            elif isinstance(value, list) and len(value) == 2 and isinstance(value[1], str):
+                found[key] = value[1]
+        return found
+
+
+def chip_of_device(device_kind: str) -> Chip | None:
+    """Returns the description of an attached device by what JAX calls it, or None."""
+    for path in sorted((MESHES / "chips").glob("*.toml")):
+        values = _read_toml(path, "chip")
+        if device_kind in values.get("device_kinds", ()):
+            return _chip(path.stem, _Table(values, f"chip {path.stem}"))
+    return None

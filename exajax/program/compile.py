@@ -1,0 +1,126 @@
+"""Compiles a train step for attached or described devices, without running it."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+
+from exajax import xla
+from exajax.program import hlo, operations
+from exajax.program.target import CUDA_VERSIONS
+from exajax.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at the peak of a step.
+
+    Attributes:
+        parameters: master parameters.
+        optimizer: optimizer state.
+        batch: the batch and other small inputs.
+        temporaries: everything the step makes and drops again: activations, gradients, copies.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.parameters + self.optimizer + self.batch + self.temporaries
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A step as the compiler made it for a mesh.
+
+    Attributes:
+        program: what one device does in a step, in the order of the schedule.
+        mesh_axes: size of every mesh axis, outermost first.
+        memory: bytes on one device.
+        compile_s: how long lowering and compiling took here.
+        text: the scheduled HLO.
+    """
+
+    program: operations.Program
+    mesh_axes: dict[str, int]
+    memory: Memory
+    compile_s: float
+    text: str
+
+    @property
+    def devices(self) -> int:
+        """Devices of the mesh."""
+        return math.prod(self.mesh_axes.values())
+
+
+def compile_step(step: TrainStep) -> Compiled:
+    """Compiles the update of a train step and reads the result."""
+    platform = step.mesh.devices.flat[0].platform
+    started = time.perf_counter()
+    with _cudnn_assumed():
+        lowered = step.update.lower(step.state, step.batch)
+    compiled = lowered.compile(compiler_options=xla.compiler_options(platform) or None)
+    elapsed = time.perf_counter() - started
+    text = compiled.as_text()
+    mesh_axes = {str(axis): size for axis, size in step.mesh.shape.items()}
+    return Compiled(
+        program=operations.read(hlo.parse(text), mesh_axes),
+        mesh_axes=mesh_axes,
+        memory=_memory(step, compiled),
+        compile_s=elapsed,
+        text=text,
+    )
+
+
+def _memory(step: TrainStep, compiled: jax.stages.Compiled) -> Memory:
+    statistics = compiled.memory_analysis()
+    parameters, optimizer = _local_bytes(step.state.params), _local_bytes(step.state.optimizer)
+    # The new state is written over the old one, so arguments and temporaries are the peak.
+    return Memory(
+        parameters,
+        optimizer,
+        max(0, statistics.argument_size_in_bytes - parameters - optimizer),
+        statistics.temp_size_in_bytes
+        + max(0, statistics.output_size_in_bytes - statistics.alias_size_in_bytes),
+    )
+
+
+def _local_bytes(tree: object) -> int:
+    """Bytes of a tree of described arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+@contextlib.contextmanager
+def _cudnn_assumed() -> Iterator[None]:
+    """Lets fused attention be lowered where no cuDNN is installed.
+
+    JAX asks the installed library for its version before it emits the call; compiling for a
+    described device has none, and the version is the one of the target. An installed library is
+    asked as ever.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    major, minor, patch = CUDA_VERSIONS["cudnn"]
+    probe = fused.check_cudnn_version
+
+    def installed_or_assumed() -> int:
+        try:
+            return int(probe())
+        except RuntimeError:
+            return major * 10_000 + minor * 100 + patch
+
+    fused.check_cudnn_version = installed_or_assumed
+    try:
+        yield
+    finally:
+        fused.check_cudnn_version = probe

@@ -1,0 +1,196 @@
+"""Reads the text of a scheduled HLO module into instructions.
+
+The text is what `compiled.as_text()` prints. Only what pricing needs is read: shapes, operands,
+attributes, called computations and the order of the schedule.
+"""
+
+import functools
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+BITS = {"pred": 8, "token": 0, "opaque": 0} | {
+    f"{kind}{bits}": bits for kind in "suf" for bits in (2, 4, 8, 16, 32, 64)
+}
+"""Bits of an element by HLO type name; the types not listed carry their size in their name."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An array's element type and dimensions."""
+
+    dtype: str
+    dims: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory, without padding."""
+        bits = BITS.get(self.dtype)
+        if bits is None:  # bf16, c64, f8e4m3fn, ...
+            found = re.match(r"[a-z]+(\d+)", self.dtype)
+            bits = int(found[1]) if found else 8
+        return math.ceil(math.prod(self.dims) * bits / 8)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction of a computation.
+
+    Attributes:
+        name: unique in its computation.
+        opcode: HLO opcode, such as `fusion` or `all-gather-start`.
+        shapes: the arrays it makes; the elements of a tuple in order, nested ones flattened.
+        operands: names of the instructions it reads.
+        arguments: what stands between the parentheses, as written.
+        attributes: what stands behind them, as written.
+        is_root: whether its value is the computation's value.
+    """
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    arguments: str
+    attributes: str
+    is_root: bool
+
+    @property
+    def bytes(self) -> int:
+        """Size of all it makes."""
+        return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def op_name(self) -> str:
+        """The path of JAX names that it comes from, empty if the compiler made it."""
+        return self.text("metadata", r'\{[^}]*?op_name="([^"]*)"')
+
+    def text(self, key: str, pattern: str = r"([^,\s]+)") -> str:
+        """Returns the part of an attribute that the pattern's group matches, or nothing."""
+        found = re.search(rf"(?:^|[\s,]){re.escape(key)}={pattern}", self.attributes)
+        return found[1] if found else ""
+
+    def numbers(self, key: str) -> tuple[int, ...]:
+        """Returns an attribute of the form `key={1,2}`."""
+        inside = self.text(key, r"\{([\d,\s]*)\}")
+        return tuple(int(number) for number in re.findall(r"\d+", inside))
+
+    def called(self, key: str) -> str:
+        """Returns the name of the computation in `key=%name`, or nothing."""
+        return self.text(key, r"%?([\w.\-$]+)")
+
+    @functools.cached_property
+    def backend_config(self) -> dict[str, Any]:
+        """The compiler's own settings; empty if there are none in JSON."""
+        start = self.attributes.find("backend_config=")
+        if start < 0:
+            return {}
+        try:
+            value, _ = json.JSONDecoder().raw_decode(
+                self.attributes, start + len("backend_config=")
+            )
+        except json.JSONDecodeError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True)
+class Computation:
+    """Instructions in the order in which they are scheduled."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        """Instructions by name."""
+        return {instruction.name: instruction for instruction in self.instructions}
+
+    @functools.cached_property
+    def root(self) -> Instruction:
+        """The instruction whose value is the computation's."""
+        return next((i for i in self.instructions if i.is_root), self.instructions[-1])
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """The instructions that read each instruction."""
+        users: dict[str, list[Instruction]] = {i.name: [] for i in self.instructions}
+        for instruction in self.instructions:
+            for operand in dict.fromkeys(instruction.operands):
+                if operand in users:
+                    users[operand].append(instruction)
+        return users
+
+
+@dataclass(frozen=True)
+class Module:
+    """A compiled module: its computations by name, and which one is the program."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+def parse(text: str) -> Module:
+    """Reads the text of a module.
+
+    Raises:
+        ValueError: the text has no entry computation, so it is not an HLO module.
+    """
+    computations: dict[str, Computation] = {}
+    entry = name = ""
+    body: list[Instruction] = []
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")) and line.rstrip().endswith("{"):
+            name = line.removeprefix("ENTRY").split("(")[0].strip().lstrip("%").strip()
+            body = []
+            if line.startswith("ENTRY"):
+                entry = name
+        elif line.startswith("}") and name:
+            computations[name] = Computation(name, tuple(body))
+            name = ""
+        elif name and " = " in line:
+            body.append(_instruction(line))
+    if not entry:
+        raise ValueError("not the text of an HLO module: it has no ENTRY computation")
+    return Module(computations, entry)
+
+
+def _instruction(line: str) -> Instruction:
+    line = re.sub(r"/\*.*?\*/", "", line).strip()
+    left, right = line.split(" = ", 1)
+    end_of_type = _closing(right, 0) + 1 if right.startswith("(") else right.index(" ")
+    rest = right[end_of_type:].lstrip()
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    arguments = rest[opening + 1 : closing]
+    return Instruction(
+        name=left.removeprefix("ROOT ").strip().lstrip("%"),
+        opcode=rest[:opening],
+        shapes=shapes(right[:end_of_type]),
+        operands=tuple(re.findall(r"%([\w.\-$]+)", arguments)),
+        arguments=arguments,
+        attributes=rest[closing + 1 :].lstrip(", "),
+        is_root=left.startswith("ROOT "),
+    )
+
+
+def shapes(text: str) -> tuple[Shape, ...]:
+    """Reads the arrays of a type, `f32[8,16]{1,0}` or a tuple of them."""
+    return tuple(
+        Shape(dtype, tuple(int(dim.lstrip("<=")) for dim in dims.split(",") if dim))
+        for dtype, dims in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\]", text)
+    )
+
+
+def _closing(text: str, opening: int) -> int:
+    """Returns the place of the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for place in range(opening, len(text)):
+        if text[place] == "(":
+            depth += 1
+        elif text[place] == ")":
+            depth -= 1
+            if depth == 0:
+                return place
+    raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")

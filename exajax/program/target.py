@@ -1,0 +1,99 @@
+"""Described devices: what XLA compiles for when no accelerator is attached."""
+
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from exajax.cluster import Chip, Cluster
+from exajax.errors import InputError
+
+CUDA_VERSIONS = {"driver": "13.0.0", "runtime": "12.8.0", "cudnn": (9, 10, 0)}
+"""Versions that a program compiled without a device is compiled for (openxla/xla, target_config/
+specs); without them the compiler refuses fp8 and Triton kernels."""
+
+
+def devices(cluster: Cluster, count: int) -> Sequence[jax.Device]:
+    """Returns `count` described devices of a cluster, node by node.
+
+    Raises:
+        InputError: the chip cannot be compiled for, or the compiler's plugin is not installed.
+    """
+    if not cluster.chip.xla_target:
+        raise InputError(
+            f"--cluster {cluster.name}",
+            f"its chip {cluster.chip.name} has no [xla_target] to compile for",
+            "choose a cluster of NVIDIA GPUs",
+        )
+    per_node = min(count, cluster.devices_per_node)
+    if count % per_node:
+        raise InputError(
+            "--mesh",
+            f"{count} devices are not whole nodes of {cluster.devices_per_node}",
+            f"give a mesh of at most {per_node} devices or a multiple of {per_node}",
+        )
+    # The plugin looks for CUDA libraries that compiling does not need.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    try:
+        topology = topologies.get_topology_desc(
+            platform="cuda",
+            target_config=target_config(cluster.chip),
+            topology=f"1x{count // per_node}x{per_node}",
+        )
+    except (RuntimeError, ValueError, NotImplementedError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            "ahead-of-time compilation",
+            f"JAX's CUDA compiler is not usable ({reason})",
+            "pip install 'exajax[plan]'",
+        ) from error
+    return topology.devices
+
+
+def target_config(chip: Chip) -> str:
+    """Returns the chip as XLA's `GpuTargetConfigProto` in text form."""
+    facts = chip.xla_target
+    major, minor = facts["compute_capability"]
+    feature = "ACCELERATED_FEATURES" if major >= 9 else "NONE"
+    cudnn = CUDA_VERSIONS["cudnn"]
+    version = ".".join(map(str, cudnn))
+    return f"""
+gpu_device_info {{
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {facts["shared_memory_per_block_optin"]}
+  shared_memory_per_core: {facts["shared_memory_per_core"]}
+  core_count: {facts["core_count"]}
+  fpus_per_core: {facts["fpus_per_core"]}
+  clock_rate_ghz: {facts["clock_rate_ghz"]}
+  l2_cache_size: {facts["l2_cache_size"]}
+  memory_bandwidth: {chip.memory_bandwidth:.0f}
+  device_memory_size: {chip.memory_bytes:.0f}
+  pcie_bandwidth: {facts["pcie_bandwidth"]}
+  device_address_bits: 64
+  ecc_enabled: true
+  cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {feature} }}
+  device_interconnect_info {{ active_links: {facts["active_links"]} }}
+  device_vendor: "NVIDIA Corporation"
+  name: "{facts["name"]}"
+  platform_version: "Compute Capability {major}.{minor}"
+  driver_version: "{CUDA_VERSIONS["driver"]}"
+  runtime_version: "{CUDA_VERSIONS["runtime"]}"
+  compile_time_toolkit_version: "{CUDA_VERSIONS["runtime"]}"
+  dnn_version: "{version}"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} patch: {cudnn[2]} }}
+device_description_str: "{facts["name"]}"
+"""

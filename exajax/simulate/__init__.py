@@ -1,0 +1,1 @@
+"""Prices a compiled program on a described cluster and lays it out in time."""

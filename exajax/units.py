@@ -1,0 +1,46 @@
+"""Figures with units, as they are written in the machine descriptions and printed to people."""
+
+import re
+
+from exajax.errors import InputError
+
+PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "m": 1e-3, "u": 1e-6, "n": 1e-9,
+}  # fmt: skip
+UNITS = ("FLOP/s", "B/s", "B", "s")
+
+
+def parse(text: str, unit: str, field: str) -> float:
+    """Reads a figure such as `3.35 TB/s` into the base unit.
+
+    Args:
+        text: a number, a prefix (SI, or Ki Mi Gi Ti) and the unit.
+        unit: the unit it must have, one of `UNITS`.
+        field: what to name in an error.
+
+    Raises:
+        InputError: it is not a positive number with that unit.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*?)" + re.escape(unit), text)
+    if not found or found[2] not in PREFIXES or not _positive(found[1]):
+        raise InputError(field, f"{text!r} is not a figure in {unit}", f'write it as "1.5 T{unit}"')
+    return float(found[1]) * PREFIXES[found[2]]
+
+
+def _positive(number: str) -> bool:
+    try:
+        return float(number) > 0
+    except ValueError:
+        return False
+
+
+def show(value: float, unit: str, digits: int = 3) -> str:
+    """Prints a quantity with the SI prefix that fits: `show(3.35e12, "B/s")` is `3.35 TB/s`."""
+    if value == 0:
+        return f"0 {unit}"
+    small = {"m": 1e-3, "u": 1e-6, "n": 1e-9} if unit == "s" else {}
+    big = {} if unit == "s" else {p: PREFIXES[p] for p in ("E", "P", "T", "G", "M", "k")}
+    for prefix, size in (big | {"": 1.0} | small).items():
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.{digits}g} {prefix}{unit}"
+    return f"{value:.{digits}g} {unit}"

@@ -1,0 +1,1 @@
+"""Entry points for launchers and the monitoring that goes with a run."""

@@ -1,0 +1,1 @@
+"""Machines, one TOML file each, every figure with its source."""
