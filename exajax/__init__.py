@@ -1,0 +1,49 @@
+"""exajax: train on a JAX mesh, and predict the same step on machines you do not have.
+
+    workload = exajax.Workload(build, loss, batch, optimizer)
+    exajax.fit(exajax.TrainStep.of(workload, mesh), batches, steps=100)      # measured
+    exajax.predict(workload, "128x8", "dgx-h100")                            # simulated
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exajax.api import predict as predict
+    from exajax.api import train_step as train_step
+    from exajax.cluster import load as load_cluster
+    from exajax.errors import InputError as InputError
+    from exajax.mesh import MeshSpec as MeshSpec
+    from exajax.recipe import Recipe as Recipe
+    from exajax.simulate.prediction import Prediction as Prediction
+    from exajax.step import TrainState as TrainState
+    from exajax.step import TrainStep as TrainStep
+    from exajax.step import Workload as Workload
+    from exajax.train.loop import Fit as Fit
+    from exajax.train.loop import fit as fit
+
+_HOMES = {
+    "Fit": "train.loop",
+    "InputError": "errors",
+    "MeshSpec": "mesh",
+    "Prediction": "simulate.prediction",
+    "Recipe": "recipe",
+    "TrainState": "step",
+    "TrainStep": "step",
+    "Workload": "step",
+    "fit": "train.loop",
+    "load_cluster": "cluster",
+    "predict": "api",
+    "train_step": "api",
+}
+
+__all__ = [*_HOMES]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: the commands must start without JAX."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'exajax' has no attribute {name!r}")
+    module = importlib.import_module(f"exajax.{_HOMES[name]}")
+    return getattr(module, "load" if name == "load_cluster" else name)

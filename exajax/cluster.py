@@ -36,6 +36,7 @@ class Chip:
     Attributes:
         name: short name, such as `h100`.
         title: what it is called in full.
+        platform: `cuda` or `cpu`: which of XLA's compilers makes its programs.
         device_kinds: what JAX calls it when it is attached.
         peak_flops: dense matrix FLOP/s by precision (`fp32`, `bf16`).
         memory_bytes: capacity.
@@ -50,6 +51,7 @@ class Chip:
 
     name: str
     title: str
+    platform: str
     device_kinds: tuple[str, ...]
     peak_flops: dict[str, float]
     memory_bytes: float
@@ -113,6 +115,15 @@ class Cluster:
         """Devices of the whole machine."""
         return self.nodes * self.devices_per_node
 
+    def check_holds(self, devices: int) -> None:
+        """Raises an `InputError` if a mesh has more devices than there are."""
+        if devices > self.devices:
+            raise InputError(
+                "--mesh",
+                f"{devices} devices are more than the {self.devices} of {self.name}",
+                f"give a mesh of at most {self.devices} devices, or another --cluster",
+            )
+
 
 def names() -> list[str]:
     """Returns the machines that come with the project."""
@@ -171,6 +182,7 @@ def _chip(name: str, table: "_Table") -> Chip:
     return Chip(
         name=name,
         title=table.text("title"),
+        platform=str(table.values.get("platform", "cuda")),
         device_kinds=tuple(table.values.get("device_kinds", ())),
         peak_flops={key: peak.figure(key, "FLOP/s") for key in peak.values},
         memory_bytes=memory.figure("capacity", "B"),

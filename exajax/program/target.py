@@ -20,6 +20,9 @@ def devices(cluster: Cluster, count: int) -> Sequence[jax.Device]:
     Raises:
         InputError: the chip cannot be compiled for, or the compiler's plugin is not installed.
     """
+    if cluster.chip.platform == "cpu":
+        jax.config.update("jax_num_cpu_devices", count)
+        return jax.devices("cpu")[:count]
     if not cluster.chip.xla_target:
         raise InputError(
             f"--cluster {cluster.name}",

@@ -1,0 +1,1 @@
+"""Shows results: terminal, TensorBoard, Prometheus, plots and a page."""

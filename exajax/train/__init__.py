@@ -1,0 +1,1 @@
+"""Runs the train step on attached devices: data, loop, checkpoints, metrics."""

@@ -1,0 +1,8 @@
+"""`python -m exajax` is the `exajax` command."""
+
+import sys
+
+from exajax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The `exajax` command."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from exajax import distributed, runtime
+from exajax.errors import InputError
+from exajax.flags import Formatter, Parser
+from exajax.local_hosts import Interrupted, StageFailed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    from exajax.commands import calibrate, doctor, simulate, train
+
+    parser = Parser(
+        prog="exajax",
+        description="Train on a JAX mesh, or simulate the same step on a described machine.",
+        formatter_class=Formatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in (train, simulate, calibrate, doctor):
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=Formatter
+        )
+        module.add_flags(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    return guarded(args.run, args)
+
+
+def guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
+    """Calls a command and turns what it raises into a message and an exit code."""
+    runtime.prepare()
+    try:
+        return int(run(*args) or 0)
+    except InputError as error:
+        if distributed.speaks():
+            print(f"exajax: error: {error}", file=sys.stderr)
+        return 2
+    except StageFailed as error:
+        print(error, file=sys.stderr)
+        return 2 if error.code == 2 else 1
+    except (Interrupted, KeyboardInterrupt):
+        print("exajax: interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print("exajax: failed, see above; this is not your input's fault", file=sys.stderr)
+        return 1

@@ -1,0 +1,1 @@
+"""The commands of `exajax`, one module each: flags in, one result out."""

@@ -1,0 +1,43 @@
+"""Measures this machine's CPU devices and writes them down as a cluster."""
+
+import argparse
+from pathlib import Path
+
+from exajax import distributed, local_hosts, runtime
+from exajax.errors import InputError
+from exajax.mesh import MeshSpec
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add("--hosts", type=int, default=2, metavar="H", help="host processes, at least 2")
+    add("--devices-per-host", type=int, default=2, metavar="D", help="devices of each, at least 2")
+    add("--out", default="local.toml", metavar="FILE", help="where to write the cluster")
+    add("--json", action="store_true", help="print one JSON object on stdout, nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, as one process of a job or as the parent of a local one."""
+    for flag, count in (("--hosts", args.hosts), ("--devices-per-host", args.devices_per_host)):
+        if count < 2:
+            raise InputError(flag, f"{count} leaves a link unmeasured", "give at least 2")
+    path = Path(args.out)
+    if not path.absolute().parent.is_dir():
+        raise InputError("--out", f"there is no folder {path.parent}", "make it, or give another")
+    if distributed.launcher() == "single":
+        return max(code for code, _ in local_hosts.run(local_hosts.hosts(args.argv, args.hosts)))
+    out = runtime.claim_stdout()
+    placement = distributed.find()
+    distributed.initialize(placement, MeshSpec(data=args.hosts, model=args.devices_per_host))
+
+    from exajax import calibrate
+
+    text = calibrate.measure(args.hosts, args.devices_per_host)
+    if placement.process == 0:
+        new = path.with_name(path.name + ".new")
+        new.write_text(text)
+        new.replace(path)
+        result = {"kind": "measured", "cluster": str(path)}
+        print(runtime.to_json(result) if args.json else f"wrote {path}\n\n{text}", file=out)
+    return 0

@@ -1,0 +1,68 @@
+"""Compiles a training step for a described machine and predicts its time and memory."""
+
+import argparse
+import os
+
+from exajax import cluster as clusters
+from exajax import flags, runtime, units
+from exajax.provenance import provenance
+from exajax.recipe import Recipe
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    flags.add_recipe_flags(parser)
+    parser.add_argument("--cluster", default="dgx-h100", help="a machine, or a TOML of one's own")
+    parser.add_argument("--engine", choices=("compiled",), default="compiled", help="what prices")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the prediction."""
+    recipe = flags.recipe_of(args)
+    cluster = clusters.load(args.cluster)
+    cluster.check_holds(recipe.mesh.devices)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # that a step does not fit is a result, not an error
+    out = runtime.claim_stdout()
+    result = simulate(recipe, cluster)
+    print(runtime.to_json(result) if args.json else describe(result, cluster), file=out)
+    return 0
+
+
+def simulate(recipe: Recipe, cluster: clusters.Cluster) -> dict:
+    """Returns the prediction for a recipe on a cluster, in the form that `--json` promises."""
+    import exajax
+    from exajax.models import language
+
+    workload = language.workload(recipe, cluster.chip.platform)
+    prediction = exajax.predict(
+        workload, recipe.mesh, cluster, zero=recipe.zero, precision=recipe.precision
+    )
+    return prediction.to_json() | {
+        "mesh": str(recipe.mesh),
+        "model": recipe.model.name,
+        "provenance": provenance(recipe, cluster) | {"engine": "compiled", "kind": "simulated"},
+    }
+
+
+def describe(result: dict, cluster: clusters.Cluster) -> str:
+    """Returns a prediction in words."""
+    memory, spent = result["memory_bytes"], result["breakdown_s"]
+    parts = {key: value for key, value in spent.items() if key != "exposed_communication"}
+    parts |= {f"waiting for {axes}": s for axes, s in spent["exposed_communication"].items()}
+    lines = [
+        f"simulated: {result['model']} on {result['mesh']} of {cluster.title}, "
+        f"{result['devices']:,} x {cluster.chip.title}",
+        f"  step time   {units.show(result['step_time_s'], 's')}   "
+        f"{result['tokens_per_s']:,.0f} tokens/s   MFU {result['mfu']:.1%}   "
+        f"HFU {result['hfu']:.1%}",
+        f"  memory      {units.show(memory['total'], 'B')} of "
+        f"{units.show(memory['capacity'], 'B')} a device: "
+        + ("fits" if result["fits"] else "DOES NOT FIT"),
+        "  time        "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {seconds / result['step_time_s']:.0%}"
+            for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
+            if seconds >= 0.005 * result["step_time_s"]
+        ),
+    ]
+    return "\n".join(lines + [f"  advice      {advice}" for advice in result["advice"]])

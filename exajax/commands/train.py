@@ -1,0 +1,220 @@
+"""Trains a model on the devices that are attached, or on host processes of this machine."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from exajax import cluster as clusters
+from exajax import distributed, flags, local_hosts, runtime, units
+from exajax.errors import InputError
+from exajax.provenance import machine, provenance
+from exajax.recipe import Recipe
+from exajax.run_folder import RunFolder
+from exajax.train.data import Corpus, TextBatches, load_corpus
+from exajax.train.metrics import JsonLines, Logger, percentiles, read_jsonl
+
+EVALUATION_BATCHES = 8
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    flags.add_recipe_flags(parser)
+    flags.add_run_flags(parser)
+    add = parser.add_argument_group("where").add_argument
+    add("--hosts", type=int, metavar="H", help="start so many host processes on this machine")
+    add("--devices-per-host", type=int, metavar="D", help="devices of each (default: an equal part)")
+    add("--cluster", help="machine whose peak the MFU refers to (default: that of the chip)")
+    # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
+    add("--result", help=argparse.SUPPRESS)
+    add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, as one process of a job or as the parent of a local one."""
+    recipe = flags.recipe_of(args)
+    if args.hosts is not None and distributed.launcher() == "single":
+        check_hosts(args, recipe)
+        corpus = load_corpus(args.data, recipe.seq)
+        open_folder(args, recipe, corpus)
+        # The children read the same flags; only the local launcher is new to them.
+        processes = local_hosts.hosts(args.argv, args.hosts)
+        return max(code for code, _ in local_hosts.run(processes))
+    out = runtime.claim_stdout()
+    result = train(args, recipe, sys.stderr if args.json else out)
+    if result is None:
+        return 0
+    if args.result:
+        Path(args.result).write_text(runtime.to_json(result))
+    else:
+        print(runtime.to_json(result) if args.json else describe(result), file=out, flush=True)
+    return 130 if result["interrupted"] else 0
+
+
+def check_hosts(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Raises an `InputError` if local hosts and their devices do not make up the mesh."""
+    if args.hosts < 1:
+        raise InputError("--hosts", f"{args.hosts} is less than 1", "give a whole number from 1 on")
+    share = args.devices_per_host or recipe.mesh.devices // args.hosts
+    if share * args.hosts != recipe.mesh.devices:
+        raise InputError(
+            "--hosts",
+            f"{args.hosts} hosts of {share} devices are not the {recipe.mesh.devices} of mesh "
+            f"{recipe.mesh}",
+            "make hosts x devices-per-host the devices of the mesh",
+        )
+
+
+def run_dir(args: argparse.Namespace, recipe: Recipe) -> Path:
+    """Returns the run folder, by default named for model and mesh."""
+    return Path(args.run_dir or f"runs/{recipe.model.name}-{recipe.mesh}".replace("=", ""))
+
+
+def open_folder(args: argparse.Namespace, recipe: Recipe, corpus: Corpus) -> RunFolder:
+    """Returns the run's folder, checked to be this job's."""
+    what = recipe.to_json()
+    del what["steps"]  # more of them go on with the same run
+    job = {"recipe": what, "data": {"path": corpus.path, "sha256": corpus.sha256}}
+    return RunFolder.open(run_dir(args, recipe), job)
+
+
+def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, Any] | None:
+    """Trains as this process's part of the job; the first process returns the result."""
+    corpus = load_corpus(args.data, recipe.seq)
+    placement = distributed.find()
+    first = placement.process == 0
+    folder = open_folder(args, recipe, corpus) if first and not args.result else None
+    distributed.initialize(placement, recipe.mesh)
+
+    import jax
+
+    from exajax.models import language
+    from exajax.step import TrainStep
+    from exajax.train.loop import fit
+
+    devices = jax.devices()
+    mesh = recipe.mesh.build(devices)
+    chip = clusters.load(args.cluster).chip if args.cluster else None
+    chip = chip or clusters.chip_of_device(devices[0].device_kind)
+    path = run_dir(args, recipe)
+    if first:
+        print(
+            f"training {recipe.model.name} ({recipe.model.parameters / 1e6:,.1f} M parameters) on "
+            f"{placement.processes} processes x {len(jax.local_devices())} {devices[0].device_kind} "
+            f"devices, mesh {recipe.mesh}, {recipe.tokens:,} tokens a step ({placement.why}); "
+            f"run folder {path}",
+            file=out,
+            flush=True,
+        )
+    batches = TextBatches(corpus, recipe.seq, recipe.global_batch, recipe.seed)
+    resumed: list[int] = []
+
+    def loggers(done: int) -> Sequence[Logger]:
+        resumed.append(done)
+        return _loggers(args, recipe, path, placement.process, done, out)
+
+    workload = language.workload(recipe, devices[0].platform)
+    result = fit(
+        TrainStep.of(workload, mesh, zero=recipe.zero, precision=recipe.precision),
+        batches,
+        steps=recipe.steps,
+        seed=recipe.seed,
+        held_out=lambda: batches.held_out(EVALUATION_BATCHES),
+        checkpoints=path / "checkpoints",
+        save_every=args.save_every,
+        about={"recipe": recipe.to_json(), "data_sha256": corpus.sha256},
+        loggers=loggers,
+        peak_flops=chip.peak_flops[recipe.precision] if chip else None,
+    )
+    if not first:
+        return None
+    summary = summarize(path, recipe) | {
+        "resumed_from": result.resumed_from,
+        "interrupted": result.interrupted,
+        "run_dir": str(path),
+        "unigram_entropy": corpus.unigram_entropy,
+        "data": described(corpus),
+        "devices": {
+            "count": len(devices),
+            "processes": placement.processes,
+            "kind": devices[0].device_kind,
+        },
+        "provenance": provenance(recipe, None)
+        | {"kind": "measured", "machine": machine(), "launcher": placement.why},
+    }
+    if folder:
+        folder.write(train=summary | {"losses": None, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ")})
+    return summary
+
+
+def _loggers(
+    args: argparse.Namespace, recipe: Recipe, path: Path, process: int, done: int, out: TextIO
+) -> list[Logger]:
+    from exajax.report.prometheus import Prometheus
+    from exajax.report.tensorboard import TensorBoard
+    from exajax.report.terminal import Console
+
+    port = args.metrics_port + process if args.metrics_port else 0
+    served = Prometheus(port, process, recipe.steps, path / "prometheus")
+    if process:
+        return [served]
+    if done:
+        left = f"{recipe.steps - done} steps to go" if done < recipe.steps else "nothing is left"
+        print(f"  goes on from the checkpoint of step {done}: {left}", file=out, flush=True)
+    print(f"  Prometheus metrics of host 0: http://127.0.0.1:{served.port}/metrics", file=out)
+    return [
+        served,
+        JsonLines(path / "metrics.jsonl", done),
+        TensorBoard(path / "tensorboard" / "train", done),
+        Console(out, recipe.steps),
+    ]
+
+
+def described(corpus: Corpus) -> dict[str, Any]:
+    """Returns what a corpus is, without its text."""
+    fields = dataclasses.asdict(corpus)
+    sizes = {"train_bytes": len(corpus.train), "held_out_bytes": len(corpus.held_out)}
+    return {key: fields[key] for key in ("path", "sha256", "files")} | sizes
+
+
+def summarize(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """Returns the history of a run folder in the form that `exajax train --json` promises."""
+    records = read_jsonl(path / "metrics.jsonl")
+    trained = [record for record in records if "loss" in record]
+    validated = [r["validation_loss"] for r in records if "validation_loss" in r]
+    times = percentiles(r["step_time_s"] for r in records if "step_time_s" in r)
+    mfus = percentiles(r["mfu"] for r in records if "mfu" in r)
+    typical = times["p50"]
+    return {
+        "kind": "measured",
+        "step": trained[-1]["step"] if trained else 0,
+        "loss": trained[-1]["loss"] if trained else None,
+        "losses": [record["loss"] for record in trained],
+        "validation_loss": validated[-1] if validated else None,
+        "step_time_s": times,
+        "tokens_per_s": recipe.tokens / typical if typical else None,
+        "mfu": mfus["p50"],
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Returns the result of a run in words."""
+    times = result["step_time_s"]
+    speed = "no step was timed"
+    if times["p50"]:
+        speed = (
+            f"p50 {units.show(times['p50'], 's')}, p95 {units.show(times['p95'], 's')} a step, "
+            f"{result['tokens_per_s']:,.0f} tokens/s"
+        )
+    loss = "none" if result["validation_loss"] is None else f"{result['validation_loss']:.3f}"
+    state = "interrupted" if result["interrupted"] else "done"
+    again = ", give the same command to go on" if result["interrupted"] else ""
+    return (
+        f"{state} at step {result['step']}{again}\n"
+        f"measured: {speed}\n"
+        f"measured: validation loss {loss} nats; the held-out text's unigram entropy is "
+        f"{result['unigram_entropy']:.3f}"
+    )

@@ -1,0 +1,173 @@
+"""Who am I in this job, and where do its processes meet?
+
+One small reader per launcher; each says in `Placement.why` what it went by.
+"""
+
+import os
+import socket
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from exajax.errors import InputError
+from exajax.local_hosts import COORDINATOR, HOST, HOSTS, free_port
+from exajax.mesh import MeshSpec
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A process's place in its job.
+
+    Attributes:
+        launcher: `single`, `local`, `mpi`, `pals` or `slurm`.
+        processes: number of processes.
+        process: number of this one.
+        local_process: number of this one on its node.
+        coordinator: host and port of the first process; None leaves it to JAX's own detection.
+        why: what this was read from.
+    """
+
+    launcher: str
+    processes: int
+    process: int
+    local_process: int
+    coordinator: str | None
+    why: str
+
+
+SINGLE = Placement("single", 1, 0, 0, None, "no launcher in the environment")
+
+
+def launcher(env: Mapping[str, str] = os.environ) -> str:
+    """Returns the name of the launcher that started this process, `single` if none did."""
+    if HOSTS in env:
+        return "local"
+    if "PALS_RANKID" in env and "PBS_NODEFILE" in env:
+        return "pals"
+    if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:
+        return "slurm"
+    if "PMI_RANK" in env or "OMPI_COMM_WORLD_RANK" in env:
+        return "mpi"
+    return "single"
+
+
+def speaks(env: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether this is the job's first process, which speaks for all of them."""
+    ranks = (HOST, "PALS_RANKID", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+    return next((env[rank] == "0" for rank in ranks if rank in env), True)
+
+
+def find(env: Mapping[str, str] = os.environ) -> Placement:
+    """Returns this process's place, from what the launcher left in the environment.
+
+    Raises:
+        InputError: the launcher's variables contradict themselves, or mpi4py is missing under MPI.
+    """
+    readers = {"local": _local, "pals": _pals, "slurm": _slurm, "mpi": _mpi}
+    name = launcher(env)
+    return readers[name](env) if name in readers else SINGLE
+
+
+def _number(env: Mapping[str, str], key: str) -> int:
+    try:
+        return int(env[key])
+    except (KeyError, ValueError):
+        raise InputError(
+            key, f"is {env.get(key)!r}", "start the job with its launcher, or unset it"
+        ) from None
+
+
+def _local(env: Mapping[str, str]) -> Placement:
+    process = _number(env, HOST)
+    coordinator = env.get(COORDINATOR)
+    return Placement("local", _number(env, HOSTS), process, process, coordinator, f"{HOSTS}, {HOST}")
+
+
+def _pals(env: Mapping[str, str]) -> Placement:
+    """Cray PALS under PBS (Polaris, Aurora); its variables are all that it sets."""
+    nodes = Path(env["PBS_NODEFILE"]).read_text().split()
+    job = env.get("PALS_APID") or env.get("PBS_JOBID", "")
+    # Every process must find the same port without asking: it follows from the job's own name.
+    port = 20_000 + zlib.crc32(job.encode()) % 20_000
+    size = "PALS_SIZE" if "PALS_SIZE" in env else "PMI_SIZE"
+    return Placement(
+        "pals",
+        _number(env, size),
+        _number(env, "PALS_RANKID"),
+        _number(env, "PALS_LOCAL_RANKID"),
+        f"{nodes[0]}:{port}",
+        f"PALS_RANKID, {size}, PBS_NODEFILE",
+    )
+
+
+def _slurm(env: Mapping[str, str]) -> Placement:
+    """A Slurm step; JAX itself finds the coordinator from the step's node list."""
+    return Placement(
+        "slurm",
+        _number(env, "SLURM_STEP_NUM_TASKS"),
+        _number(env, "SLURM_PROCID"),
+        _number(env, "SLURM_LOCALID"),
+        None,
+        "SLURM_STEP_NUM_TASKS, SLURM_PROCID",
+    )
+
+
+def _mpi(env: Mapping[str, str]) -> Placement:
+    """Any MPI: its ranks agree on a coordinator by a broadcast."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            "mpiexec",
+            f"this is an MPI job and mpi4py does not load ({str(error).splitlines()[0]})",
+            "pip install 'exajax[mpi]', or load the machine's mpi4py",
+        ) from error
+    world = MPI.COMM_WORLD
+    node = world.Split_type(MPI.COMM_TYPE_SHARED)
+    one_node = node.Get_size() == world.Get_size()
+    host = "127.0.0.1" if one_node else socket.gethostbyname(socket.gethostname())
+    coordinator = world.bcast(f"{host}:{free_port()}" if world.Get_rank() == 0 else None, root=0)
+    return Placement(
+        "mpi",
+        world.Get_size(),
+        world.Get_rank(),
+        node.Get_rank(),
+        coordinator,
+        f"mpi4py, {MPI.Get_library_version().split(chr(10))[0].strip()}",
+    )
+
+
+def initialize(placement: Placement, mesh: MeshSpec) -> None:
+    """Joins the processes of a job, and makes the CPU devices of this one.
+
+    Args:
+        placement: this process's place.
+        mesh: the mesh; every process brings an equal part of its devices.
+
+    Raises:
+        InputError: the processes do not divide the mesh.
+    """
+    import jax
+
+    if mesh.devices % placement.processes:
+        raise InputError(
+            "--mesh",
+            f"{mesh} has {mesh.devices} devices, which {placement.processes} processes do not divide",
+            f"start a number of processes that divides {mesh.devices}",
+        )
+    share = mesh.devices // placement.processes
+    jax.config.update("jax_num_cpu_devices", share)
+    if placement.processes == 1:
+        return
+    cpu = jax.config.jax_platforms == "cpu"
+    first = placement.local_process * share
+    jax.distributed.initialize(
+        coordinator_address=placement.coordinator,
+        num_processes=placement.processes,
+        process_id=placement.process,
+        # JAX's default under launchers is one device a process, whatever the node holds.
+        local_device_ids=None if cpu else list(range(first, first + share)),
+        cluster_detection_method="slurm" if placement.coordinator is None else "deactivate",
+        initialization_timeout=120,
+    )

@@ -1,0 +1,54 @@
+"""What a number came from: versions, machine and hashes, and no time of day."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict
+from typing import Any
+
+from exajax.cluster import Cluster
+from exajax.recipe import Recipe
+
+PACKAGES = ("exajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jax-cuda12-plugin")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what computed a number; a package that is not there is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance(recipe: Recipe, cluster: Cluster | None) -> dict[str, Any]:
+    """Returns what a result follows from; the same provenance means the same simulated result."""
+    model = json.dumps(asdict(recipe.model), sort_keys=True).encode()
+    return {
+        "versions": versions(),
+        "model": {"name": recipe.model.name, "sha256": hashlib.sha256(model).hexdigest()[:16]},
+        "recipe": recipe.digest,
+        "cluster": cluster and {"name": cluster.name, "sha256": cluster.digest},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Returns what is measured on: the processor and how many there are."""
+    return {"host": platform.node(), "processor": processor(), "system": platform.platform()}
+
+
+def processor() -> str:
+    """Returns the processor's name and count, as the system tells it."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        name = models[0] if models else name
+    except OSError:
+        pass
+    return f"{os.cpu_count()} x {name}"

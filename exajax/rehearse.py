@@ -1,0 +1,311 @@
+"""The main job on a machine without the mesh's devices: measure a twin, simulate the whole.
+
+A small model of the same family is trained for real on two host processes; the full model's step
+is compiled and simulated for the described machine; and the twin's step is simulated on this
+machine, to hold measured against simulated. Every stage is a command of its own in processes of
+its own, so that this one stays free to stop them.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import exajax
+from exajax import cluster as clusters
+from exajax import flags, local_hosts, provenance, scaling, units
+from exajax.cluster import Cluster
+from exajax.commands import simulate, train
+from exajax.commands.doctor import describe_devices
+from exajax.local_hosts import Process, StageFailed
+from exajax.mesh import MeshSpec
+from exajax.models.presets import twin_of
+from exajax.recipe import Recipe
+from exajax.roofline import Comparison
+from exajax.run_folder import RunFolder
+from exajax.train.data import Corpus, load_corpus
+
+HOSTS = 2
+TWIN_MESH = MeshSpec(data=HOSTS, model=2)
+AT_ONCE = 2
+"""Ahead-of-time compiles that run side by side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """One main job.
+
+    Attributes:
+        recipe: the full model on the whole mesh.
+        twin: the small model of the same family, on this machine.
+        cluster: where the full model would run.
+        corpus: what the twin reads.
+        folder: where everything goes.
+        args: the flags.
+    """
+
+    recipe: Recipe
+    twin: Recipe
+    cluster: Cluster
+    corpus: Corpus
+    folder: RunFolder
+    args: argparse.Namespace
+
+    @property
+    def logs(self) -> Path:
+        """What the stages write to standard error."""
+        return self.folder.path / "logs"
+
+    @property
+    def local(self) -> Path:
+        """This machine as a cluster."""
+        return self.folder.path / "local.toml"
+
+
+def rehearse(args: argparse.Namespace, devices: dict[str, Any]) -> int:
+    """Runs the main job and returns its exit code.
+
+    Args:
+        args: the flags of `exajax train`; `cluster` is where the full model would run.
+        devices: what is attached here.
+    """
+    started_s = time.monotonic()
+    say(f"exajax {exajax.__version__}: {args.model} on mesh {args.mesh}")
+    job = prepare(args)
+    announce(job, devices)
+    calibrate(job)
+    measured = train_twin(job)
+    if measured["interrupted"]:
+        raise local_hosts.Interrupted
+    points = simulate_curve(job)
+    twin = simulate_all(job, [(job.twin, str(job.local))])[0]
+    comparison = compare(job, measured, twin)
+    report(job, measured, points, twin, comparison)
+    say(f"\ndone in {time.monotonic() - started_s:.0f} s")
+    return 0
+
+
+def say(text: str) -> None:
+    """Prints a line at once."""
+    print(text, flush=True)
+
+
+def prepare(args: argparse.Namespace) -> Rehearsal:
+    """Returns the job, checked as a whole before anything is written.
+
+    Raises:
+        InputError: anything in the flags, the text or the run folder cannot be used.
+    """
+    recipe = flags.recipe_of(args)
+    cluster = clusters.load(args.cluster or "dgx-h100")
+    cluster.check_holds(recipe.mesh.devices)
+    recipe.flash(cluster.chip.platform)
+    # fp32: XLA's CPU backend has no fast bf16. Otherwise what the full model does.
+    twin = Recipe.of(
+        twin_of(recipe.model),
+        TWIN_MESH,
+        seed=recipe.seed,
+        precision="fp32",
+        remat=recipe.remat,
+        zero=recipe.zero,
+        steps=recipe.steps,
+        learning_rate=3e-3,
+    )
+    corpus = load_corpus(args.data, twin.seq)
+    identity = {
+        "recipe": recipe.to_json(),
+        "twin": twin.to_json(),
+        "cluster": {"name": cluster.name, "sha256": cluster.digest},
+        "data": train.described(corpus),
+    }
+    for part in (identity["recipe"], identity["twin"]):
+        del part["steps"]  # more of them go on with the same run
+    folder = RunFolder.open(train.run_dir(args, recipe), identity)
+    job = Rehearsal(recipe, twin, cluster, corpus, folder, args)
+    job.logs.mkdir(exist_ok=True)
+    folder.write(
+        command=["python", "launch/multihost.py", *args.argv[1:]],
+        versions=provenance.versions(),
+        seeds={"parameters": recipe.seed, "data_order": recipe.seed},
+        machine=provenance.machine(),
+    )
+    return job
+
+
+def announce(job: Rehearsal, devices: dict[str, Any]) -> None:
+    """Says what will be measured and what simulated."""
+    recipe, cluster = job.recipe, job.cluster
+    nodes = -(-recipe.mesh.devices // cluster.devices_per_node)
+    axes = " x ".join(f"{axis} {size}" for axis, size in recipe.mesh.sizes.items() if size > 1)
+    text = f"{(len(job.corpus.train) + len(job.corpus.held_out)) / 1e6:.1f} MB, {job.corpus.path}"
+    say(f"  mesh        {recipe.mesh.devices:,} devices: {axes or 'one device'}")
+    say(
+        f"  cluster     {cluster.title}: {nodes:,} of {cluster.nodes:,} nodes of "
+        f"{cluster.devices_per_node} x {cluster.chip.title}"
+    )
+    say(
+        f"  model       {recipe.model.name}, {recipe.model.parameters / 1e9:.3g} G parameters; "
+        f"{recipe.global_batch} sequences of {recipe.seq:,} tokens a step"
+    )
+    say(f"  attached    {describe_devices(devices)}: not the mesh, so it is rehearsed")
+    say(
+        f"  measured    {job.twin.model.name}, the same family at {job.twin.model.parameters / 1e6:.1f} M "
+        f"parameters, trained here on {HOSTS} host processes, mesh {job.twin.mesh} ({text})"
+    )
+    say(f"  simulated   {recipe.model.name} on {recipe.mesh}, from its program compiled ahead of time")
+    say(f"  run folder  {job.folder.path}")
+
+
+def stage(processes: list[Process]) -> list[str]:
+    """Runs the processes of a stage and returns what they captured.
+
+    Raises:
+        StageFailed: one of them failed; says what its log ends with.
+        Interrupted: Ctrl-C.
+    """
+    results = local_hosts.run(processes)
+    for process, (code, _) in zip(processes, results, strict=True):
+        if code not in (0, 130):
+            lines = process.log.read_text().splitlines() if process.log else []
+            raise StageFailed(code, f"exajax {process.argv[0]} ended with {code}", lines)
+    return [output for _, output in results]
+
+
+def calibrate(job: Rehearsal) -> None:
+    """Measures this machine, once for a run folder."""
+    if job.local.exists():
+        say("\n[1/4] this machine was measured before: " + str(job.local))
+        return
+    say("\n[1/4] measuring this machine: matrix products, memory, collectives (about 20 s)")
+    argv = ["calibrate", f"--hosts={HOSTS}", "--devices-per-host=2", f"--out={job.local}", "--json"]
+    processes = local_hosts.hosts(argv, HOSTS, job.logs)
+    stage([dataclasses.replace(p, stdout=local_hosts.CAPTURE) for p in processes])
+    machine = clusters.load(str(job.local))
+    say(
+        f"  a device: {units.show(machine.chip.peak_flops['fp32'], 'FLOP/s')} fp32, "
+        f"{units.show(machine.chip.memory_bandwidth, 'B/s')}; all-reduce in a process "
+        f"{units.show(machine.link.latency('all-reduce'), 's')}, between processes "
+        f"{units.show(machine.network.latency('all-reduce'), 's')} + "
+        f"{units.show(machine.network.bandwidth, 'B/s')}"
+    )
+
+
+def train_twin(job: Rehearsal) -> dict[str, Any]:
+    """Trains the twin on host processes of this machine and returns what was measured."""
+    say(f"\n[2/4] training {job.twin.model.name} for real, {job.twin.steps} steps in total")
+    result = job.folder.path / ".train-result.json"
+    argv = [
+        "train",
+        *flags.recipe_argv(job.twin),
+        f"--run-dir={job.folder.path}",
+        f"--metrics-port={job.args.metrics_port}",
+        f"--cluster={job.local}",
+        f"--save-every={job.args.save_every}",
+        f"--result={result}",
+        *([f"--data={job.args.data}"] if job.args.data else []),
+    ]
+    stage(local_hosts.hosts(argv, HOSTS, job.logs))
+    measured = json.loads(result.read_text())
+    result.unlink()
+    say(train.describe(measured))
+    losses = {"validation_loss": measured["validation_loss"], "unit": "nats"}
+    job.folder.write(
+        measured=measured | losses | {"where": job.folder.content["machine"], "losses": None}
+    )
+    return measured
+
+
+def simulate_all(job: Rehearsal, jobs: list[tuple[Recipe, str]]) -> list[dict[str, Any]]:
+    """Compiles and simulates recipes on clusters, side by side, each in a process of its own."""
+    processes = [
+        Process(
+            ["simulate", *flags.recipe_argv(recipe), f"--cluster={cluster}", "--json"],
+            {},
+            local_hosts.CAPTURE,
+            job.logs / f"simulate-{recipe.model.name}-{recipe.mesh.devices}.log",
+        )
+        for recipe, cluster in jobs
+    ]
+    return [json.loads(output) for output in stage(processes)]
+
+
+def simulate_curve(job: Rehearsal) -> list[dict[str, Any]]:
+    """Simulates the whole mesh and smaller ones, and prints each."""
+    cluster = job.args.cluster or "dgx-h100"
+    say(f"\n[3/4] compiling {job.recipe.model.name} for {job.cluster.chip.title}, without one")
+    whole = simulate_all(job, [(job.recipe, cluster)])[0]
+    say("  " + simulate.describe(whole, job.cluster).replace("\n", "\n  "))
+    recipes = scaling.smaller(job.recipe, whole)
+    points = [whole]
+    for first in range(0, len(recipes), AT_ONCE):
+        batch = recipes[first : first + AT_ONCE]
+        say("  compiling the weak-scaling curve: " + ", ".join(str(r.mesh) for r in batch))
+        points += simulate_all(job, [(recipe, cluster) for recipe in batch])
+    points.sort(key=lambda point: point["devices"])
+    efficiency = scaling.curve(points)["efficiency"]
+    say("  weak scaling, simulated:")
+    for point in points:
+        share = f"{efficiency[point['devices']]:.1%} of the smallest mesh's" if point["fits"] else ""
+        say(
+            f"    {point['devices']:>6,} devices ({point['mesh']})  "
+            f"{units.show(point['step_time_s'], 's'):>8}/step  {point['tokens_per_s']:>12,.0f} tokens/s  "
+            f"{units.show(point['memory_bytes']['total'], 'B'):>8} a device  "
+            + (f"tokens/s of a device {share}" if point["fits"] else "DOES NOT FIT")
+        )
+    job.folder.write(simulated={"whole": whole, "curve": points})
+    return points
+
+
+def compare(
+    job: Rehearsal, measured: dict[str, Any], twin: dict[str, Any]
+) -> Comparison | None:
+    """Prints the twin's step time on this machine, measured and simulated."""
+    say("\n[4/4] measured against simulated, the same step on this machine")
+    times = measured["step_time_s"]
+    job.folder.write(simulated_twin=twin)
+    if times["p50"] is None:
+        say("  no step was timed; give more --steps")
+        return None
+    comparison = Comparison(times["p50"], times["p95"], twin["step_time_s"])
+    say(
+        f"  measured {units.show(comparison.measured_s, 's')} (p95 "
+        f"{units.show(comparison.measured_p95_s, 's')}), simulated "
+        f"{units.show(comparison.simulated_s, 's')}: error {comparison.error:+.1%}"
+    )
+    job.folder.write(comparison=comparison.to_json())
+    return comparison
+
+
+def report(
+    job: Rehearsal,
+    measured: dict[str, Any],
+    points: list[dict[str, Any]],
+    twin: dict[str, Any],
+    comparison: Comparison | None,
+) -> None:
+    """Writes the scaling plots for TensorBoard and the page."""
+    from exajax.report import plots, site, tensorboard
+
+    path = job.folder.path
+    curves = scaling.curve(points)
+    name = job.recipe.model.name
+    figure = plots.scaling(name, job.twin.model.name, curves, measured, twin)
+    scalars = {
+        f"scaling/tokens_per_s/{name}_simulated": curves["tokens_per_s"],
+        f"scaling/efficiency/{name}_simulated": curves["efficiency"],
+        f"scaling/tokens_per_s/{job.twin.model.name}_simulated": {
+            twin["devices"]: twin["tokens_per_s"]
+        },
+    }
+    if measured["tokens_per_s"]:
+        scalars[f"scaling/tokens_per_s/{job.twin.model.name}_measured"] = {
+            measured["devices"]["count"]: measured["tokens_per_s"]
+        }
+    tensorboard.write_scaling(path / "tensorboard" / "scaling", scalars, figure)
+    figure.savefig(path / "scaling.png", dpi=120)
+    site.write(path, job.recipe, job.twin, job.cluster, points, twin, measured, comparison)
+    say(f"\nreport       {path / 'report.html'}")
+    say(f"TensorBoard  tensorboard --logdir {path / 'tensorboard'}")
+    say(f"numbers      {path / 'run.json'}, {path / 'metrics.jsonl'}")

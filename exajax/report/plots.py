@@ -1,0 +1,212 @@
+"""Plots of a run. Measured is always blue and solid, simulated always orange."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+
+MEASURED, SIMULATED, IDEAL, LIMIT = "#2563a8", "#d97706", "#9aa3af", "#b91c1c"
+PARTS = {
+    "compute": "#1f4e79",
+    "memory_bound": "#5b8db8",
+    "optimizer": "#7c9a72",
+    "other": "#c4c9d1",
+    "pipeline_bubble": "#a3a3a3",
+}
+WAITS = ("#d97706", "#eab308", "#b45309", "#f59e0b")
+MEMORY = {
+    "parameters": "#1f4e79",
+    "optimizer": "#7c9a72",
+    "batch": "#c4c9d1",
+    "temporaries": "#d9a566",
+}
+STYLE = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "exajax",
+}
+Points = Sequence[Mapping[str, Any]]
+
+
+def _figure(columns: int, width: float = 9.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def svg(figure: Figure) -> str:
+    """Returns a figure as an SVG element, to be put into a page."""
+    with matplotlib.rc_context(STYLE):
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _thousands(value: float, _: object) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _over_devices(axes: Axes, devices: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(devices, [f"{n:,}" for n in devices])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("devices")
+
+
+def scaling(
+    model: str,
+    twin_model: str,
+    curves: Mapping[str, Mapping[int, float]],
+    measured: Mapping[str, Any],
+    twin: Mapping[str, Any],
+) -> Figure:
+    """Throughput and efficiency of the full model, and the twin's measured point.
+
+    Args:
+        model: name of the full model.
+        twin_model: name of the model that was trained here.
+        curves: `tokens_per_s` and `efficiency` by devices, simulated.
+        measured: what was measured of the twin.
+        twin: what was simulated for it.
+    """
+    figure, (throughput, efficiency, here) = _figure(3)
+    rates = curves["tokens_per_s"]
+    if rates:
+        devices = list(rates)
+        first = devices[0]
+        ideal = [rates[first] * n / first for n in devices]
+        throughput.loglog(devices, ideal, "--", color=IDEAL, label="linear")
+        throughput.loglog(
+            devices, list(rates.values()), "o-", color=SIMULATED, label="simulated"
+        )
+        _over_devices(throughput, devices)
+        throughput.yaxis.set_major_formatter(FuncFormatter(_thousands))
+        throughput.legend()
+        shares = list(curves["efficiency"].values())
+        efficiency.axhline(1.0, ls="--", color=IDEAL)
+        efficiency.plot(devices, shares, "o-", color=SIMULATED)
+        _over_devices(efficiency, devices)
+        efficiency.set_ylim(0, 1.1)
+    else:
+        for axes in (throughput, efficiency):
+            axes.text(0.5, 0.5, "does not fit", ha="center", transform=axes.transAxes)
+    throughput.set_title(f"{model}: tokens/s, simulated")
+    efficiency.set_title("weak-scaling efficiency, simulated")
+    efficiency.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _measured_and_simulated(here, measured, twin)
+    here.set_title(f"{twin_model}: tokens/s here")
+    return figure
+
+
+def _measured_and_simulated(
+    axes: Axes, measured: Mapping[str, Any], twin: Mapping[str, Any]
+) -> None:
+    count = twin["devices"]
+    axes.plot([count], [twin["tokens_per_s"]], "o", ms=9, color=SIMULATED, label="simulated")
+    if measured["tokens_per_s"]:
+        axes.plot([count], [measured["tokens_per_s"]], "D", ms=8, color=MEASURED, label="measured")
+    axes.set_ylim(0, 1.35 * max(twin["tokens_per_s"], measured["tokens_per_s"] or 0))
+    axes.set_xticks([count], [f"{count}"])
+    axes.set_xlabel("devices")
+    axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.legend(loc="lower right")
+
+
+def training(records: Points, unigram_entropy: float, simulated_s: float) -> Figure:
+    """Loss and step time by step, as measured; the simulated step time as a line."""
+    figure, (loss, times) = _figure(2)
+    trained = [r for r in records if "loss" in r]
+    validated = [r for r in records if "validation_loss" in r]
+    steps = [r["step"] for r in trained]
+    loss.plot(steps, [r["loss"] for r in trained], color=MEASURED, lw=1.4, label="training")
+    loss.plot(
+        [r["step"] for r in validated],
+        [r["validation_loss"] for r in validated],
+        "D",
+        color="#0f2f57",
+        label="held out",
+    )
+    loss.axhline(unigram_entropy, ls="--", color=IDEAL, label="unigram entropy of held-out text")
+    loss.set_title("loss in nats a byte, measured")
+    loss.set_xlabel("step")
+    loss.legend()
+    timed = [r for r in trained if "step_time_s" in r]
+    times.plot(
+        [r["step"] for r in timed],
+        [r["step_time_s"] for r in timed],
+        ".",
+        color=MEASURED,
+        label="measured",
+    )
+    times.axhline(simulated_s, color=SIMULATED, label="simulated")
+    times.set_ylim(bottom=0)
+    times.set_title("step time in seconds")
+    times.set_xlabel("step")
+    times.legend(loc="lower right")
+    return figure
+
+
+def anatomy(points: Points) -> Figure:
+    """Where the simulated time and memory of each mesh go."""
+    figure, (time_axes, memory_axes) = _figure(2)
+    labels = [p["mesh"] for p in points]
+    _stack(time_axes, labels, [_seconds(p) for p in points], _time_colors(points))
+    time_axes.set_title("step time in seconds, simulated")
+    sizes = [{k: (p["memory_bytes"][k] or 0) / 1e9 for k in MEMORY} for p in points]
+    _stack(memory_axes, labels, sizes, MEMORY)
+    capacity = points[0]["memory_bytes"]["capacity"] / 1e9
+    memory_axes.axhline(capacity, color=LIMIT, ls="--", label=f"capacity {capacity:.0f} GB")
+    memory_axes.set_title("peak memory of a device in GB, simulated")
+    for axes in (time_axes, memory_axes):
+        axes.set_xlabel("mesh")
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
+    return figure
+
+
+def _seconds(point: Mapping[str, Any]) -> dict[str, float]:
+    spent = dict(point["breakdown_s"])
+    waits = spent.pop("exposed_communication")
+    return spent | {f"waiting for {axes}": seconds for axes, seconds in waits.items()}
+
+
+def _time_colors(points: Points) -> dict[str, str]:
+    waits = sorted({name for p in points for name in _seconds(p) if name not in PARTS})
+    return PARTS | {name: WAITS[i % len(WAITS)] for i, name in enumerate(waits)}
+
+
+def _stack(
+    axes: Axes,
+    labels: Sequence[str],
+    columns: Sequence[Mapping[str, float]],
+    colors: Mapping[str, str],
+) -> None:
+    bottoms = [0.0] * len(columns)
+    total = max(sum(column.values()) for column in columns)
+    for part, color in colors.items():
+        heights = [column.get(part, 0.0) for column in columns]
+        if max(heights) < 0.002 * total:
+            continue
+        label = part.replace("_", " ")
+        axes.bar(labels, heights, 0.62, bottom=bottoms, color=color, label=label)
+        bottoms = [b + h for b, h in zip(bottoms, heights, strict=True)]
+    axes.grid(axis="x", visible=False)

@@ -1,0 +1,76 @@
+"""The page of a run: one HTML file that opens without a network."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from exajax import provenance, units
+from exajax.cluster import Cluster
+from exajax.recipe import Recipe
+from exajax.report import plots
+from exajax.roofline import Comparison
+from exajax.scaling import curve
+from exajax.train.metrics import read_jsonl
+
+
+def write(
+    path: Path,
+    recipe: Recipe,
+    twin_recipe: Recipe,
+    cluster: Cluster,
+    points: Sequence[Mapping[str, Any]],
+    twin: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    comparison: Comparison | None,
+) -> None:
+    """Writes `report.html` of a main job.
+
+    Args:
+        path: the run folder, with its `metrics.jsonl`.
+        recipe: the full model on the whole mesh.
+        twin_recipe: what was trained here.
+        cluster: where the full model would run.
+        points: what was simulated for it, by devices.
+        twin: what was simulated for the twin.
+        measured: what was measured of the twin.
+        comparison: both step times of the twin.
+    """
+    records = read_jsonl(path / "metrics.jsonl")
+    curves = curve(list(points))
+    whole = next(p for p in points if p["devices"] == recipe.mesh.devices)
+    figures = {
+        "scaling": plots.scaling(recipe.model.name, twin_recipe.model.name, curves, measured, twin),
+        "anatomy": plots.anatomy(points),
+        "training": plots.training(records, measured["unigram_entropy"], twin["step_time_s"]),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("exajax.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["si"] = lambda value, unit: units.show(value, unit)
+    page = environment.get_template("page.html.j2").render(
+        recipe=recipe,
+        twin_recipe=twin_recipe,
+        cluster=cluster,
+        points=points,
+        efficiency=curves["efficiency"],
+        whole=whole,
+        twin=twin,
+        measured=measured,
+        comparison=comparison,
+        figures={name: plots.svg(figure) for name, figure in figures.items()},
+        versions=provenance.versions(),
+        machine=provenance.machine(),
+        sources=_sources(cluster),
+    )
+    (path / "report.html").write_text(page)
+
+
+def _sources(cluster: Cluster) -> list[tuple[str, str]]:
+    chip = [(f"{cluster.chip.name}: {key}", text) for key, text in cluster.chip.sources.items()]
+    return sorted(cluster.sources.items()) + sorted(chip)

@@ -1,0 +1,97 @@
+"""The folder of a run: which job it belongs to, and its report `run.json`."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exajax.errors import InputError
+from exajax.runtime import to_json
+
+
+class RunFolder:
+    """A run folder that belongs to one job.
+
+    `job` is written when the run starts and compared when it goes on; everything else is added by
+    section. The file is replaced as a whole, so it is never half-written.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self.content = path, content
+
+    @classmethod
+    def open(cls, path: Path, job: Mapping[str, Any]) -> "RunFolder":
+        """Makes a run folder, or opens that of an earlier run of the same job.
+
+        Args:
+            path: the folder.
+            job: what makes two runs the same job, as JSON.
+
+        Raises:
+            InputError: it cannot be written, it belongs to another job, or `run.json` is damaged.
+        """
+        content = read(path)
+        if content is not None:
+            _check_same(path, content["job"], json.loads(to_json(job)))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise InputError(
+                "--run-dir", f"cannot write to {path}: {error.strerror}", "give another folder"
+            ) from error
+        return cls(path, content or {"job": json.loads(to_json(job))})
+
+    def write(self, **sections: Any) -> None:
+        """Replaces sections of `run.json`."""
+        self.content |= json.loads(to_json(sections))
+        temporary = self.path / ".run.json.new"
+        with temporary.open("w") as file:
+            file.write(to_json(self.content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / "run.json")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Returns the `run.json` of a folder, None if there is none.
+
+    Raises:
+        InputError: it is damaged, or the folder holds something else.
+    """
+    file = path / "run.json"
+    if path.exists() and not path.is_dir():
+        raise InputError("--run-dir", f"{path} is not a folder", "give a folder")
+    if not file.exists():
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError(
+                "--run-dir", f"{path} holds other files and no run.json", "give an empty folder"
+            )
+        return None
+    try:
+        content = json.loads(file.read_text())
+        if not isinstance(content["job"], dict):
+            raise TypeError("job is not a table")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "--run-dir",
+            f"{file} is damaged ({type(error).__name__}: {error})",
+            "restore it, or give another folder",
+        ) from error
+    return content
+
+
+def _check_same(path: Path, theirs: Any, ours: Any, where: str = "") -> None:
+    """Raises an error that names the first field in which two jobs differ."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            _check_same(path, theirs.get(key), ours.get(key), f"{where}.{key}" if where else key)
+    elif theirs != ours:
+        raise InputError(
+            "--run-dir",
+            f"{path} is of another run: its {where} is {theirs!r}, this one's is {ours!r}",
+            "give another folder, or the same options as before",
+        )

@@ -1,0 +1,153 @@
+"""What a compiled step is predicted to do on a cluster: time, memory, and where both go."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from exajax import units
+from exajax.cluster import Cluster
+from exajax.program.compile import Compiled
+from exajax.program.operations import communicated_bytes, flatten, total_bytes, total_flops
+from exajax.simulate.timeline import Breakdown, lay_out
+from exajax.step import Workload
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A simulated step. Every number in it is simulated; nothing is measured.
+
+    Attributes:
+        devices: devices of the mesh.
+        samples: samples of a step.
+        tokens: tokens of a step, None where samples are not text.
+        model_flops: FLOPs of a step by the model's mathematics, None where nobody counted.
+        hardware_flops: FLOPs of matrix products that all devices perform, recomputation included.
+        peak_flops: dense peak of one device at the precision of the step, FLOP/s.
+        breakdown: where the time goes.
+        compiled: the program it was read from.
+        cluster: where it would run.
+    """
+
+    devices: int
+    samples: int
+    tokens: int | None
+    model_flops: float | None
+    hardware_flops: float
+    peak_flops: float
+    breakdown: Breakdown
+    compiled: Compiled
+    cluster: Cluster
+
+    @property
+    def step_time_s(self) -> float:
+        """Seconds of one step."""
+        return self.breakdown.total_s
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak fits a device's memory."""
+        return self.compiled.memory.total <= self.cluster.chip.memory_bytes
+
+    def _rate(self, amount: float | None) -> float | None:
+        return None if amount is None else amount / self.step_time_s
+
+    def _utilization(self, flops: float | None) -> float | None:
+        rate = self._rate(flops)
+        return None if rate is None else rate / (self.devices * self.peak_flops)
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs a second as a share of the peak."""
+        return self._utilization(self.model_flops)
+
+    def advice(self) -> list[str]:
+        """Returns what to do where the step does not fit; empty where it does."""
+        memory, capacity = self.compiled.memory, self.cluster.chip.memory_bytes
+        if self.fits:
+            return []
+        over = units.show(memory.total - capacity, "B")
+        state = memory.parameters + memory.optimizer
+        if state > memory.temporaries:
+            return [
+                f"{over} a device too much, most of it parameters and optimizer: shard them over "
+                "more devices (a larger mesh, a higher --zero)"
+            ]
+        return [
+            f"{over} a device too much, most of it activations: keep fewer (--remat full, "
+            "a smaller --global-batch or --seq) or divide them (a larger model axis)"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the prediction in the form that `exajax simulate --json` promises."""
+        memory, spent = self.compiled.memory, self.breakdown
+        model_rate = self._rate(self.model_flops)
+        unpriced = [op.name for op, _ in flatten(self.compiled.program) if op.kind == "unpriced"]
+        return {
+            "kind": "simulated",
+            "engine": "compiled",
+            "devices": self.devices,
+            "step_time_s": self.step_time_s,
+            "samples_per_s": self._rate(self.samples),
+            "tokens_per_s": self._rate(self.tokens),
+            "model_tflops_per_device": (
+                None if model_rate is None else model_rate / self.devices / 1e12
+            ),
+            "mfu": self.mfu,
+            "hfu": self._utilization(self.hardware_flops),
+            "fits": self.fits,
+            "advice": self.advice(),
+            "memory_bytes": {
+                "parameters": memory.parameters,
+                # Live inside the step, together with the activations: see `temporaries`.
+                "gradients": None,
+                "optimizer": memory.optimizer,
+                "activations": None,
+                "batch": memory.batch,
+                "temporaries": memory.temporaries,
+                "total": memory.total,
+                "capacity": int(self.cluster.chip.memory_bytes),
+            },
+            "breakdown_s": {
+                "compute": spent.compute,
+                "memory_bound": spent.memory_bound,
+                "exposed_communication": spent.exposed_communication,
+                "pipeline_bubble": 0.0,
+                "optimizer": spent.optimizer,
+                "other": spent.other,
+            },
+            "hidden_communication_s": spent.hidden_communication,
+            "program": {
+                "flops_per_device": total_flops(self.compiled.program),
+                "bytes_per_device": total_bytes(self.compiled.program),
+                "communicated_bytes": communicated_bytes(self.compiled.program),
+                "unpriced": unpriced,
+            },
+        }
+
+
+def predict_step(
+    compiled: Compiled, workload: Workload, cluster: Cluster, precision: str
+) -> Prediction:
+    """Prices a compiled step on a cluster.
+
+    Args:
+        compiled: the step, compiled for the cluster's chip.
+        workload: what was compiled.
+        cluster: where it would run.
+        precision: what it computes in, a key of the chip's peaks.
+
+    Raises:
+        InputError: the mesh is larger than the cluster.
+    """
+    cluster.check_holds(compiled.devices)
+    tokens = workload.tokens_per_sample
+    return Prediction(
+        devices=compiled.devices,
+        samples=workload.samples,
+        tokens=None if tokens is None else workload.samples * tokens,
+        model_flops=workload.model_flops,
+        hardware_flops=total_flops(compiled.program) * compiled.devices,
+        peak_flops=cluster.chip.peak_flops[precision],
+        breakdown=lay_out(compiled.program, cluster),
+        compiled=compiled,
+        cluster=cluster,
+    )

@@ -1,0 +1,78 @@
+"""Checkpoints with Orbax: saved beside the training, restored onto any mesh."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from exajax.errors import InputError
+from exajax.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+        folder: where they lie; made if it is not there.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, about: Mapping[str, Any]) -> None:
+        """Starts to save a state and returns; the arrays are copied before it does.
+
+        Args:
+            step: updates that the state has seen.
+            state: what to save.
+            about: facts to save with it, as JSON.
+        """
+        if step == self.latest:
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(dict(about))
+            ),
+        )
+
+    def restore(self, described: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the newest state on the mesh that `described` is on, and the facts saved with it.
+
+        Raises:
+            InputError: the checkpoint is of other shapes, or cannot be read.
+        """
+        step = self.latest
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(described), about=ocp.args.JsonRestore()
+                ),
+            )
+        except (ValueError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+            raise InputError(
+                "--run-dir",
+                f"checkpoint {step} cannot be restored: {str(error).splitlines()[0][:200]}",
+                "give the run folder of this model, or remove the damaged checkpoint",
+            ) from error
+        return restored["state"], restored["about"]
+
+    def wait(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends the threads that save."""
+        self._manager.close()

@@ -1,0 +1,199 @@
+"""The training loop: resume, step, evaluate, save, stop."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from exajax import xla
+from exajax.step import TrainState, TrainStep
+from exajax.train.checkpoint import Checkpoints
+from exajax.train.metrics import Logger
+from exajax.train.stopping import StopRequest
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a run ended.
+
+    Attributes:
+        step: updates done in total.
+        losses: loss of every step that this call made.
+        step_times_s: seconds of its steps, without those that compiled, evaluated or saved.
+        validation_loss: the last one, None if there was no held-out data.
+        resumed_from: step of the checkpoint it went on from, None if it began.
+        interrupted: whether it was asked to stop before the last step.
+        state: the state it ended with.
+    """
+
+    step: int
+    losses: list[float]
+    step_times_s: list[float]
+    validation_loss: float | None
+    resumed_from: int | None
+    interrupted: bool
+    state: TrainState = field(repr=False)
+
+
+def fit(
+    step: TrainStep,
+    batches: Callable[[int], HostBatch],
+    *,
+    steps: int,
+    seed: int = 0,
+    held_out: Callable[[], Iterable[HostBatch]] | None = None,
+    evaluate_every: int = 50,
+    checkpoints: Path | None = None,
+    save_every: int = 50,
+    about: Mapping[str, Any] | None = None,
+    loggers: Callable[[int], Sequence[Logger]] = lambda resumed_from: (),
+    peak_flops: float | None = None,
+) -> Fit:
+    """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
+
+    Args:
+        step: the workload on its mesh.
+        batches: whole batch of a step number, the same on every process.
+        steps: updates in total, those before a resume included.
+        seed: of the first parameters.
+        held_out: batches to evaluate on, the same on every process.
+        evaluate_every: steps between evaluations; the last step is always evaluated.
+        checkpoints: folder for checkpoints; None saves nothing.
+        save_every: steps between checkpoints; the last step is always saved.
+        about: facts to save with every checkpoint.
+        loggers: given the step it goes on from (0 if it begins), returns where metrics go. They
+            get `loss`, `grad_norm`, `step_time_s`, `samples_per_s`, and where they are known
+            `tokens_per_s`, `mfu`, `validation_loss`.
+        peak_flops: FLOP/s of one device, for the MFU.
+
+    Raises:
+        InputError: a checkpoint is there that does not fit the workload.
+    """
+    store = Checkpoints(checkpoints) if checkpoints else None
+    stop = StopRequest()
+    run = _Run(step, seed, store, peak_flops)
+    sinks: Sequence[Logger] = ()
+    try:
+        sinks = loggers(run.done)
+        run.sinks = sinks
+        interrupted = False
+        while run.done < steps and not interrupted:
+            run.advance(batches(run.done))
+            last = run.done == steps
+            interrupted = stop.after(run.done) and not last
+            if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
+                run.evaluate(held_out())
+            if last or interrupted or run.done % save_every == 0:
+                run.save(about or {})
+        if held_out and run.validation_loss is None and not interrupted:
+            run.evaluate(held_out())
+        run.settle()
+        if store:
+            store.wait()
+    finally:
+        stop.close()
+        for sink in sinks:
+            sink.close()
+        if store:
+            store.close()
+    return Fit(
+        run.done,
+        run.losses,
+        run.step_times_s,
+        run.validation_loss,
+        run.resumed_from,
+        interrupted,
+        run.state,
+    )
+
+
+class _Run:
+    """The state of a loop: one step is always in flight while the last one is being recorded."""
+
+    def __init__(
+        self, step: TrainStep, seed: int, store: Checkpoints | None, peak_flops: float | None
+    ) -> None:
+        self.step, self.store, self.peak_flops = step, store, peak_flops
+        self.sinks: Sequence[Logger] = ()
+        self.losses: list[float] = []
+        self.step_times_s: list[float] = []
+        self.validation_loss: float | None = None
+        self.resumed_from = store.latest if store else None
+        if store and self.resumed_from is not None:
+            self.state, _ = store.restore(step.state)
+        else:
+            self.state = step.init(np.uint32(seed))
+        self.done = self.resumed_from or 0
+        platform = step.mesh.devices.flat[0].platform
+        self._update = step.update.lower(step.state, step.batch).compile(
+            compiler_options=xla.compiler_options(platform) or None
+        )
+        self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
+        self._last_end_s: float | None = None
+
+    def advance(self, batch: HostBatch) -> None:
+        """Starts the next update and records the one before it."""
+        self.state, metrics = self._update(self.state, self._place(batch))
+        self._record()
+        self.done += 1
+        self._in_flight = self.done, metrics
+
+    def settle(self) -> None:
+        """Waits for the update in flight; what comes next is not a part of a step's time."""
+        self._record()
+        self._last_end_s = None
+
+    def evaluate(self, batches: Iterable[HostBatch]) -> None:
+        """Records the mean loss of some batches."""
+        self.settle()
+        losses = [self.step.evaluate(self.state.params, self._place(batch)) for batch in batches]
+        self.validation_loss = float(np.mean([float(loss) for loss in losses]))
+        self._log(self.done, {"validation_loss": self.validation_loss})
+
+    def save(self, about: Mapping[str, Any]) -> None:
+        """Starts to save the state."""
+        self.settle()
+        if self.store:
+            self.store.save(self.done, self.state, about)
+
+    def _place(self, batch: HostBatch) -> dict[str, jax.Array]:
+        """Puts on each device its own part of a batch."""
+        return {
+            name: jax.make_array_from_callback(
+                described.shape, described.sharding, lambda part, whole=batch[name]: whole[part]
+            )
+            for name, described in self.step.batch.items()
+        }
+
+    def _record(self) -> None:
+        if self._in_flight is None:
+            return
+        (number, metrics), self._in_flight = self._in_flight, None
+        values = {name: float(value) for name, value in metrics.items()}
+        now_s = time.perf_counter()
+        self.losses.append(values["loss"])
+        if self._last_end_s is not None:
+            values |= self._rates(now_s - self._last_end_s)
+            self.step_times_s.append(values["step_time_s"])
+        self._last_end_s = now_s
+        self._log(number, values)
+
+    def _rates(self, step_time_s: float) -> dict[str, float]:
+        workload = self.step.workload
+        rates = {"step_time_s": step_time_s, "samples_per_s": workload.samples / step_time_s}
+        if workload.tokens_per_sample:
+            rates["tokens_per_s"] = rates["samples_per_s"] * workload.tokens_per_sample
+        if workload.model_flops and self.peak_flops:
+            peak = self.peak_flops * self.step.mesh.size
+            rates["mfu"] = workload.model_flops / step_time_s / peak
+        return rates
+
+    def _log(self, number: int, values: Mapping[str, float]) -> None:
+        for sink in self.sinks:
+            sink.log(number, values)

@@ -1,0 +1,42 @@
+"""Stopping in good order: every process of a job ends after the same step."""
+
+import os
+import signal
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM, turned into one step after which all processes stop.
+
+    With several processes JAX's preemption service catches SIGTERM, and agrees on the step; Ctrl-C
+    is passed to it as SIGTERM. A second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGINT, self._on_signal)
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            os._exit(130)
+        self._asked = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def after(self, step: int) -> bool:
+        """Returns whether to stop after this step. Every process must ask after every step."""
+        if jax.process_count() == 1:
+            return self._asked
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+
+    def close(self) -> None:
+        """Gives the signals back."""
+        signal.signal(signal.SIGINT, self._before[0])
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before[1])
