@@ -1,8 +1,8 @@
 """exajax: train on a JAX mesh, and predict the same step on machines you do not have.
 
-    workload = exajax.Workload(build, loss, batch, optimizer)
-    exajax.fit(exajax.TrainStep.of(workload, mesh), batches, steps=100)      # measured
-    exajax.predict(workload, "128x8", "dgx-h100")                            # simulated
+workload = exajax.Workload(build, loss, batch, optimizer)
+exajax.fit(exajax.TrainStep.of(workload, mesh), batches, steps=100)      # measured
+exajax.predict(workload, "128x8", "dgx-h100")                            # simulated
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exajax.api import predict as predict
     from exajax.api import train_step as train_step
-    from exajax.cluster import load as load_cluster
+    from exajax.cluster import load_cluster as load_cluster
     from exajax.errors import InputError as InputError
     from exajax.mesh import MeshSpec as MeshSpec
     from exajax.recipe import Recipe as Recipe
@@ -45,5 +45,4 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: the commands must start without JAX."""
     if name not in _HOMES:
         raise AttributeError(f"module 'exajax' has no attribute {name!r}")
-    module = importlib.import_module(f"exajax.{_HOMES[name]}")
-    return getattr(module, "load" if name == "load_cluster" else name)
+    return getattr(importlib.import_module(f"exajax.{_HOMES[name]}"), name)

@@ -52,7 +52,7 @@ def predict(
         InputError: the mesh or the cluster is not one, or the mesh is larger than the cluster.
     """
     spec = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
-    machine = clusters.load(cluster) if isinstance(cluster, str) else cluster
+    machine = clusters.load_cluster(cluster) if isinstance(cluster, str) else cluster
     machine.check_holds(spec.devices)
     described = spec.build(target.devices(machine, spec.devices))
     step = TrainStep.of(workload, described, zero=zero, precision=precision)

@@ -19,7 +19,9 @@ from exajax.provenance import processor
 
 MATMUL_SIZES = (32, 64, 128, 256, 512, 1024)
 MEMORY_BYTES = 1 << 20
-COLLECTIVE_BYTES = (1 << 10, 1 << 22)
+COLLECTIVE_BYTES = {1 << 10: 100, 1 << 22: 12}
+"""Sizes of collectives that are measured, and how often each."""
+
 PRODUCT_BETWEEN = 256
 DEVICES = PartitionSpec(("data", "fsdp", "model"))
 
@@ -40,8 +42,10 @@ def measure(hosts: int, devices_per_host: int) -> str:
     peak = max(rates.values())
     launch_s = _matmul_s(mesh, 8)
     bandwidth = _bandwidth(mesh)
-    inside = {kind: _collective(mesh, kind, "model") for kind in ("all-reduce", "other")}
-    between = {kind: _collective(mesh, kind, "data") for kind in ("all-reduce", "other")}
+    alone_s = PRODUCT_BETWEEN**3 * 2.0 / rates[PRODUCT_BETWEEN**3 * 2.0]
+    kinds = ("all-reduce", "other")
+    inside = {kind: _collective(mesh, kind, "model", alone_s) for kind in kinds}
+    between = {kind: _collective(mesh, kind, "data", alone_s) for kind in kinds}
     return _toml(
         hosts,
         devices_per_host,
@@ -61,8 +65,9 @@ def _repeat_s(
     """Returns the seconds that one call of `body` takes on all devices at once.
 
     `body` maps arrays of one device to arrays of the same names and shapes, and is looped on the
-    device; the median of three runs is taken, after one to compile and warm up. What must not be
-    constant to the compiler is one of the arrays.
+    device; the mean of three runs is taken, after one to compile and warm up: on shared
+    cores the times have two modes, and a step pays both. What must not be constant to the compiler
+    is one of the arrays.
     """
 
     def loop(arrays: Arrays) -> Arrays:
@@ -73,8 +78,8 @@ def _repeat_s(
     )
     sharding = NamedSharding(mesh, DEVICES)
     arrays = {
-        name: jax.make_array_from_callback(
-            (mesh.size * value.shape[0], *value.shape[1:]), sharding, lambda _, value=value: value
+        name: jax.make_array_from_process_local_data(
+            sharding, np.concatenate([value] * jax.local_device_count())
         )
         for name, value in local.items()
     }
@@ -84,7 +89,7 @@ def _repeat_s(
         started_s = time.perf_counter()
         jax.block_until_ready(run(arrays))
         seconds.append((time.perf_counter() - started_s) / times)
-    return statistics.median(seconds)
+    return statistics.fmean(seconds)
 
 
 def _rotation(n: int) -> np.ndarray:
@@ -110,11 +115,14 @@ def _bandwidth(mesh: jax.sharding.Mesh) -> float:
     return 2 * MEMORY_BYTES / seconds
 
 
-def _collective(mesh: jax.sharding.Mesh, kind: str, axis: str) -> tuple[float, float]:
+def _collective(
+    mesh: jax.sharding.Mesh, kind: str, axis: str, alone_s: float
+) -> tuple[float, float]:
     """Latency in s, and bytes/s of the ring formula of `simulate.collectives`, over one axis.
 
     A collective is measured as a training step has it: between matrix products, whose own time is
-    taken off. Alone it would find all its devices waiting, which on shared cores is much faster.
+    taken off. Alone it would find all its devices waiting, which on shared cores is another thing.
+    `alone_s` is the time of such a product.
     """
     ranks = mesh.shape[axis]
     rotation = _rotation(PRODUCT_BETWEEN)
@@ -130,12 +138,11 @@ def _collective(mesh: jax.sharding.Mesh, kind: str, axis: str) -> tuple[float, f
         sent = arrays["y"] + 0.0 * multiplied["x"][0, 0]
         return multiplied | {"y": communicate(sent)}
 
-    alone_s = _matmul_s(mesh, PRODUCT_BETWEEN)
     passes = 2.0 if kind == "all-reduce" else ranks  # a gather's whole array is ranks x as large
     points = []
-    for size in COLLECTIVE_BYTES:
+    for size, times in COLLECTIVE_BYTES.items():
         arrays = {"x": rotation, "rotation": rotation, "y": np.ones(size // 4, np.float32)}
-        seconds = _repeat_s(mesh, body, arrays, 15) - alone_s
+        seconds = _repeat_s(mesh, body, arrays, times) - alone_s
         points.append((passes * size * (ranks - 1) / ranks, seconds))
     latency_s = max(points[0][1], 1e-6)
     (small, small_s), (large, large_s) = points[0], points[-1]

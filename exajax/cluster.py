@@ -130,7 +130,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in MESHES.glob("*.toml"))
 
 
-def load(name: str, flag: str = "--cluster") -> Cluster:
+def load_cluster(name: str, flag: str = "--cluster") -> Cluster:
     """Reads a machine by name, or from a TOML file of one's own.
 
     Raises:

@@ -81,7 +81,9 @@ def _number(env: Mapping[str, str], key: str) -> int:
 def _local(env: Mapping[str, str]) -> Placement:
     process = _number(env, HOST)
     coordinator = env.get(COORDINATOR)
-    return Placement("local", _number(env, HOSTS), process, process, coordinator, f"{HOSTS}, {HOST}")
+    return Placement(
+        "local", _number(env, HOSTS), process, process, coordinator, f"{HOSTS}, {HOST}"
+    )
 
 
 def _pals(env: Mapping[str, str]) -> Placement:
@@ -153,14 +155,14 @@ def initialize(placement: Placement, mesh: MeshSpec) -> None:
     if mesh.devices % placement.processes:
         raise InputError(
             "--mesh",
-            f"{mesh} has {mesh.devices} devices, which {placement.processes} processes do not divide",
+            f"{placement.processes} processes do not divide the {mesh.devices} devices of {mesh}",
             f"start a number of processes that divides {mesh.devices}",
         )
     share = mesh.devices // placement.processes
     jax.config.update("jax_num_cpu_devices", share)
     if placement.processes == 1:
         return
-    cpu = jax.config.jax_platforms == "cpu"
+    cpu = getattr(jax.config, "jax_platforms", None) == "cpu"
     first = placement.local_process * share
     jax.distributed.initialize(
         coordinator_address=placement.coordinator,

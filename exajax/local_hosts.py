@@ -29,7 +29,7 @@ class Interrupted(Exception):  # noqa: N818 - it is an event, not an error
     """Ctrl-C or SIGTERM reached this process; its children have ended."""
 
 
-class StageFailed(RuntimeError):
+class StageFailed(RuntimeError):  # noqa: N818 - reads as what happened
     """A process of a stage ended with an error.
 
     Args:
@@ -110,7 +110,10 @@ def run(processes: Sequence[Process]) -> list[tuple[int, str]]:
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     running: list[subprocess.Popen[str]] = []
-    files = [tempfile.TemporaryFile("w+") if p.stdout == CAPTURE else None for p in processes]
+    files = [
+        tempfile.TemporaryFile("w+") if process.stdout == CAPTURE else None  # noqa: SIM115
+        for process in processes
+    ]
     try:
         for process, file in zip(processes, files, strict=True):
             running.append(_start(process, file if file else process.stdout))

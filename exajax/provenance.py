@@ -47,7 +47,9 @@ def processor() -> str:
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
-            models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+            models = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
         name = models[0] if models else name
     except OSError:
         pass

@@ -99,7 +99,7 @@ def prepare(args: argparse.Namespace) -> Rehearsal:
         InputError: anything in the flags, the text or the run folder cannot be used.
     """
     recipe = flags.recipe_of(args)
-    cluster = clusters.load(args.cluster or "dgx-h100")
+    cluster = clusters.load_cluster(args.cluster or "dgx-h100")
     cluster.check_holds(recipe.mesh.devices)
     recipe.flash(cluster.chip.platform)
     # fp32: XLA's CPU backend has no fast bf16. Otherwise what the full model does.
@@ -151,10 +151,10 @@ def announce(job: Rehearsal, devices: dict[str, Any]) -> None:
     )
     say(f"  attached    {describe_devices(devices)}: not the mesh, so it is rehearsed")
     say(
-        f"  measured    {job.twin.model.name}, the same family at {job.twin.model.parameters / 1e6:.1f} M "
-        f"parameters, trained here on {HOSTS} host processes, mesh {job.twin.mesh} ({text})"
+        f"  measured    {job.twin.model.name}, {job.twin.model.parameters / 1e6:.1f} M parameters, "
+        f"same family, trained here on {HOSTS} host processes, mesh {job.twin.mesh} ({text})"
     )
-    say(f"  simulated   {recipe.model.name} on {recipe.mesh}, from its program compiled ahead of time")
+    say(f"  simulated   {recipe.model.name} on {recipe.mesh}, its program compiled ahead of time")
     say(f"  run folder  {job.folder.path}")
 
 
@@ -182,7 +182,7 @@ def calibrate(job: Rehearsal) -> None:
     argv = ["calibrate", f"--hosts={HOSTS}", "--devices-per-host=2", f"--out={job.local}", "--json"]
     processes = local_hosts.hosts(argv, HOSTS, job.logs)
     stage([dataclasses.replace(p, stdout=local_hosts.CAPTURE) for p in processes])
-    machine = clusters.load(str(job.local))
+    machine = clusters.load_cluster(str(job.local))
     say(
         f"  a device: {units.show(machine.chip.peak_flops['fp32'], 'FLOP/s')} fp32, "
         f"{units.show(machine.chip.memory_bandwidth, 'B/s')}; all-reduce in a process "
@@ -244,23 +244,21 @@ def simulate_curve(job: Rehearsal) -> list[dict[str, Any]]:
         say("  compiling the weak-scaling curve: " + ", ".join(str(r.mesh) for r in batch))
         points += simulate_all(job, [(recipe, cluster) for recipe in batch])
     points.sort(key=lambda point: point["devices"])
-    efficiency = scaling.curve(points)["efficiency"]
     say("  weak scaling, simulated:")
+    efficiency = scaling.curve(points)["efficiency"]
     for point in points:
-        share = f"{efficiency[point['devices']]:.1%} of the smallest mesh's" if point["fits"] else ""
+        share = f"{efficiency[point['devices']]:.1%}" if point["fits"] else "DOES NOT FIT"
         say(
-            f"    {point['devices']:>6,} devices ({point['mesh']})  "
-            f"{units.show(point['step_time_s'], 's'):>8}/step  {point['tokens_per_s']:>12,.0f} tokens/s  "
-            f"{units.show(point['memory_bytes']['total'], 'B'):>8} a device  "
-            + (f"tokens/s of a device {share}" if point["fits"] else "DOES NOT FIT")
+            f"    {point['devices']:>6,} devices ({point['mesh']:>6})  "
+            f"{units.show(point['step_time_s'], 's'):>7}/step  "
+            f"{point['tokens_per_s']:>11,.0f} tokens/s  efficiency {share}  "
+            f"{units.show(point['memory_bytes']['total'], 'B')} a device"
         )
     job.folder.write(simulated={"whole": whole, "curve": points})
     return points
 
 
-def compare(
-    job: Rehearsal, measured: dict[str, Any], twin: dict[str, Any]
-) -> Comparison | None:
+def compare(job: Rehearsal, measured: dict[str, Any], twin: dict[str, Any]) -> Comparison | None:
     """Prints the twin's step time on this machine, measured and simulated."""
     say("\n[4/4] measured against simulated, the same step on this machine")
     times = measured["step_time_s"]

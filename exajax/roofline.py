@@ -58,7 +58,11 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Returns both times, each with its kind, and the error."""
         return {
-            "measured": {"kind": "measured", "p50_s": self.measured_s, "p95_s": self.measured_p95_s},
+            "measured": {
+                "kind": "measured",
+                "p50_s": self.measured_s,
+                "p95_s": self.measured_p95_s,
+            },
             "simulated": {"kind": "simulated", "step_time_s": self.simulated_s},
             "error": self.error,
         }

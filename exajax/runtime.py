@@ -12,8 +12,8 @@ from typing import Any, TextIO
 LIFELINE = "EXAJAX_LIFELINE"
 """Set by a parent whose death must end this process; its standard input is the line."""
 
-ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/dri/render*")
-"""Device files of GPUs and TPUs."""
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+"""Device files of NVIDIA and AMD GPUs and of TPUs."""
 
 
 def prepare() -> None:
@@ -40,8 +40,7 @@ def attached() -> dict[str, Any]:
         return {"platform": "cpu", "count": 0, "kinds": []}
     found = subprocess.run(
         [sys.executable, "-m", "exajax", "doctor", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=True,
     )

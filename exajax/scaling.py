@@ -1,10 +1,13 @@
 """Weak scaling: the same work on every device, on fewer devices than the whole mesh."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exajax.recipe import Recipe
+
+COMPUTE_COPY = 0.5
+"""Size of the copy of the parameters that a step computes with (bf16), to that of the masters."""
 
 MOST = 3
 """Smaller meshes on the curve, at most."""
@@ -26,16 +29,20 @@ def smaller(recipe: Recipe, prediction: Mapping[str, Any]) -> list[Recipe]:
     axis = "data" if recipe.mesh.data > 1 else "fsdp"
     size = recipe.mesh.sizes[axis]
     memory = prediction["memory_bytes"]
-    divided = {"parameters": axis == "fsdp" or recipe.zero == 3}
-    divided["optimizer"] = axis == "fsdp" or recipe.zero >= 1
-    candidates = []
-    for smaller_size in (d for d in range(1, size) if size % d == 0):
-        growth = size / smaller_size
-        needed = memory["total"] + sum(
-            memory[kind] * (growth - 1) for kind, is_divided in divided.items() if is_divided
-        )
-        if needed <= memory["capacity"]:
-            candidates.append(smaller_size)
+    capacity, parameters = memory["capacity"], memory["parameters"]
+    over_axis = {  # bytes that the axis divides, by the ZeRO level from which it does
+        3: parameters * (1 + COMPUTE_COPY),
+        2: parameters,  # gradients
+        1: memory["optimizer"],
+    }
+    zero = 3 if axis == "fsdp" else recipe.zero
+    divided = sum(bytes_ for level, bytes_ in over_axis.items() if zero >= level)
+    candidates = [
+        smaller_size
+        for smaller_size in range(1, size)
+        if size % smaller_size == 0
+        and memory["total"] + divided * (size / smaller_size - 1) <= capacity
+    ]
     return [_on(recipe, axis, chosen) for chosen in _spread(candidates, size)]
 
 
@@ -58,7 +65,7 @@ def _on(recipe: Recipe, axis: str, size: int) -> Recipe:
     return dataclasses.replace(recipe, mesh=mesh, global_batch=per_shard * mesh.batch_shards)
 
 
-def curve(points: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+def curve(points: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """Returns throughput and weak-scaling efficiency by number of devices.
 
     Efficiency is tokens/s of a device, as a share of that on the smallest mesh.

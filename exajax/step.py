@@ -171,7 +171,9 @@ class TrainStep:
 def _abstract_module(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, nnx.State]:
     """Returns the module's structure and its parameters as shapes, without making them."""
     with nnx.use_eager_sharding(False):
-        graph, params, rest = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param, ...)
+        shapes = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+        graph, *states = nnx.split(shapes, nnx.Param, ...)
+    params, rest = states
     if jax.tree.leaves(rest):
         raise InputError(
             "model",
@@ -194,7 +196,7 @@ def _specs(variables: nnx.State, mesh: Mesh, axes: tuple[str, ...]) -> Tree:
 
 
 def _batch_names(leaf: jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
-    return ("batch", *(None,) * (len(leaf.shape) - 1))
+    return ("batch", *[None] * (len(leaf.shape) - 1))
 
 
 def _described(shapes: Tree, shardings: Tree) -> Tree:

@@ -5,6 +5,7 @@ width, V vocabulary, L layers.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, flash: bo
     Returns:
         The mix of values for every query head, [B, T, N, H].
     """
-    implementation = "cudnn" if flash else "xla"
+    implementation: Literal["cudnn", "xla"] = "cudnn" if flash else "xla"
     with jax.named_scope("attention"):
         return jax.nn.dot_product_attention(
             q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation=implementation

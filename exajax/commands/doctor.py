@@ -1,7 +1,6 @@
 """Says what is installed and attached here, and what can be done with it."""
 
 import argparse
-import sys
 from typing import Any
 
 from exajax import cluster, distributed, provenance, runtime
@@ -58,7 +57,7 @@ def _ahead_of_time() -> str:
     from exajax.program.target import devices
 
     try:
-        devices(cluster.load("dgx-h100"), 8)
+        devices(cluster.load_cluster("dgx-h100"), 8)
     except InputError as error:
         return f"not possible: {error}"
     return "compiles for NVIDIA GPUs"
@@ -70,5 +69,3 @@ def _mpi() -> str:
     except (ImportError, RuntimeError) as error:
         return f"not usable: {str(error).splitlines()[0]}"
     return str(MPI.Get_library_version().splitlines()[0].strip(" \0"))
-
-

@@ -19,7 +19,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the prediction."""
     recipe = flags.recipe_of(args)
-    cluster = clusters.load(args.cluster)
+    cluster = clusters.load_cluster(args.cluster)
     cluster.check_holds(recipe.mesh.devices)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # that a step does not fit is a result, not an error
     out = runtime.claim_stdout()

@@ -26,7 +26,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_run_flags(parser)
     add = parser.add_argument_group("where").add_argument
     add("--hosts", type=int, metavar="H", help="start so many host processes on this machine")
-    add("--devices-per-host", type=int, metavar="D", help="devices of each (default: an equal part)")
+    add(
+        "--devices-per-host", type=int, metavar="D", help="devices of each (default: an equal part)"
+    )
     add("--cluster", help="machine whose peak the MFU refers to (default: that of the chip)")
     # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
     add("--result", help=argparse.SUPPRESS)
@@ -97,15 +99,15 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
 
     devices = jax.devices()
     mesh = recipe.mesh.build(devices)
-    chip = clusters.load(args.cluster).chip if args.cluster else None
+    chip = clusters.load_cluster(args.cluster).chip if args.cluster else None
     chip = chip or clusters.chip_of_device(devices[0].device_kind)
     path = run_dir(args, recipe)
     if first:
         print(
             f"training {recipe.model.name} ({recipe.model.parameters / 1e6:,.1f} M parameters) on "
-            f"{placement.processes} processes x {len(jax.local_devices())} {devices[0].device_kind} "
-            f"devices, mesh {recipe.mesh}, {recipe.tokens:,} tokens a step ({placement.why}); "
-            f"run folder {path}",
+            f"{placement.processes} processes x {len(jax.local_devices())} "
+            f"{devices[0].device_kind} devices, mesh {recipe.mesh}, {recipe.tokens:,} tokens a "
+            f"step ({placement.why}); run folder {path}",
             file=out,
             flush=True,
         )

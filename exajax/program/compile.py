@@ -5,12 +5,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from exajax import xla
 from exajax.program import hlo, operations
-from exajax.program.target import CUDA_VERSIONS
+from exajax.program.target import CUDNN
 from exajax.step import TrainStep
 
 
@@ -80,7 +81,7 @@ def compile_step(step: TrainStep) -> Compiled:
 
 
 def _memory(step: TrainStep, compiled: jax.stages.Compiled) -> Memory:
-    statistics = compiled.memory_analysis()
+    statistics: Any = compiled.memory_analysis()
     parameters, optimizer = _local_bytes(step.state.params), _local_bytes(step.state.optimizer)
     # The new state is written over the old one, so arguments and temporaries are the peak.
     return Memory(
@@ -110,8 +111,8 @@ def _cudnn_assumed() -> Iterator[None]:
     """
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
-    major, minor, patch = CUDA_VERSIONS["cudnn"]
-    probe = fused.check_cudnn_version
+    major, minor, patch = CUDNN
+    probe: Any = fused.check_cudnn_version
 
     def installed_or_assumed() -> int:
         try:

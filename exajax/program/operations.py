@@ -316,9 +316,8 @@ def _traffic(instruction: Instruction, computation: Computation, module: Module)
     """Returns the bytes an operation reads and writes; slices and updates count only their part."""
     if instruction.opcode == "fusion":
         inner = module.computations[instruction.called("calls")]
-        return sum(map(lambda i: _read_bytes(i, inner), _parameters(inner))) + _written_bytes(
-            inner.root, inner
-        )
+        read = sum(_read_bytes(parameter, inner) for parameter in _parameters(inner))
+        return read + _written_bytes(inner.root, inner)
     operands = [_operand(computation, name) for name in instruction.operands]
     if instruction.opcode in SLICES:
         return 2 * instruction.bytes

@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from exajax.cluster import Chip, Cluster
 from exajax.errors import InputError
 
-CUDA_VERSIONS = {"driver": "13.0.0", "runtime": "12.8.0", "cudnn": (9, 10, 0)}
+DRIVER, RUNTIME, CUDNN = "13.0.0", "12.8.0", (9, 10, 0)
 """Versions that a program compiled without a device is compiled for (openxla/xla, target_config/
 specs); without them the compiler refuses fp8 and Triton kernels."""
 
@@ -59,8 +59,6 @@ def target_config(chip: Chip) -> str:
     facts = chip.xla_target
     major, minor = facts["compute_capability"]
     feature = "ACCELERATED_FEATURES" if major >= 9 else "NONE"
-    cudnn = CUDA_VERSIONS["cudnn"]
-    version = ".".join(map(str, cudnn))
     return f"""
 gpu_device_info {{
   threads_per_warp: 32
@@ -91,12 +89,12 @@ gpu_device_info {{
   device_vendor: "NVIDIA Corporation"
   name: "{facts["name"]}"
   platform_version: "Compute Capability {major}.{minor}"
-  driver_version: "{CUDA_VERSIONS["driver"]}"
-  runtime_version: "{CUDA_VERSIONS["runtime"]}"
-  compile_time_toolkit_version: "{CUDA_VERSIONS["runtime"]}"
-  dnn_version: "{version}"
+  driver_version: "{DRIVER}"
+  runtime_version: "{RUNTIME}"
+  compile_time_toolkit_version: "{RUNTIME}"
+  dnn_version: "{CUDNN[0]}.{CUDNN[1]}.{CUDNN[2]}"
 }}
 platform_name: "CUDA"
-dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} patch: {cudnn[2]} }}
+dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} patch: {CUDNN[2]} }}
 device_description_str: "{facts["name"]}"
 """

@@ -27,7 +27,7 @@ MEMORY = {
     "batch": "#c4c9d1",
     "temporaries": "#d9a566",
 }
-STYLE = {
+STYLE: Any = {
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -96,9 +96,7 @@ def scaling(
         first = devices[0]
         ideal = [rates[first] * n / first for n in devices]
         throughput.loglog(devices, ideal, "--", color=IDEAL, label="linear")
-        throughput.loglog(
-            devices, list(rates.values()), "o-", color=SIMULATED, label="simulated"
-        )
+        throughput.loglog(devices, list(rates.values()), "o-", color=SIMULATED, label="simulated")
         _over_devices(throughput, devices)
         throughput.yaxis.set_major_formatter(FuncFormatter(_thousands))
         throughput.legend()

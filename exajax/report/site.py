@@ -38,7 +38,7 @@ def write(
         comparison: both step times of the twin.
     """
     records = read_jsonl(path / "metrics.jsonl")
-    curves = curve(list(points))
+    curves = curve(points)
     whole = next(p for p in points if p["devices"] == recipe.mesh.devices)
     figures = {
         "scaling": plots.scaling(recipe.model.name, twin_recipe.model.name, curves, measured, twin),

@@ -85,9 +85,9 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError("--data", f"cannot read {file}: {error.strerror}", "make it readable") from (
-            error
-        )
+        raise InputError(
+            "--data", f"cannot read {file}: {error.strerror}", "make it readable"
+        ) from (error)
 
 
 def _is_text(data: bytes) -> bool:

@@ -166,7 +166,7 @@ class _Run:
         """Puts on each device its own part of a batch."""
         return {
             name: jax.make_array_from_callback(
-                described.shape, described.sharding, lambda part, whole=batch[name]: whole[part]
+                described.shape, described.sharding, batch[name].__getitem__
             )
             for name, described in self.step.batch.items()
         }
