@@ -289,20 +289,21 @@ def report(
     path = job.folder.path
     curves = scaling.curve(points)
     name = job.recipe.model.name
-    figure = plots.scaling(name, job.twin.model.name, curves, measured, twin)
-    scalars = {
-        f"scaling/tokens_per_s/{name}_simulated": curves["tokens_per_s"],
-        f"scaling/efficiency/{name}_simulated": curves["efficiency"],
-        f"scaling/tokens_per_s/{job.twin.model.name}_simulated": {
-            twin["devices"]: twin["tokens_per_s"]
+    pictured = (name, job.twin.model.name, curves, measured, twin)
+    runs = {
+        f"simulated-{name}": {f"scaling/{tag}": points for tag, points in curves.items()},
+        f"simulated-{job.twin.model.name}": {
+            "scaling/tokens_per_s": {twin["devices"]: twin["tokens_per_s"]}
         },
     }
     if measured["tokens_per_s"]:
-        scalars[f"scaling/tokens_per_s/{job.twin.model.name}_measured"] = {
-            measured["devices"]["count"]: measured["tokens_per_s"]
+        runs[f"measured-{job.twin.model.name}"] = {
+            "scaling/tokens_per_s": {measured["devices"]["count"]: measured["tokens_per_s"]}
         }
-    tensorboard.write_scaling(path / "tensorboard" / "scaling", scalars, figure)
-    figure.savefig(path / "scaling.png", dpi=120)
+    tensorboard.write_scaling(
+        path / "tensorboard" / "scaling", runs, plots.scaling(*pictured, upright=True)
+    )
+    plots.scaling(*pictured).savefig(path / "scaling.png", dpi=150)
     site.write(path, job.recipe, job.twin, job.cluster, points, twin, measured, comparison)
     say(f"\nreport       {path / 'report.html'}")
     say(f"TensorBoard  tensorboard --logdir {path / 'tensorboard'}")

@@ -1,7 +1,8 @@
 """Plots of a run. Measured is always blue and solid, simulated always orange."""
 
+import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -34,6 +35,7 @@ STYLE: Any = {
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titlepad": 9,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e5e7eb",
@@ -44,11 +46,15 @@ STYLE: Any = {
 Points = Sequence[Mapping[str, Any]]
 
 
-def _figure(columns: int, width: float = 9.6, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws in `STYLE`, and leaves the caller's own style as it was."""
+
+    @functools.wraps(plot)
+    def styled(*args: Any, **options: Any) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return plot(*args, **options)
+
+    return styled
 
 
 def svg(figure: Figure) -> str:
@@ -59,11 +65,11 @@ def svg(figure: Figure) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _thousands(value: float, _: object) -> str:
+def _thousands(value: float, _: object = None) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def _over_devices(axes: Axes, devices: Sequence[int]) -> None:
@@ -73,12 +79,14 @@ def _over_devices(axes: Axes, devices: Sequence[int]) -> None:
     axes.set_xlabel("devices")
 
 
+@_styled
 def scaling(
     model: str,
     twin_model: str,
     curves: Mapping[str, Mapping[int, float]],
     measured: Mapping[str, Any],
     twin: Mapping[str, Any],
+    upright: bool = False,
 ) -> Figure:
     """Throughput and efficiency of the full model, and the twin's measured point.
 
@@ -88,8 +96,10 @@ def scaling(
         curves: `tokens_per_s` and `efficiency` by devices, simulated.
         measured: what was measured of the twin.
         twin: what was simulated for it.
+        upright: the panels below each other, for a narrow place.
     """
-    figure, (throughput, efficiency, here) = _figure(3)
+    figure = Figure(figsize=(5.2, 9.0) if upright else (9.6, 3.2), layout="constrained")
+    throughput, efficiency, here = figure.subplots(*((3, 1) if upright else (1, 3)))
     rates = curves["tokens_per_s"]
     if rates:
         devices = list(rates)
@@ -98,7 +108,8 @@ def scaling(
         throughput.loglog(devices, ideal, "--", color=IDEAL, label="linear")
         throughput.loglog(devices, list(rates.values()), "o-", color=SIMULATED, label="simulated")
         _over_devices(throughput, devices)
-        throughput.yaxis.set_major_formatter(FuncFormatter(_thousands))
+        throughput.set_yticks([*rates.values()], [_thousands(rate) for rate in rates.values()])
+        throughput.yaxis.set_minor_locator(NullLocator())
         throughput.legend()
         shares = list(curves["efficiency"].values())
         efficiency.axhline(1.0, ls="--", color=IDEAL)
@@ -130,9 +141,11 @@ def _measured_and_simulated(
     axes.legend(loc="lower right")
 
 
+@_styled
 def training(records: Points, unigram_entropy: float, simulated_s: float) -> Figure:
     """Loss and step time by step, as measured; the simulated step time as a line."""
-    figure, (loss, times) = _figure(2)
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    loss, times = figure.subplots(1, 2)
     trained = [r for r in records if "loss" in r]
     validated = [r for r in records if "validation_loss" in r]
     steps = [r["step"] for r in trained]
@@ -164,9 +177,11 @@ def training(records: Points, unigram_entropy: float, simulated_s: float) -> Fig
     return figure
 
 
+@_styled
 def anatomy(points: Points) -> Figure:
     """Where the simulated time and memory of each mesh go."""
-    figure, (time_axes, memory_axes) = _figure(2)
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2)
     labels = [p["mesh"] for p in points]
     _stack(time_axes, labels, [_seconds(p) for p in points], _time_colors(points))
     time_axes.set_title("step time in seconds, simulated")

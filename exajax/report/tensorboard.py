@@ -1,5 +1,6 @@
 """TensorBoard logs through tensorboardX."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,19 +43,21 @@ class TensorBoard:
 
 
 def write_scaling(
-    folder: Path, curves: Mapping[str, Mapping[int, float]], figure: "Figure"
+    folder: Path, runs: Mapping[str, Mapping[str, Mapping[int, float]]], figure: "Figure"
 ) -> None:
     """Writes curves over the number of devices, as scalars whose step is that number, and a figure.
 
     Args:
-        folder: where TensorBoard looks; a folder of its own keeps the two kinds of step apart.
-        curves: tag, such as `scaling/tokens_per_s (simulated)`, to devices to value.
-        figure: the picture of all of them.
+        folder: a folder below the one where TensorBoard looks.
+        runs: name of a run, such as `simulated-llama2-70b`, to tag to devices to value. TensorBoard
+            draws the same tag of several runs into one chart.
+        figure: the picture of all of them, shown with the first run.
     """
-    for old in folder.glob("events.*"):
-        old.unlink()  # one set of points, also when the command is run again
-    with SummaryWriter(str(folder)) as writer:
-        for tag, points in curves.items():
-            for devices, value in sorted(points.items()):
-                writer.add_scalar(tag, value, devices)
-        writer.add_figure("scaling/picture", figure, close=False)
+    shutil.rmtree(folder, ignore_errors=True)  # one set of points, also when it is written again
+    for name, curves in runs.items():
+        with SummaryWriter(str(folder / name)) as writer:
+            for tag, points in curves.items():
+                for devices, value in sorted(points.items()):
+                    writer.add_scalar(tag, value, devices)
+            if name == next(iter(runs)):
+                writer.add_figure("scaling/picture", figure, close=False)
