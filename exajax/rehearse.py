@@ -72,7 +72,6 @@ def rehearse(args: argparse.Namespace, devices: dict[str, Any]) -> int:
         devices: what is attached here.
     """
     started_s = time.monotonic()
-    say(f"exajax {exajax.__version__}: {args.model} on mesh {args.mesh}")
     job = prepare(args)
     announce(job, devices)
     calibrate(job)
@@ -139,6 +138,7 @@ def announce(job: Rehearsal, devices: dict[str, Any]) -> None:
     recipe, cluster = job.recipe, job.cluster
     nodes = -(-recipe.mesh.devices // cluster.devices_per_node)
     axes = " x ".join(f"{axis} {size}" for axis, size in recipe.mesh.sizes.items() if size > 1)
+    say(f"exajax {exajax.__version__}: {recipe.model.name} on mesh {recipe.mesh}")
     text = f"{(len(job.corpus.train) + len(job.corpus.held_out)) / 1e6:.1f} MB, {job.corpus.path}"
     say(f"  mesh        {recipe.mesh.devices:,} devices: {axes or 'one device'}")
     say(

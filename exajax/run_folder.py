@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, Any] | None:
 def _check_same(path: Path, theirs: Any, ours: Any, where: str = "") -> None:
     """Raises an error that names the first field in which two jobs differ."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted(theirs.keys() | ours.keys()):
+        for key in sorted(theirs.keys() | ours.keys(), key=lambda key: (key != "name", key)):
             _check_same(path, theirs.get(key), ours.get(key), f"{where}.{key}" if where else key)
     elif theirs != ours:
         raise InputError(

@@ -130,7 +130,7 @@ class TrainStep:
                     gradients, state.optimizer, state.params
                 )
                 params = optax.apply_updates(state.params, changes)
-                metrics = {"loss": value, "grad_norm": optax.global_norm(gradients)}
+                metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
             return TrainState(params, moments, state.step + 1), metrics
 
         whole = NamedSharding(mesh, PartitionSpec())
@@ -175,9 +175,10 @@ def _abstract_module(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, nnx.
         graph, *states = nnx.split(shapes, nnx.Param, ...)
     params, rest = states
     if jax.tree.leaves(rest):
+        names = ", ".join(".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
         raise InputError(
             "model",
-            f"it holds state that is not nnx.Param: {', '.join(map(str, rest.flat_state().paths))}",
+            f"it holds state that is not nnx.Param: {names}",
             "keep only nnx.Param in the module, without dropout or batch statistics",
         )
     return graph, params

@@ -98,7 +98,7 @@ class Stack(nnx.Module):
 
     def __init__(self, block: Callable[[nnx.Rngs], nnx.Module], layers: int, *, rngs: nnx.Rngs):
         build = nnx.vmap(block, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        self.blocks = build(rngs.fork(split=layers))
+        self.blocks = build(rngs.split(layers))
 
     def __call__(self, x_BTD: jax.Array, remat: str) -> jax.Array:
         graph, stacked = nnx.split(self.blocks)

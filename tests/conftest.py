@@ -1,0 +1,44 @@
+"""Tests run on eight CPU devices, and in real processes where it matters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from hypothesis import settings
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Compiling makes the first example slow; a deadline would only measure the machine.
+settings.register_profile("exajax", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("exajax")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def command(
+    *args: object, cwd: Path | None = None, timeout_s: float = 300
+) -> "subprocess.CompletedProcess[str]":
+    """Runs `python -m exajax ...`, or the front door if the first argument is its path."""
+    first = [str(args[0])] if str(args[0]).endswith(".py") else ["-m", "exajax", str(args[0])]
+    return subprocess.run(
+        [sys.executable, *first, *map(str, args[1:])],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        cwd=cwd,
+    )
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 60 kB with enough structure to learn from."""
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    lines = (f"{i} times {i % 7} is {i * (i % 7)}, and so it goes on.\n" for i in range(1500))
+    path.write_text("".join(lines))
+    return path

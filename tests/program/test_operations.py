@@ -1,0 +1,116 @@
+"""FLOPs, bytes and collectives of real compiled programs, against closed forms."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import exajax
+from exajax import MeshSpec, Recipe
+from exajax.models import language
+from exajax.models.presets import PRESETS, lookup
+from exajax.program import hlo, operations
+
+
+def program_of(function, *shapes):
+    compiled = jax.jit(function).lower(*shapes).compile()
+    return operations.read(hlo.parse(compiled.as_text()), {"data": 1})
+
+
+def test_a_matrix_product_costs_two_flops_a_term():
+    a, b = jax.ShapeDtypeStruct((48, 80), jnp.float32), jax.ShapeDtypeStruct((80, 112), jnp.float32)
+    assert operations.total_flops(program_of(jnp.matmul, a, b)) == 2 * 48 * 80 * 112
+
+
+@pytest.mark.parametrize("trips", [2, 7])
+def test_a_loop_counts_every_trip(trips):
+    def repeated(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=trips)[0]
+
+    square = jax.ShapeDtypeStruct((128, 128), jnp.float32)
+    program = program_of(repeated, square, square)
+    assert operations.total_flops(program) == trips * 2 * 128**3
+
+
+def test_a_slice_of_a_stack_costs_the_slice():
+    layers, n = 64, 256
+
+    def scanned(x, stack):
+        return jax.lax.scan(lambda x, w: (x * w, None), x, stack)[0]
+
+    stack = jax.ShapeDtypeStruct((layers, n, n), jnp.float32)
+    one = jax.ShapeDtypeStruct((n, n), jnp.float32)
+    moved = operations.total_bytes(program_of(scanned, one, stack))
+    layer = 4 * n * n
+    assert 3 * layers * layer <= moved <= 8 * layers * layer
+
+
+@pytest.mark.parametrize("name", ["llama-tiny", "gpt-tiny"])
+def test_the_program_of_a_step_has_the_flops_of_the_closed_form(name):
+    config = dataclasses.replace(PRESETS[name], layers=3)
+    recipe = Recipe.of(config, MeshSpec(), global_batch=2, precision="fp32", remat="none")
+    workload = language.workload(recipe, "cpu")
+    step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), precision="fp32")
+    text = step.update.lower(step.state, step.batch).compile().as_text()
+    flops = operations.total_flops(operations.read(hlo.parse(text), {"data": 1}))
+    assert flops == pytest.approx(recipe.flops, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def compiled_70b():
+    """llama2-70b on 1,024 described H100: FSDP over 128 x tensor and sequence over 8."""
+    recipe = Recipe.of(lookup("llama2-70b"), MeshSpec(128, 1, 8))
+    prediction = exajax.predict(language.workload(recipe, "cuda"), recipe.mesh, "dgx-h100")
+    return recipe, prediction
+
+
+def test_parameters_are_gathered_once_a_pass_and_gradients_scattered_once(compiled_70b):
+    recipe, prediction = compiled_70b
+    moved = operations.communicated_bytes(prediction.compiled.program)["data"]
+    shard = 2 * recipe.model.parameters / recipe.mesh.model  # bf16, a model shard's
+    assert moved["all-gather"] == pytest.approx(2 * shard, rel=0.02)
+    assert moved["reduce-scatter"] == pytest.approx(shard, rel=0.02)
+
+
+def test_each_sublayer_gathers_and_scatters_the_residual_stream(compiled_70b):
+    recipe, prediction = compiled_70b
+    moved = operations.communicated_bytes(prediction.compiled.program)["model"]
+    stream = 2 * 4 * recipe.seq * recipe.model.width  # bf16, 4 sequences
+    layers = recipe.model.layers
+    # Forward two gathers and two scatters a layer, backward as many scatters, and the gathers of
+    # the recomputed inputs and the gradients (arXiv:2205.05198, section 4.2.2).
+    assert moved["all-gather"] == pytest.approx(6 * layers * stream, rel=0.03)
+    assert moved["reduce-scatter"] == pytest.approx(4 * layers * stream, rel=0.03)
+
+
+def test_nothing_of_the_program_goes_unpriced(compiled_70b):
+    _, prediction = compiled_70b
+    kinds = {op.kind for op, _ in operations.flatten(prediction.compiled.program)}
+    assert kinds == {"matmul", "attention", "memory", "collective-start", "collective-done"}
+    loops = [n for n in prediction.compiled.program if isinstance(n, operations.Loop)]
+    assert [(loop.trips, loop.trips_known) for loop in loops] == [(80, True), (80, True)]
+
+
+def test_flops_of_the_compiled_step_are_those_of_the_model(compiled_70b):
+    recipe, prediction = compiled_70b
+    tokens = recipe.tokens
+    matrices = 6.0 * recipe.model.matmul_parameters * tokens
+    # Forward, backward and recomputed: 2 + 5 + 2 products instead of 6, half under the mask.
+    scores = tokens * recipe.seq * recipe.model.width * recipe.model.layers
+    attention = (2 + 2 + 5) * scores
+    assert prediction.hardware_flops == pytest.approx(matrices + attention, rel=0.01)
+
+
+def test_every_start_has_its_done(compiled_70b):
+    _, prediction = compiled_70b
+
+    def check(program):
+        started = {op.name for op in program if getattr(op, "kind", "") == "collective-start"}
+        ended = {op.start for op in program if getattr(op, "kind", "") == "collective-done"}
+        assert started == ended
+        for node in program:
+            if isinstance(node, operations.Loop):
+                check(node.body)
+
+    check(prediction.compiled.program)

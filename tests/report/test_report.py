@@ -1,0 +1,71 @@
+import json
+import re
+import urllib.request
+
+from exajax import scaling
+from exajax.report.prometheus import Prometheus
+from exajax.runtime import to_json
+from tests.conftest import REPOSITORY
+
+VALUES = {"loss": 2.5, "grad_norm": 1.0, "step_time_s": 0.4, "tokens_per_s": 2560.0, "mfu": 0.3}
+
+
+def served(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_a_host_serves_its_metrics_and_says_where(tmp_path):
+    host = Prometheus(0, 3, 100, tmp_path)
+    try:
+        host.log(7, VALUES)
+        text = served(host.port)
+    finally:
+        host.close()
+    assert 'exajax_step{host="3"} 7.0' in text
+    assert 'exajax_loss{host="3"} 2.5' in text
+    assert 'exajax_step_time_seconds_count{host="3"} 1.0' in text
+    targets = json.loads((tmp_path / "host-3.json").read_text())
+    assert targets[0]["targets"] == [f"127.0.0.1:{host.port}"]
+
+
+def test_a_port_that_is_taken_is_replaced_by_a_free_one():
+    first = Prometheus(0, 0, 1)
+    second = Prometheus(first.port, 1, 1)
+    try:
+        assert second.port != first.port
+        assert "exajax_steps" in served(second.port)
+    finally:
+        first.close()
+        second.close()
+
+
+def test_the_dashboard_asks_only_for_what_is_served():
+    host = Prometheus(0, 0, 100)
+    try:
+        host.log(1, VALUES | {"validation_loss": 2.0})
+        text = served(host.port)
+    finally:
+        host.close()
+    names = set(re.findall(r"^(exajax_\w+)[{ ]", text, re.MULTILINE))
+    dashboard = (REPOSITORY / "launch/monitoring/grafana-dashboard.json").read_text()
+    asked = set()
+    for panel in json.loads(dashboard)["panels"]:
+        for target in panel["targets"]:
+            asked |= set(re.findall(r"exajax_\w+", target["expr"]))
+    assert len(asked) >= 8
+    assert asked <= names
+
+
+def test_json_has_null_for_what_is_not_a_number():
+    assert to_json({"a": float("nan"), "b": [float("inf"), 1.5]}) == '{"a": null, "b": [null, 1.5]}'
+
+
+def point(devices, tokens_per_s, fits=True):
+    return {"devices": devices, "tokens_per_s": tokens_per_s, "fits": fits}
+
+
+def test_efficiency_is_of_the_smallest_mesh_that_fits():
+    curve = scaling.curve([point(8, 900.0, fits=False), point(16, 1600.0), point(64, 5760.0)])
+    assert curve["tokens_per_s"] == {16: 1600.0, 64: 5760.0}
+    assert curve["efficiency"] == {16: 1.0, 64: 0.9}

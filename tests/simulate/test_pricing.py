@@ -1,0 +1,95 @@
+"""Kernels and collectives: roofs, and that better hardware or less work is never slower."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exajax import load_cluster
+from exajax.program.collectives import KINDS, Collective
+from exajax.program.operations import Operation
+from exajax.simulate.collectives import collective_time_s
+from exajax.simulate.kernels import matmul_efficiency, operation_time_s
+
+H100 = load_cluster("dgx-h100")
+work = st.floats(0, 1e15)
+traffic = st.integers(0, 10**12)
+
+
+def matmul(flops, bytes_=0, dtype="bf16"):
+    return Operation("x", "", "matmul", flops, bytes_, dtype)
+
+
+def test_a_large_product_takes_its_flops_over_what_is_reached():
+    chip, flops = H100.chip, 1e13
+    expected = flops / (chip.peak_flops["bf16"] * matmul_efficiency(flops, chip))
+    assert operation_time_s(matmul(flops), chip) == pytest.approx(expected)
+
+
+def test_a_copy_takes_its_bytes_over_what_is_reached():
+    chip = H100.chip
+    expected = 10**9 / (chip.memory_bandwidth * chip.memory_efficiency)
+    assert operation_time_s(Operation("x", "", "memory", 0.0, 10**9), chip) == expected
+
+
+def test_nothing_is_faster_than_a_launch():
+    assert operation_time_s(Operation("x", "", "memory", 0.0, 4), H100.chip) == H100.chip.launch_s
+
+
+@given(work, traffic, st.floats(1, 4), st.floats(1, 4))
+def test_a_faster_chip_is_never_slower(flops, bytes_, compute, memory):
+    chip = H100.chip
+    faster = dataclasses.replace(
+        chip,
+        peak_flops={key: rate * compute for key, rate in chip.peak_flops.items()},
+        memory_bandwidth=chip.memory_bandwidth * memory,
+    )
+    op = matmul(flops, bytes_)
+    assert operation_time_s(op, faster) <= operation_time_s(op, chip) * (1 + 1e-12)
+
+
+def collective(kind="all-gather", bytes_=1 << 30, group=range(8)):
+    return Collective(kind, bytes_, tuple(group), "x")
+
+
+@given(st.sampled_from(KINDS), st.integers(0, 2**40), st.integers(0, 2**40))
+def test_more_bytes_never_take_less_time(kind, small, large):
+    small, large = sorted((small, large))
+    a, b = (collective_time_s(collective(kind, n), H100) for n in (small, large))
+    assert a <= b
+
+
+@given(st.sampled_from(KINDS), st.integers(1, 2**40), st.floats(1, 8), st.integers(2, 64))
+def test_more_bandwidth_is_never_slower(kind, bytes_, factor, nodes):
+    what = collective(kind, bytes_, range(0, nodes * 8, 8))
+    network = dataclasses.replace(H100.network, bandwidth=H100.network.bandwidth * factor)
+    link = dataclasses.replace(H100.link, bandwidth=H100.link.bandwidth * factor)
+    faster = dataclasses.replace(H100, network=network, link=link)
+    assert collective_time_s(what, faster) <= collective_time_s(what, H100)
+
+
+def test_inside_a_node_the_links_count():
+    rate = H100.link.bandwidth * H100.link.efficiency
+    expected = H100.link.latency("all-gather") + 2**30 * 7 / 8 / rate
+    assert collective_time_s(collective(), H100) == pytest.approx(expected)
+
+
+def test_groups_that_share_a_nodes_network_divide_it():
+    across = collective(group=range(0, 16 * 8, 8))  # one device of each of 16 nodes
+    everything = collective(group=range(16 * 8))
+    rate = H100.network.bandwidth * H100.network.efficiency
+    latency = 4 * H100.network.latency("all-gather")
+    assert collective_time_s(across, H100) == pytest.approx(latency + 2**30 * 15 / 16 / (rate / 8))
+    whole = min(rate, H100.link.bandwidth * H100.link.efficiency)
+    assert collective_time_s(everything, H100) == pytest.approx(
+        H100.link.latency("all-gather") + latency + 2**30 * 127 / 128 / whole
+    )
+
+
+def test_an_all_reduce_moves_everything_twice():
+    large = 1 << 36
+    ratio = collective_time_s(collective("all-reduce", large), H100) / collective_time_s(
+        collective("all-gather", large), H100
+    )
+    assert ratio == pytest.approx(2.0, rel=1e-3)

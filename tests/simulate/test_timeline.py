@@ -1,0 +1,110 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exajax import load_cluster
+from exajax.program.collectives import Collective
+from exajax.program.operations import Loop, Operation
+from exajax.simulate.collectives import collective_time_s
+from exajax.simulate.kernels import operation_time_s
+from exajax.simulate.timeline import lay_out
+
+H100 = load_cluster("dgx-h100")
+GATHER = Collective("all-gather", 1 << 30, tuple(range(8)), "model")
+GATHER_S = collective_time_s(GATHER, H100)
+
+
+def product(flops):
+    return Operation("p", "jit(f)/mlp/dot", "matmul", flops, 0, "bf16")
+
+
+def start(name="s", what=GATHER):
+    return Operation(name, "", "collective-start", collective=what)
+
+
+def done(name="s"):
+    return Operation(f"{name}.done", "", "collective-done", start=name)
+
+
+def product_of(seconds):
+    """A product that takes about so long."""
+    flops = 1e12
+    for _ in range(40):
+        flops *= seconds / operation_time_s(product(flops), H100.chip)
+    return product(flops)
+
+
+def test_a_collective_behind_enough_compute_is_hidden():
+    spent = lay_out((start(), product_of(2 * GATHER_S), done()), H100)
+    assert spent.exposed_communication["model"] == 0
+    assert spent.hidden_communication["model"] == pytest.approx(GATHER_S)
+    assert spent.total_s == pytest.approx(2 * GATHER_S, rel=1e-3)
+
+
+def test_what_compute_does_not_cover_is_waited_for():
+    spent = lay_out((start(), product_of(GATHER_S / 4), done()), H100)
+    assert spent.exposed_communication["model"] == pytest.approx(0.75 * GATHER_S, rel=1e-3)
+    assert spent.total_s == pytest.approx(GATHER_S, rel=1e-3)
+
+
+def test_collectives_queue_on_one_stream():
+    spent = lay_out((start("a"), start("b"), done("a"), done("b")), H100)
+    assert spent.total_s == pytest.approx(2 * GATHER_S)
+
+
+def test_a_loop_costs_its_body_times_its_trips():
+    body = (start(), product(1e12), done(), product(1e11))
+    once = lay_out(body, H100).total_s
+    assert lay_out((Loop("l", "", 80, body),), H100).total_s == pytest.approx(80 * once)
+
+
+def test_a_collective_that_waits_for_its_result_is_exposed():
+    spent = lay_out((Operation("c", "", "collective", collective=GATHER),), H100)
+    assert spent.exposed_communication["model"] == spent.total_s == GATHER_S
+
+
+def test_the_optimizer_is_told_apart():
+    update = Operation("u", "jit(update)/optimizer/mul", "memory", 0.0, 10**9)
+    spent = lay_out((update, product(1e12)), H100)
+    assert spent.optimizer == operation_time_s(update, H100.chip)
+    assert spent.compute == operation_time_s(product(1e12), H100.chip)
+
+
+@st.composite
+def programs(draw):
+    nodes, open_ = [], []
+    for index in range(draw(st.integers(1, 12))):
+        what = draw(st.sampled_from(["product", "copy", "start", "done", "loop"]))
+        if what == "product":
+            nodes.append(product(draw(st.floats(1e6, 1e14))))
+        elif what == "copy":
+            nodes.append(Operation("m", "", "memory", 0.0, draw(st.integers(0, 10**11))))
+        elif what == "start":
+            axes = draw(st.sampled_from(["data", "model"]))
+            size = draw(st.integers(0, 2**34))
+            nodes.append(start(str(index), Collective("all-gather", size, (0, 1), axes)))
+            open_.append(str(index))
+        elif what == "done" and open_:
+            nodes.append(done(open_.pop(0)))
+        elif what == "loop":
+            nodes.append(Loop("l", "", draw(st.integers(1, 9)), (product(1e10),)))
+    return (*nodes, *(done(name) for name in open_))
+
+
+@given(programs())
+def test_the_breakdown_adds_up_and_no_stream_is_faster_than_itself(program):
+    spent = lay_out(program, H100)
+    compute = communication = 0.0
+    for node in program:
+        if isinstance(node, Loop):
+            compute += lay_out(node.body, H100).total_s * node.trips
+        elif node.collective:
+            communication += collective_time_s(node.collective, H100)
+        elif node.kind != "collective-done":
+            compute += operation_time_s(node, H100.chip)
+    waited = sum(spent.exposed_communication.values())
+    hidden = sum(spent.hidden_communication.values())
+    assert spent.total_s == pytest.approx(compute + waited)
+    assert max(compute, communication) <= spent.total_s * (1 + 1e-9)
+    assert spent.total_s <= (compute + communication) * (1 + 1e-9)
+    assert hidden + waited <= communication * (1 + 1e-9) + waited

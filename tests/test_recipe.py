@@ -1,0 +1,56 @@
+import pytest
+
+from exajax import InputError, MeshSpec, Recipe
+from exajax.models.presets import PRESETS, lookup, twin_of
+
+
+def recipe(**options):
+    return Recipe.of(lookup("llama2-70b"), MeshSpec(128, 1, 8), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"global_batch": 100}, "--global-batch"),
+        ({"seq": 9000}, "--seq"),
+        ({"seq": 4095}, "--seq"),
+        ({"steps": 0}, "--steps"),
+        ({"seed": -1}, "--seed"),
+        ({"zero": 4}, "--zero"),
+        ({"precision": "bf61"}, "--precision"),
+        ({"remat": "some"}, "--remat"),
+        ({"attention": "slow"}, "--attention"),
+    ],
+)
+def test_an_impossible_option_is_named(options, field):
+    with pytest.raises(InputError) as caught:
+        recipe(**options)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("ways", [3, 16, 128])
+def test_a_model_axis_that_does_not_divide_the_model_is_refused(ways):
+    with pytest.raises(InputError, match=f"model={ways} does not divide"):
+        Recipe.of(lookup("llama2-70b"), MeshSpec(1, 1, ways))
+
+
+def test_flash_is_refused_where_it_does_not_work_and_left_out_where_it_is_not_asked_for():
+    with pytest.raises(InputError, match="--attention"):
+        recipe(attention="flash").flash("cpu")
+    assert recipe().flash("cuda")
+    assert not recipe().flash("cpu")
+    assert not recipe(attention="unfused").flash("cuda")
+    assert not recipe(precision="fp32").flash("cuda")
+
+
+def test_the_digest_is_the_jobs_and_steps_may_grow():
+    assert recipe(steps=100).digest == recipe(steps=200).digest
+    assert recipe(seed=1).digest != recipe(seed=2).digest
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_twin_is_of_the_family_and_every_mesh_of_eight_divides_it(name):
+    twin = twin_of(PRESETS[name])
+    assert twin.family == PRESETS[name].family
+    for mesh in (MeshSpec(8), MeshSpec(1, 8), MeshSpec(1, 1, 8), MeshSpec(2, 2, 2)):
+        Recipe.of(twin, mesh)

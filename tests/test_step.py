@@ -1,0 +1,143 @@
+"""The same step on one device and on meshes: the numbers must not depend on the mesh."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exajax import InputError, MeshSpec, Recipe, TrainStep, Workload
+from exajax.models import language
+from exajax.models.presets import PRESETS
+
+STEPS = 3
+
+
+def small(family="llama"):
+    """A model of two narrow layers; every mesh of eight devices divides it."""
+    name = {"llama": "llama-tiny", "gpt": "gpt-tiny"}[family]
+    return dataclasses.replace(PRESETS[name], name="small", layers=2, width=64, ffn=128, seq=32)
+
+
+def step_on(mesh, family="llama", zero=3, **options):
+    recipe = Recipe.of(
+        small(family),
+        mesh,
+        global_batch=8,
+        precision="fp32",
+        steps=STEPS,
+        warmup_steps=1,
+        **options,
+    )
+    built = mesh.build(jax.devices()[: mesh.devices])
+    return TrainStep.of(language.workload(recipe, "cpu"), built, zero=zero, precision="fp32")
+
+
+def trained(step):
+    """Returns losses and final parameters of a few steps on fixed batches."""
+    state, losses = step.init(np.uint32(0)), []
+    for number in range(STEPS):
+        tokens = np.random.default_rng(number).integers(0, 256, (8, 33)).astype(np.int32)
+        batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+        placed = {k: jax.device_put(v, step.batch[k].sharding) for k, v in batch.items()}
+        state, metrics = step.update(state, placed)
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt"])
+def reference(request):
+    return request.param, *trained(step_on(MeshSpec(), request.param))
+
+
+def assert_same(got, expected, tolerance=1e-5):
+    """Compares by each tensor's norm, which rounding scales with."""
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(ours - theirs) <= tolerance * max(np.linalg.norm(theirs), 1e-3)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        MeshSpec(data=8),
+        MeshSpec(fsdp=8),
+        MeshSpec(model=8),
+        MeshSpec(data=2, model=4),
+        MeshSpec(fsdp=2, model=4),
+        MeshSpec(data=2, fsdp=2, model=2),
+    ],
+    ids=str,
+)
+def test_a_mesh_trains_like_one_device(reference, mesh):
+    family, losses, params = reference
+    got_losses, got_params = trained(step_on(mesh, family))
+    np.testing.assert_allclose(got_losses, losses, rtol=1e-5)
+    # AdamW divides by the gradient's size: the key bias, whose true gradient is zero, is noise.
+    for tree in (got_params, params):
+        tree["stack"]["blocks"]["attention"]["key"].pop("bias", None)
+    assert_same(got_params, params, 2e-4)
+
+
+@settings(max_examples=5)
+@given(st.sampled_from([(d, f, m) for d in (1, 2, 4) for f in (1, 2, 4) for m in (1, 2, 4)]))
+def test_any_mesh_starts_from_the_same_parameters_and_loss(sizes):
+    mesh = MeshSpec(*sizes)
+    if mesh.devices > 8:
+        return
+    one, many = step_on(MeshSpec()), step_on(mesh)
+    assert_same(
+        jax.device_get(many.init(np.uint32(3)).params),
+        jax.device_get(one.init(np.uint32(3)).params),
+    )
+
+
+def local_bytes(tree):
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def test_each_zero_level_shards_more_and_changes_no_number():
+    mesh = MeshSpec(data=8)
+    steps = {zero: step_on(mesh, zero=zero) for zero in range(4)}
+    optimizer = {zero: local_bytes(step.state.optimizer) for zero, step in steps.items()}
+    parameters = {zero: local_bytes(step.state.params) for zero, step in steps.items()}
+    assert optimizer[0] > 7.5 * optimizer[1]
+    assert optimizer[1] == optimizer[2] == optimizer[3]
+    assert parameters[0] == parameters[1] == parameters[2] > 7.5 * parameters[3]
+    expected = trained(steps[0])
+    for zero in (1, 2, 3):
+        losses, params = trained(steps[zero])
+        np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
+        assert_same(params, expected[1], 2e-4)
+
+
+def test_the_second_step_compiles_nothing():
+    step = step_on(MeshSpec(data=2, fsdp=2, model=2))
+    trained(step)
+    assert step.update._cache_size() == 1
+
+
+def test_precision_changes_the_passes_and_not_the_masters():
+    recipe = Recipe.of(small(), MeshSpec(), global_batch=8)
+    step = TrainStep.of(language.workload(recipe, "cpu"), MeshSpec().build(jax.devices()[:1]))
+    text = step.update.lower(step.state, step.batch).as_text()
+    assert "bf16" in text
+    assert {leaf.dtype for leaf in jax.tree.leaves(step.state.params)} == {np.dtype("float32")}
+
+
+def test_a_module_with_other_state_is_refused():
+    workload = Workload(
+        build=lambda rngs: nnx.BatchNorm(4, rngs=rngs),
+        loss=lambda model, batch: model(batch["x"]).sum(),
+        batch={"x": jax.ShapeDtypeStruct((8, 4), np.float32)},
+        optimizer=optax.sgd(0.1),
+    )
+    with pytest.raises(InputError, match=r"not nnx\.Param"):
+        TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]))

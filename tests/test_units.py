@@ -1,0 +1,33 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exajax import InputError, units
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "value"),
+    [
+        ("3.35 TB/s", "B/s", 3.35e12),
+        ("989 TFLOP/s", "FLOP/s", 989e12),
+        ("80 GiB", "B", 80 * 2**30),
+        ("2.5 us", "s", 2.5e-6),
+        ("1e-3 s", "s", 1e-3),
+    ],
+)
+def test_figures_are_read_in_base_units(text, unit, value):
+    assert units.parse(text, unit, "x") == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["3.35 TB", "fast", "-1 TB/s", "0 TB/s", "3 XB/s", "1.2.3 B/s", "3"]
+)
+def test_a_figure_of_another_unit_is_refused_and_named(text):
+    with pytest.raises(InputError, match="memory bandwidth"):
+        units.parse(text, "B/s", "memory bandwidth")
+
+
+@given(st.floats(1e-8, 1e20))
+def test_what_is_shown_reads_back_within_its_digits(value):
+    assert units.parse(units.show(value, "s"), "s", "x") == pytest.approx(value, rel=5.1e-3)
+    assert units.parse(units.show(value + 1, "B"), "B", "x") == pytest.approx(value + 1, rel=5.1e-3)

@@ -1,0 +1,116 @@
+"""The loop on one device, with a user's own module; checkpoints are real."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import exajax
+from exajax.train.metrics import JsonLines, read_jsonl
+
+
+class Regressor(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 32, rngs=rngs)
+        self.second = nnx.Linear(32, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(nnx.tanh(self.first(x)))
+
+
+def loss(model, batch):
+    return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
+
+
+def batches(step):
+    x = np.random.default_rng(step).normal(size=(16, 4)).astype(np.float32)
+    return {"x": x, "y": x.sum(axis=1, keepdims=True)}
+
+
+@pytest.fixture
+def step():
+    workload = exajax.Workload(
+        build=Regressor,
+        loss=loss,
+        batch={
+            "x": jax.ShapeDtypeStruct((16, 4), jnp.float32),
+            "y": jax.ShapeDtypeStruct((16, 1), jnp.float32),
+        },
+        optimizer=optax.adam(1e-2),
+    )
+    return exajax.train_step(workload, "data=2,fsdp=2,model=2", precision="fp32")
+
+
+class Recorder:
+    def __init__(self):
+        self.records, self.closed = [], False
+
+    def log(self, step, values):
+        self.records.append((step, dict(values)))
+
+    def close(self):
+        self.closed = True
+
+
+def params(fit):
+    return jax.device_get(fit.state.params)
+
+
+def test_a_users_own_module_learns(step):
+    recorder = Recorder()
+    result = exajax.fit(step, batches, steps=150, loggers=lambda done: [recorder])
+    assert result.step == 150
+    assert result.losses[-1] < 0.2 * result.losses[0]
+    assert [number for number, _ in recorder.records] == list(range(1, 151))
+    assert recorder.closed
+    assert recorder.records[-1][1]["samples_per_s"] > 0
+
+
+def test_a_resumed_run_ends_bit_identical_to_one_that_never_stopped(step, tmp_path):
+    straight = exajax.fit(step, batches, steps=30)
+    first = exajax.fit(step, batches, steps=12, checkpoints=tmp_path, save_every=5)
+    assert first.resumed_from is None
+    second = exajax.fit(step, batches, steps=30, checkpoints=tmp_path, save_every=5)
+    assert second.resumed_from == 12
+    assert first.losses + second.losses == straight.losses
+    for ours, theirs in zip(
+        jax.tree.leaves(params(second)), jax.tree.leaves(params(straight)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_that_is_complete_trains_no_further(step, tmp_path):
+    exajax.fit(step, batches, steps=4, checkpoints=tmp_path)
+    again = exajax.fit(
+        step, batches, steps=4, checkpoints=tmp_path, held_out=lambda: [batches(1000)]
+    )
+    assert (again.step, again.losses, again.resumed_from) == (4, [], 4)
+    assert again.validation_loss > 0
+
+
+def test_a_checkpoint_of_another_module_is_refused(step, tmp_path):
+    exajax.fit(step, batches, steps=2, checkpoints=tmp_path)
+
+    class Wider(Regressor):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(4, 64, rngs=rngs)
+            self.second = nnx.Linear(64, 1, rngs=rngs)
+
+    workload = exajax.Workload(Wider, loss, step.workload.batch, optax.adam(1e-2))
+    other = exajax.train_step(workload, "8x1", precision="fp32")
+    with pytest.raises(exajax.InputError, match="cannot be restored"):
+        exajax.fit(other, batches, steps=4, checkpoints=tmp_path)
+
+
+def test_metrics_are_the_history_of_the_state_after_a_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonLines(path, 0)
+    for number in range(1, 8):
+        first.log(number, {"loss": 1.0 / number})
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 8, "lo')  # as a crash leaves it
+    JsonLines(path, 5).close()
+    assert [record["step"] for record in read_jsonl(path)] == [1, 2, 3, 4, 5]
