@@ -157,8 +157,8 @@ def _start(process: Process, stdout: IO[str] | int | None) -> "subprocess.Popen[
 def _watch(running: list["subprocess.Popen[str]"], asked_to_stop: list[int]) -> None:
     """Waits until all have ended; stops the rest when one fails or a signal came."""
     deadline = None
-    while any(child.poll() is None for child in running):
-        failed = any(child.returncode not in (None, 0) for child in running)
+    while None in (codes := [child.poll() for child in running]):
+        failed = any(code not in (None, 0) for code in codes)
         if deadline is None and (failed or asked_to_stop):
             # The others of a failed job cannot save: they wait for the one that is gone.
             deadline = time.monotonic() + (GRACE_S if asked_to_stop else 2.0)
