@@ -8,6 +8,8 @@ exajax.predict(workload, "128x8", "dgx-h100")                            # simul
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from exajax import runtime
+
 if TYPE_CHECKING:
     from exajax.api import predict as predict
     from exajax.api import train_step as train_step
@@ -39,6 +41,8 @@ _HOMES = {
 
 __all__ = [*_HOMES]
 __version__ = "0.1.0"
+
+runtime.allow_compiling_ahead()
 
 
 def __getattr__(name: str) -> Any:

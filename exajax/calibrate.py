@@ -8,14 +8,13 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from exajax.mesh import MeshSpec
-from exajax.provenance import processor
+from exajax.provenance import memory_bytes, processor
 
 MATMUL_SIZES = (32, 64, 128, 256, 512, 1024)
 MEMORY_BYTES = 1 << 20
@@ -163,9 +162,7 @@ def _toml(
     layout = f"{hosts} host processes x {devices_per_host} CPU devices"
     source = f"measured {when} by exajax calibrate on {processor()}, {layout}, all at once"
     points = ", ".join(f"[{flops:.3g}, {fraction:.4g}]" for flops, fraction in curve)
-    pages = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
-    total_kb = next((int(r.split()[1]) for r in pages.splitlines() if r.startswith("MemTotal")), 0)
-    capacity = total_kb * 1024 // (hosts * devices_per_host) or 1 << 30
+    capacity = memory_bytes() // (hosts * devices_per_host)
     return f"""# {source}
 title = "this machine, {layout}"
 devices_per_node = [{devices_per_host}, "as measured"]

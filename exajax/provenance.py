@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from dataclasses import asdict
 from typing import Any
@@ -40,10 +41,13 @@ def machine() -> dict[str, Any]:
     return {"host": platform.node(), "processor": processor(), "system": platform.platform()}
 
 
+def memory_bytes() -> int:
+    """Returns the memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def processor() -> str:
     """Returns the processor's name and count, as the system tells it."""
-    import os
-
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:

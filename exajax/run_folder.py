@@ -43,7 +43,9 @@ class RunFolder:
             raise InputError(
                 "--run-dir", f"cannot write to {path}: {error.strerror}", "give another folder"
             ) from error
-        return cls(path, content or {"job": json.loads(to_json(job))})
+        folder = cls(path, content or {"job": json.loads(to_json(job))})
+        folder.write()  # from now on the folder is this job's, whatever ends it
+        return folder
 
     def write(self, **sections: Any) -> None:
         """Replaces sections of `run.json`."""
@@ -87,7 +89,7 @@ def read(path: Path) -> dict[str, Any] | None:
 def _check_same(path: Path, theirs: Any, ours: Any, where: str = "") -> None:
     """Raises an error that names the first field in which two jobs differ."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted(theirs.keys() | ours.keys(), key=lambda key: (key != "name", key)):
+        for key in {**ours, **theirs}:  # in our order: what matters most comes first
             _check_same(path, theirs.get(key), ours.get(key), f"{where}.{key}" if where else key)
     elif theirs != ours:
         raise InputError(

@@ -16,6 +16,16 @@ ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]
 """Device files of NVIDIA and AMD GPUs and of TPUs."""
 
 
+def allow_compiling_ahead() -> None:
+    """Lets JAX load its CUDA compiler where no CUDA library is: compiling needs none.
+
+    Where there is a GPU the check of the libraries' versions stays. It is made when JAX first looks
+    for devices, so this is done when exajax is imported.
+    """
+    if not _accelerator_files():
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+
+
 def prepare() -> None:
     """Quiets the libraries, and keeps JAX from looking for accelerators where there are none."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -5,6 +5,7 @@ time and priced. Both roads start at `TrainStep.of`.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -166,6 +167,14 @@ class TrainStep:
                 loss, in_shardings=(shardings.params, batch_shardings), out_shardings=whole
             ),
         )
+
+
+def local_bytes(tree: Tree) -> int:
+    """Returns the bytes of a tree of described arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _abstract_module(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, nnx.State]:

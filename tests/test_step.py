@@ -1,7 +1,6 @@
 """The same step on one device and on meshes: the numbers must not depend on the mesh."""
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from exajax import InputError, MeshSpec, Recipe, TrainStep, Workload
 from exajax.models import language
 from exajax.models.presets import PRESETS
+from exajax.step import local_bytes
 
 STEPS = 3
 
@@ -93,13 +93,6 @@ def test_any_mesh_starts_from_the_same_parameters_and_loss(sizes):
     assert_same(
         jax.device_get(many.init(np.uint32(3)).params),
         jax.device_get(one.init(np.uint32(3)).params),
-    )
-
-
-def local_bytes(tree):
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )
 
 

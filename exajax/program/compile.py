@@ -12,7 +12,7 @@ import jax
 from exajax import xla
 from exajax.program import hlo, operations
 from exajax.program.target import CUDNN
-from exajax.step import TrainStep
+from exajax.step import TrainStep, local_bytes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def compile_step(step: TrainStep) -> Compiled:
 
 def _memory(step: TrainStep, compiled: jax.stages.Compiled) -> Memory:
     statistics: Any = compiled.memory_analysis()
-    parameters, optimizer = _local_bytes(step.state.params), _local_bytes(step.state.optimizer)
+    parameters, optimizer = local_bytes(step.state.params), local_bytes(step.state.optimizer)
     # The new state is written over the old one, so arguments and temporaries are the peak.
     return Memory(
         parameters,
@@ -90,14 +90,6 @@ def _memory(step: TrainStep, compiled: jax.stages.Compiled) -> Memory:
         max(0, statistics.argument_size_in_bytes - parameters - optimizer),
         statistics.temp_size_in_bytes
         + max(0, statistics.output_size_in_bytes - statistics.alias_size_in_bytes),
-    )
-
-
-def _local_bytes(tree: object) -> int:
-    """Bytes of a tree of described arrays on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )
 
 

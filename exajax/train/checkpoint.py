@@ -69,10 +69,6 @@ class Checkpoints:
             ) from error
         return restored["state"], restored["about"]
 
-    def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        """Waits, and ends the threads that save."""
+        """Waits until everything is on disk, and ends the threads that save."""
         self._manager.close()

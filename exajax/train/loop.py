@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from exajax import xla
+from exajax import units, xla
+from exajax.errors import InputError
+from exajax.provenance import memory_bytes
 from exajax.step import TrainState, TrainStep
 from exajax.train.checkpoint import Checkpoints
 from exajax.train.metrics import Logger
@@ -73,11 +75,11 @@ def fit(
         peak_flops: FLOP/s of one device, for the MFU.
 
     Raises:
-        InputError: a checkpoint is there that does not fit the workload.
+        InputError: a step does not fit a device's memory, or a checkpoint is there that is not
+            of this workload.
     """
-    store = Checkpoints(checkpoints) if checkpoints else None
+    run = _Run(step, seed, checkpoints, peak_flops)
     stop = StopRequest()
-    run = _Run(step, seed, store, peak_flops)
     sinks: Sequence[Logger] = ()
     try:
         sinks = loggers(run.done)
@@ -94,14 +96,12 @@ def fit(
         if held_out and run.validation_loss is None and not interrupted:
             run.evaluate(held_out())
         run.settle()
-        if store:
-            store.wait()
     finally:
         stop.close()
         for sink in sinks:
             sink.close()
-        if store:
-            store.close()
+        if run.store:
+            run.store.close()
     return Fit(
         run.done,
         run.losses,
@@ -117,23 +117,25 @@ class _Run:
     """The state of a loop: one step is always in flight while the last one is being recorded."""
 
     def __init__(
-        self, step: TrainStep, seed: int, store: Checkpoints | None, peak_flops: float | None
+        self, step: TrainStep, seed: int, checkpoints: Path | None, peak_flops: float | None
     ) -> None:
-        self.step, self.store, self.peak_flops = step, store, peak_flops
+        self.step, self.peak_flops = step, peak_flops
         self.sinks: Sequence[Logger] = ()
         self.losses: list[float] = []
         self.step_times_s: list[float] = []
         self.validation_loss: float | None = None
-        self.resumed_from = store.latest if store else None
-        if store and self.resumed_from is not None:
-            self.state, _ = store.restore(step.state)
-        else:
-            self.state = step.init(np.uint32(seed))
-        self.done = self.resumed_from or 0
         platform = step.mesh.devices.flat[0].platform
         self._update = step.update.lower(step.state, step.batch).compile(
             compiler_options=xla.compiler_options(platform) or None
         )
+        _check_fits(self._update, jax.local_devices()[0])
+        self.store = Checkpoints(checkpoints) if checkpoints else None
+        self.resumed_from = self.store.latest if self.store else None
+        if self.store and self.resumed_from is not None:
+            self.state, _ = self.store.restore(step.state)
+        else:
+            self.state = step.init(np.uint32(seed))
+        self.done = self.resumed_from or 0
         self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
         self._last_end_s: float | None = None
 
@@ -197,3 +199,18 @@ class _Run:
     def _log(self, number: int, values: Mapping[str, float]) -> None:
         for sink in self.sinks:
             sink.log(number, values)
+
+
+def _check_fits(update: jax.stages.Compiled, device: jax.Device) -> None:
+    """Raises an `InputError` if a compiled step needs more memory than a device has."""
+    statistics: Any = update.memory_analysis()
+    needed = statistics.argument_size_in_bytes + statistics.temp_size_in_bytes
+    limits = device.memory_stats() or {}
+    capacity = limits.get("bytes_limit", memory_bytes() // jax.local_device_count())
+    if needed > capacity:
+        raise InputError(
+            "--mesh",
+            f"a device needs {units.show(needed, 'B')} for a step and has "
+            f"{units.show(capacity, 'B')}",
+            "give a larger mesh, a smaller --global-batch, --remat full or a smaller --model",
+        )

@@ -83,7 +83,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(straight, tmp_path, text):
     assert result["losses"][:common] == pytest.approx(straight[1]["losses"][:common], rel=1e-3)
 
 
-def test_no_process_outlives_a_killed_parent(tmp_path, text):
+def test_no_process_outlives_a_killed_parent_and_the_run_goes_on(tmp_path, text):
     run_dir = tmp_path / "run"
     flags = (*JOB, "--hosts", 2, "--data", text, "--run-dir", run_dir, "--metrics-port", 0)
     job = Job(tmp_path / "log", "train", *flags, "--steps", 100_000)
@@ -91,6 +91,8 @@ def test_no_process_outlives_a_killed_parent(tmp_path, text):
     assert len(left_over(run_dir)) == 3
     job.signal(signal.SIGKILL)
     wait_until(lambda: not left_over(run_dir), 10)
+    # What is left is still this job's, and goes on.
+    assert train_json(run_dir, text, 10)["step"] >= 10
 
 
 def test_the_end_of_one_host_ends_the_job(tmp_path, text):
