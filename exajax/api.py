@@ -53,7 +53,7 @@ def predict(
     """
     spec = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
     machine = clusters.load_cluster(cluster) if isinstance(cluster, str) else cluster
-    machine.check_holds(spec.devices)
+    machine.check(spec.devices, precision)
     described = spec.build(target.devices(machine, spec.devices))
     step = TrainStep.of(workload, described, zero=zero, precision=precision)
     return predict_step(compile_step(step), workload, machine, precision)

@@ -1,5 +1,6 @@
 """The `exajax` command."""
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,6 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
     """Calls a command and turns what it raises into a message and an exit code."""
     runtime.prepare()
+    code = _guarded(run, *args)
+    if code not in (0, 130) and distributed.joined():
+        # Leaving in order would wait for the other processes, which wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
     try:
         return int(run(*args) or 0)
     except InputError as error:

@@ -4,6 +4,7 @@ A figure is written `[value, source]`; a description without units or sources do
 """
 
 import hashlib
+import importlib.util
 import json
 import tomllib
 from dataclasses import dataclass, field
@@ -14,6 +15,23 @@ from exajax import units
 from exajax.errors import InputError, nearest
 
 MESHES = Path(__file__).parent / "meshes"
+
+COMPILERS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+"""Packages that bring XLA's CUDA compiler; any of them will do."""
+
+XLA_FACTS = {
+    "name",
+    "compute_capability",
+    "core_count",
+    "fpus_per_core",
+    "clock_rate_ghz",
+    "l2_cache_size",
+    "shared_memory_per_core",
+    "shared_memory_per_block_optin",
+    "pcie_bandwidth",
+    "active_links",
+}
+"""Fields of `[xla_target]`: what XLA must be told of a chip that is not attached."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,16 @@ class Chip:
     xla_target: dict[str, Any]
     sources: dict[str, str] = field(repr=False)
 
+    def peak(self, precision: str) -> float:
+        """Returns the dense peak at a precision, FLOP/s; raises `InputError` if it is not known."""
+        if precision not in self.peak_flops:
+            raise InputError(
+                "--precision",
+                f"{self.name} has no peak for {precision}",
+                f"give --precision {' or '.join(self.peak_flops)}, or add it to the chip's [peak]",
+            )
+        return self.peak_flops[precision]
+
 
 @dataclass(frozen=True)
 class Fabric:
@@ -70,14 +98,18 @@ class Fabric:
 
     Attributes:
         bandwidth: bytes/s, one direction: of one device inside a node, of one node outside.
-        efficiency: fraction of it that large collectives reach.
+        efficiency: fraction of it that large collectives reach, by kind (`all-reduce`), or `other`.
         latency_s: time of a collective with nothing to send, by kind (`all-reduce`), or
             `other`; on a network, for each doubling of the number of nodes.
     """
 
     bandwidth: float
-    efficiency: float
+    efficiency: dict[str, float]
     latency_s: dict[str, float]
+
+    def rate(self, kind: str) -> float:
+        """Returns the bytes/s that one kind of collective reaches."""
+        return self.bandwidth * self.efficiency.get(kind, self.efficiency["other"])
 
     def latency(self, kind: str) -> float:
         """Returns the latency of one kind of collective."""
@@ -115,14 +147,43 @@ class Cluster:
         """Devices of the whole machine."""
         return self.nodes * self.devices_per_node
 
-    def check_holds(self, devices: int) -> None:
-        """Raises an `InputError` if a mesh has more devices than there are."""
+    def check(self, devices: int, precision: str) -> None:
+        """Raises an `InputError` if a step cannot be compiled and priced for a mesh here.
+
+        It imports no array library, so it can be asked before any work is done.
+        """
+        self.chip.peak(precision)
         if devices > self.devices:
             raise InputError(
                 "--mesh",
                 f"{devices} devices are more than the {self.devices} of {self.name}",
                 f"give a mesh of at most {self.devices} devices, or another --cluster",
             )
+        if not self.in_whole_nodes(devices):
+            raise InputError(
+                "--mesh",
+                f"{devices} devices are not whole nodes of {self.devices_per_node}",
+                f"give a mesh of a multiple of {self.devices_per_node} devices",
+            )
+        if self.chip.platform == "cpu":
+            return
+        missing = XLA_FACTS - self.chip.xla_target.keys()
+        if missing:
+            raise InputError(
+                f"--cluster {self.name}",
+                f"the [xla_target] of its chip {self.chip.name} lacks {', '.join(sorted(missing))}",
+                "add it, or choose a cluster of NVIDIA GPUs",
+            )
+        if not any(map(importlib.util.find_spec, COMPILERS)):
+            raise InputError(
+                "ahead-of-time compilation",
+                "JAX's CUDA compiler is not installed",
+                "pip install 'exajax[plan]'",
+            )
+
+    def in_whole_nodes(self, devices: int) -> bool:
+        """Returns whether devices fill nodes, or are a part of one."""
+        return devices < self.devices_per_node or devices % self.devices_per_node == 0
 
 
 def names() -> list[str]:
@@ -197,12 +258,13 @@ def _chip(name: str, table: "_Table") -> Chip:
 
 
 def _fabric(table: "_Table") -> Fabric:
-    latency = table.part("latency")
-    if "other" not in latency.values:
-        raise InputError(latency.where, "'other' is missing", 'add other = ["10 us", "source"]')
+    bandwidth = table.figure("bandwidth", "B/s")
+    efficiency, latency = table.part("efficiency"), table.part("latency")
+    efficiency.fraction("other")
+    latency.figure("other", "s")
     return Fabric(
-        bandwidth=table.figure("bandwidth", "B/s"),
-        efficiency=table.fraction("efficiency"),
+        bandwidth=bandwidth,
+        efficiency={key: efficiency.fraction(key) for key in efficiency.values},
         latency_s={key: latency.figure(key, "s") for key in latency.values},
     )
 
@@ -269,7 +331,7 @@ class _Table:
             if isinstance(value, dict):
                 inner = _Table(value, key).all_sources()
                 found |= {f"{key}.{name}": source for name, source in inner.items()}
-            elif isinstance(value, list) and len(value) == 2 and isinstance(value[1], str):
+            elif key != "device_kinds" and isinstance(value, list) and len(value) == 2:
                 found[key] = value[1]
         return found
 

@@ -5,6 +5,7 @@ One small reader per launcher; each says in `Placement.why` what it went by.
 
 import os
 import socket
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,15 +41,20 @@ SINGLE = Placement("single", 1, 0, 0, None, "no launcher in the environment")
 
 
 def launcher(env: Mapping[str, str] = os.environ) -> str:
-    """Returns the name of the launcher that started this process, `single` if none did."""
+    """Returns the name of the launcher that started this process, `single` if none did.
+
+    A job of one process is single, whoever started it.
+    """
     if HOSTS in env:
         return "local"
     if "PALS_RANKID" in env and "PBS_NODEFILE" in env:
         return "pals"
-    if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:
+    if "SLURM_PROCID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         return "slurm"
-    if "PMI_RANK" in env or "OMPI_COMM_WORLD_RANK" in env:
+    if env.get("PMI_SIZE", env.get("OMPI_COMM_WORLD_SIZE", "1")) != "1":
         return "mpi"
+    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        return "kubernetes"
     return "single"
 
 
@@ -66,6 +72,12 @@ def find(env: Mapping[str, str] = os.environ) -> Placement:
     """
     readers = {"local": _local, "pals": _pals, "slurm": _slurm, "mpi": _mpi}
     name = launcher(env)
+    if name == "kubernetes":
+        raise InputError(
+            "JOB_COMPLETION_INDEX",
+            "jobs of several Kubernetes pods are not supported yet",
+            "start one pod, or use MPI, Slurm or PBS",
+        )
     return readers[name](env) if name in readers else SINGLE
 
 
@@ -140,6 +152,29 @@ def _mpi(env: Mapping[str, str]) -> Placement:
     )
 
 
+def agree(placement: Placement, problem: InputError | None) -> None:
+    """Raises the problem that any process of the job has with its input.
+
+    Before the processes have joined, ranks of MPI can tell each other; under other launchers each
+    speaks for itself, and they read the same files.
+    """
+    if placement.launcher == "mpi":
+        from mpi4py import MPI
+
+        problems = MPI.COMM_WORLD.allgather(
+            problem and (problem.field, problem.problem, problem.fix)
+        )
+        problem = next((InputError(*found) for found in problems if found), None)
+    if problem:
+        raise problem
+
+
+def joined() -> bool:
+    """Returns whether this process has joined a job of several."""
+    jax = sys.modules.get("jax")
+    return jax is not None and bool(jax.distributed.is_initialized())
+
+
 def initialize(placement: Placement, mesh: MeshSpec) -> None:
     """Joins the processes of a job, and makes the CPU devices of this one.
 
@@ -163,7 +198,9 @@ def initialize(placement: Placement, mesh: MeshSpec) -> None:
     if placement.processes == 1:
         return
     cpu = getattr(jax.config, "jax_platforms", None) == "cpu"
-    first = placement.local_process * share
+    # A launcher that hides the other processes' devices has numbered the rest anew.
+    alone = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == share
+    first = 0 if alone else placement.local_process * share
     jax.distributed.initialize(
         coordinator_address=placement.coordinator,
         num_processes=placement.processes,

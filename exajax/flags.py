@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, NoReturn
 
+from exajax.errors import InputError
 from exajax.mesh import MeshSpec
 from exajax.models.presets import PRESETS, lookup
 from exajax.recipe import ATTENTIONS, BATCH_PER_SHARD, PRECISIONS, REMATS, Recipe
@@ -63,6 +64,14 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_run_flags(args: argparse.Namespace) -> None:
+    """Raises an `InputError` if a number of the run's flags is impossible."""
+    if not 0 <= args.metrics_port <= 65_000:
+        raise InputError("--metrics-port", f"{args.metrics_port}", "give a port from 0 to 65000")
+    if args.save_every < 1:
+        raise InputError("--save-every", f"{args.save_every}", "give a whole number from 1 on")
+
+
 def recipe_of(args: argparse.Namespace, **changes: Any) -> Recipe:
     """Returns the recipe that the flags describe, with some of its fields changed.
 
@@ -85,11 +94,16 @@ def recipe_of(args: argparse.Namespace, **changes: Any) -> Recipe:
     return Recipe.of(options.pop("model"), options.pop("mesh"), **options)
 
 
-def recipe_argv(recipe: Recipe) -> list[str]:
-    """Returns the flags that describe a recipe, for another process."""
+def recipe_argv(recipe: Recipe, model: str) -> list[str]:
+    """Returns the flags that describe a recipe, for another process.
+
+    Args:
+        recipe: what to describe.
+        model: its model as it was given: a name, or the path of a file.
+    """
     return [
         f"--mesh={recipe.mesh}",
-        f"--model={recipe.model.name}",
+        f"--model={model}",
         f"--global-batch={recipe.global_batch}",
         f"--seq={recipe.seq}",
         f"--seed={recipe.seed}",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,9 @@ from typing import IO
 from exajax.runtime import LIFELINE
 
 CAPTURE = subprocess.PIPE
+
+CPU = {"JAX_PLATFORMS": "cpu"}
+"""Environment of a process that is about this machine's CPU, whatever else is attached."""
 
 GRACE_S = 7.0
 """Time that processes have to save and end after they were asked to."""
@@ -63,19 +66,31 @@ class Process:
     log: Path | None = None
 
 
-def hosts(argv: Sequence[str], count: int, logs: Path | None = None) -> list[Process]:
+def verdict(codes: Iterable[int]) -> int:
+    """Returns the exit code of a job: 2 bad input, 130 interrupted, 1 any other failure, or 0."""
+    found = set(codes)
+    return next((code for code in (2, 130) if code in found), int(found != {0}))
+
+
+def hosts(
+    argv: Sequence[str],
+    count: int,
+    logs: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> list[Process]:
     """Returns one command as `count` host processes of one job; the first one may print.
 
     Args:
         argv: arguments behind `python -m exajax`.
         count: how many.
         logs: folder for what they write to standard error, one file each.
+        env: more variables for their environment.
     """
     coordinator = f"127.0.0.1:{free_port()}"
     return [
         Process(
             argv,
-            {HOSTS: str(count), HOST: str(host), COORDINATOR: coordinator},
+            {HOSTS: str(count), HOST: str(host), COORDINATOR: coordinator, **(env or {})},
             None if host == 0 else subprocess.DEVNULL,
             logs / f"{argv[0]}-host-{host}.log" if logs else None,
         )

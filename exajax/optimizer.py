@@ -1,9 +1,21 @@
 """The optimizer of a recipe, from optax."""
 
+from typing import Any
+
 import jax
 import optax
 
 from exajax.recipe import Recipe
+
+VECTORS = {"scale", "bias"}
+"""Names of parameters that are one vector in each layer, however they are stacked."""
+
+
+def decays(params: Any) -> Any:
+    """Returns for every parameter whether weight decay applies: matrices and tables, no vectors."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: str(getattr(path[-1], "key", path[-1])) not in VECTORS, params
+    )
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -25,6 +37,6 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
             b1=0.9,
             b2=0.95,
             weight_decay=recipe.weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+            mask=decays,
         ),
     )

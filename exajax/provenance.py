@@ -33,6 +33,7 @@ def provenance(recipe: Recipe, cluster: Cluster | None) -> dict[str, Any]:
         "model": {"name": recipe.model.name, "sha256": hashlib.sha256(model).hexdigest()[:16]},
         "recipe": recipe.digest,
         "cluster": cluster and {"name": cluster.name, "sha256": cluster.digest},
+        "calibration": cluster and cluster.chip.sources["matmul.efficiency"],
     }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +141,8 @@ class Recipe:
         ):
             if number < 1:
                 raise InputError(flag, f"{number} is less than 1", "give a whole number from 1 on")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError("--learning-rate", f"it is {self.learning_rate}", "give a number > 0")
         if self.seed < 0:
             raise InputError("--seed", f"{self.seed} is negative", "give a whole number from 0 on")
         if self.seq > self.model.seq:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from exajax.roofline import Comparison
 from exajax.run_folder import RunFolder
 from exajax.train.data import Corpus, load_corpus
 
+CLUSTER = "dgx-h100"
 HOSTS = 2
 TWIN_MESH = MeshSpec(data=HOSTS, model=2)
 AT_ONCE = 2
@@ -79,7 +81,7 @@ def rehearse(args: argparse.Namespace, devices: dict[str, Any]) -> int:
     if measured["interrupted"]:
         raise local_hosts.Interrupted
     points = simulate_curve(job)
-    twin = simulate_all(job, [(job.twin, str(job.local))])[0]
+    twin = simulate_all(job, [job.twin])[0]
     comparison = compare(job, measured, twin)
     report(job, measured, points, twin, comparison)
     say(f"\ndone in {time.monotonic() - started_s:.0f} s")
@@ -98,8 +100,9 @@ def prepare(args: argparse.Namespace) -> Rehearsal:
         InputError: anything in the flags, the text or the run folder cannot be used.
     """
     recipe = flags.recipe_of(args)
-    cluster = clusters.load_cluster(args.cluster or "dgx-h100")
-    cluster.check_holds(recipe.mesh.devices)
+    cluster = clusters.load_cluster(args.cluster or CLUSTER)
+    cluster.check(recipe.mesh.devices, recipe.precision)
+    flags.check_run_flags(args)
     recipe.flash(cluster.chip.platform)
     # fp32: XLA's CPU backend has no fast bf16. Otherwise what the full model does.
     twin = Recipe.of(
@@ -117,18 +120,22 @@ def prepare(args: argparse.Namespace) -> Rehearsal:
         "recipe": recipe.to_json(),
         "twin": twin.to_json(),
         "cluster": {"name": cluster.name, "sha256": cluster.digest},
-        "data": train.described(corpus),
+        "data": {"sha256": corpus.sha256},
     }
     for part in (identity["recipe"], identity["twin"]):
         del part["steps"]  # more of them go on with the same run
     folder = RunFolder.open(train.run_dir(args, recipe), identity)
     job = Rehearsal(recipe, twin, cluster, corpus, folder, args)
     job.logs.mkdir(exist_ok=True)
+    here = provenance.machine()
+    if folder.content.get("machine", here) != here:
+        job.local.unlink(missing_ok=True)  # the folder has moved to another machine
     folder.write(
         command=["python", "launch/multihost.py", *args.argv[1:]],
         versions=provenance.versions(),
         seeds={"parameters": recipe.seed, "data_order": recipe.seed},
-        machine=provenance.machine(),
+        machine=here,
+        data=train.described(corpus),
     )
     return job
 
@@ -146,13 +153,13 @@ def announce(job: Rehearsal, devices: dict[str, Any]) -> None:
         f"{cluster.devices_per_node} x {cluster.chip.title}"
     )
     say(
-        f"  model       {recipe.model.name}, {recipe.model.parameters / 1e9:.3g} G parameters; "
+        f"  model       {recipe.model.described}; "
         f"{recipe.global_batch} sequences of {recipe.seq:,} tokens a step"
     )
     say(f"  attached    {describe_devices(devices)}: not the mesh, so it is rehearsed")
     say(
-        f"  measured    {job.twin.model.name}, {job.twin.model.parameters / 1e6:.1f} M parameters, "
-        f"same family, trained here on {HOSTS} host processes, mesh {job.twin.mesh} ({text})"
+        f"  measured    {job.twin.model.described}, same family, trained here on {HOSTS} host "
+        f"processes, mesh {job.twin.mesh} ({text})"
     )
     say(f"  simulated   {recipe.model.name} on {recipe.mesh}, its program compiled ahead of time")
     say(f"  run folder  {job.folder.path}")
@@ -180,7 +187,7 @@ def calibrate(job: Rehearsal) -> None:
         return
     say("\n[1/4] measuring this machine: matrix products, memory, collectives (about 20 s)")
     argv = ["calibrate", f"--hosts={HOSTS}", "--devices-per-host=2", f"--out={job.local}", "--json"]
-    processes = local_hosts.hosts(argv, HOSTS, job.logs)
+    processes = local_hosts.hosts(argv, HOSTS, job.logs, local_hosts.CPU)
     stage([dataclasses.replace(p, stdout=local_hosts.CAPTURE) for p in processes])
     machine = clusters.load_cluster(str(job.local))
     say(
@@ -195,10 +202,11 @@ def calibrate(job: Rehearsal) -> None:
 def train_twin(job: Rehearsal) -> dict[str, Any]:
     """Trains the twin on host processes of this machine and returns what was measured."""
     say(f"\n[2/4] training {job.twin.model.name} for real, {job.twin.steps} steps in total")
-    result = job.folder.path / ".train-result.json"
+    result = job.logs / "train-result.json"
+    result.unlink(missing_ok=True)
     argv = [
         "train",
-        *flags.recipe_argv(job.twin),
+        *flags.recipe_argv(job.twin, job.twin.model.name),
         f"--run-dir={job.folder.path}",
         f"--metrics-port={job.args.metrics_port}",
         f"--cluster={job.local}",
@@ -206,9 +214,8 @@ def train_twin(job: Rehearsal) -> dict[str, Any]:
         f"--result={result}",
         *([f"--data={job.args.data}"] if job.args.data else []),
     ]
-    stage(local_hosts.hosts(argv, HOSTS, job.logs))
+    stage(local_hosts.hosts(argv, HOSTS, job.logs, local_hosts.CPU))
     measured = json.loads(result.read_text())
-    result.unlink()
     say(train.describe(measured))
     losses = {"validation_loss": measured["validation_loss"], "unit": "nats"}
     job.folder.write(
@@ -217,32 +224,43 @@ def train_twin(job: Rehearsal) -> dict[str, Any]:
     return measured
 
 
-def simulate_all(job: Rehearsal, jobs: list[tuple[Recipe, str]]) -> list[dict[str, Any]]:
-    """Compiles and simulates recipes on clusters, side by side, each in a process of its own."""
+def simulate_all(job: Rehearsal, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    """Compiles and simulates recipes side by side, each in a process of its own.
+
+    The twin is simulated on this machine, the full model on the described one.
+    """
+    given = {
+        job.twin.model: (job.twin.model.name, str(job.local)),
+        job.recipe.model: (job.args.model, job.args.cluster or CLUSTER),
+    }
     processes = [
         Process(
-            ["simulate", *flags.recipe_argv(recipe), f"--cluster={cluster}", "--json"],
+            [
+                "simulate",
+                *flags.recipe_argv(recipe, given[recipe.model][0]),
+                f"--cluster={given[recipe.model][1]}",
+                "--json",
+            ],
             {},
             local_hosts.CAPTURE,
             job.logs / f"simulate-{recipe.model.name}-{recipe.mesh.devices}.log",
         )
-        for recipe, cluster in jobs
+        for recipe in recipes
     ]
     return [json.loads(output) for output in stage(processes)]
 
 
 def simulate_curve(job: Rehearsal) -> list[dict[str, Any]]:
     """Simulates the whole mesh and smaller ones, and prints each."""
-    cluster = job.args.cluster or "dgx-h100"
     say(f"\n[3/4] compiling {job.recipe.model.name} for {job.cluster.chip.title}, without one")
-    whole = simulate_all(job, [(job.recipe, cluster)])[0]
+    whole = simulate_all(job, [job.recipe])[0]
     say("  " + simulate.describe(whole, job.cluster).replace("\n", "\n  "))
-    recipes = scaling.smaller(job.recipe, whole)
+    recipes = scaling.smaller(job.recipe, whole, job.cluster)
     points = [whole]
     for first in range(0, len(recipes), AT_ONCE):
         batch = recipes[first : first + AT_ONCE]
         say("  compiling the weak-scaling curve: " + ", ".join(str(r.mesh) for r in batch))
-        points += simulate_all(job, [(recipe, cluster) for recipe in batch])
+        points += simulate_all(job, batch)
     points.sort(key=lambda point: point["devices"])
     say("  weak scaling, simulated:")
     efficiency = scaling.curve(points)["efficiency"]

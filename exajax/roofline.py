@@ -1,14 +1,12 @@
 """Where both roads meet: the roofline's least time of a step, and measured against simulated."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-from exajax.cluster import Chip
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least time that a step can take on perfect hardware.
+    """The least time that a step can take on perfect hardware (Williams et al. 2009).
 
     Attributes:
         compute_s: FLOPs over the peak.
@@ -18,22 +16,25 @@ class Roofline:
     compute_s: float
     memory_s: float
 
-    @property
-    def bound_s(self) -> float:
-        """The higher of the two roofs (Williams et al. 2009)."""
-        return max(self.compute_s, self.memory_s)
+    def to_json(self) -> dict[str, float]:
+        """Returns both roofs and the higher one."""
+        return {
+            "compute": self.compute_s,
+            "memory": self.memory_s,
+            "bound": max(self.compute_s, self.memory_s),
+        }
 
 
-def roofline(flops: float, bytes_: float, chip: Chip, precision: str) -> Roofline:
+def roofline(flops: float, bytes_: float, peak_flops: float, bandwidth: float) -> Roofline:
     """Returns the roofs over one device's share of a step.
 
     Args:
         flops: FLOPs of one device.
         bytes_: bytes one device reads and writes.
-        chip: the device.
-        precision: what it computes in, a key of the chip's peaks.
+        peak_flops: its dense peak, FLOP/s.
+        bandwidth: its peak memory bandwidth, bytes/s.
     """
-    return Roofline(flops / chip.peak_flops[precision], bytes_ / chip.memory_bandwidth)
+    return Roofline(flops / peak_flops, bytes_ / bandwidth)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,3 @@ class Comparison:
             "simulated": {"kind": "simulated", "step_time_s": self.simulated_s},
             "error": self.error,
         }
-
-
-def describe(roof: Roofline) -> dict[str, float]:
-    """Returns the roofs and the bound."""
-    return asdict(roof) | {"bound_s": roof.bound_s}

@@ -1,11 +1,11 @@
 """The folder of a run: which job it belongs to, and its report `run.json`."""
 
+import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from exajax.errors import InputError
 from exajax.runtime import to_json
@@ -18,8 +18,8 @@ class RunFolder:
     section. The file is replaced as a whole, so it is never half-written.
     """
 
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self.path, self.content = path, content
+    def __init__(self, path: Path, content: dict[str, Any], lock: IO[str]) -> None:
+        self.path, self.content, self._lock = path, content, lock
 
     @classmethod
     def open(cls, path: Path, job: Mapping[str, Any]) -> "RunFolder":
@@ -30,20 +30,26 @@ class RunFolder:
             job: what makes two runs the same job, as JSON.
 
         Raises:
-            InputError: it cannot be written, it belongs to another job, or `run.json` is damaged.
+            InputError: it cannot be written, it is in use, it belongs to another job, or `run.json`
+                is damaged.
         """
-        content = read(path)
-        if content is not None:
-            _check_same(path, content["job"], json.loads(to_json(job)))
+        check(path, job)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
+            lock = (path / ".lock").open("w")
         except OSError as error:
             raise InputError(
                 "--run-dir", f"cannot write to {path}: {error.strerror}", "give another folder"
             ) from error
-        folder = cls(path, content or {"job": json.loads(to_json(job))})
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                "--run-dir", f"{path} is in use by a running job", "end it, or give another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        folder = cls(path, read(path) or {"job": json.loads(to_json(job))}, lock)
         folder.write()  # from now on the folder is this job's, whatever ends it
         return folder
 
@@ -58,6 +64,16 @@ class RunFolder:
         temporary.replace(self.path / "run.json")
 
 
+def check(path: Path, job: Mapping[str, Any]) -> None:
+    """Raises an `InputError` if a folder is not free and not this job's. Writes nothing."""
+    content = read(path)
+    if content is not None:
+        _check_same(path, content["job"], json.loads(to_json(job)))
+    nearest = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError("--run-dir", f"cannot write to {path}", "give another folder")
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """Returns the `run.json` of a folder, None if there is none.
 
@@ -65,14 +81,19 @@ def read(path: Path) -> dict[str, Any] | None:
         InputError: it is damaged, or the folder holds something else.
     """
     file = path / "run.json"
-    if path.exists() and not path.is_dir():
-        raise InputError("--run-dir", f"{path} is not a folder", "give a folder")
-    if not file.exists():
-        if path.is_dir() and any(path.iterdir()):
-            raise InputError(
-                "--run-dir", f"{path} holds other files and no run.json", "give an empty folder"
-            )
-        return None
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError("--run-dir", f"{path} is not a folder", "give a folder")
+        if not file.exists():
+            if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+                raise InputError(
+                    "--run-dir", f"{path} holds other files and no run.json", "give an empty folder"
+                )
+            return None
+    except OSError as error:
+        raise InputError(
+            "--run-dir", f"cannot read {path}: {error.strerror}", "give another folder"
+        ) from error
     try:
         content = json.loads(file.read_text())
         if not isinstance(content["job"], dict):

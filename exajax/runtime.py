@@ -9,6 +9,8 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from exajax import xla
+
 LIFELINE = "EXAJAX_LIFELINE"
 """Set by a parent whose death must end this process; its standard input is the line."""
 
@@ -30,6 +32,7 @@ def prepare() -> None:
     """Quiets the libraries, and keeps JAX from looking for accelerators where there are none."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(xla.MEMORY_FRACTION["cuda"]))
     if not _accelerator_files():
         # The CUDA compiler alone would otherwise be tried as a device, and complain.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -49,11 +52,10 @@ def attached() -> dict[str, Any]:
     if not _accelerator_files():
         return {"platform": "cpu", "count": 0, "kinds": []}
     found = subprocess.run(
-        [sys.executable, "-m", "exajax", "doctor", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-m", "exajax", "doctor", "--json"], capture_output=True, text=True
     )
+    if found.returncode:  # device files without a driver, say
+        return {"platform": "cpu", "count": 0, "kinds": []}
     return dict(json.loads(found.stdout)["devices"])
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from exajax.cluster import Cluster
 from exajax.recipe import Recipe
 
 COMPUTE_COPY = 0.5
@@ -13,7 +14,7 @@ MOST = 3
 """Smaller meshes on the curve, at most."""
 
 
-def smaller(recipe: Recipe, prediction: Mapping[str, Any]) -> list[Recipe]:
+def smaller(recipe: Recipe, prediction: Mapping[str, Any], cluster: Cluster) -> list[Recipe]:
     """Returns up to `MOST` recipes on smaller meshes, from the smallest that should fit.
 
     The outermost axis of the batch is divided; each device keeps its work. State that is sharded
@@ -23,6 +24,7 @@ def smaller(recipe: Recipe, prediction: Mapping[str, Any]) -> list[Recipe]:
     Args:
         recipe: the whole job.
         prediction: what was predicted for it (`Prediction.to_json`).
+        cluster: where it would run; a smaller mesh must fill nodes, or be a part of one.
     """
     if not prediction["fits"]:
         return []  # on fewer devices there is only more to hold
@@ -41,6 +43,7 @@ def smaller(recipe: Recipe, prediction: Mapping[str, Any]) -> list[Recipe]:
         smaller_size
         for smaller_size in range(1, size)
         if size % smaller_size == 0
+        and cluster.in_whole_nodes(recipe.mesh.devices // size * smaller_size)
         and memory["total"] + divided * (size / smaller_size - 1) <= capacity
     ]
     return [_on(recipe, axis, chosen) for chosen in _spread(candidates, size)]

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from exajax.errors import InputError
+from exajax.mesh import BATCH_AXES
 from exajax.sharding import logical_names, shard_over, use_mesh, zero_axes
 
 Batch = Mapping[str, Any]
@@ -101,7 +102,18 @@ class TrainStep:
             mesh: a mesh with the axes of `exajax.mesh`, of attached or described devices.
             zero: ZeRO level of the data axis, 0 to 3.
             precision: a key of `COMPUTE_DTYPES`.
+
+        Raises:
+            InputError: the mesh does not divide the batch, or the module holds state that is not
+                parameters.
         """
+        shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        if workload.samples % shards:
+            raise InputError(
+                "batch",
+                f"{workload.samples} samples do not divide into the {shards} parts of the mesh",
+                f"give a multiple of {shards}",
+            )
         graph, variables = _abstract_module(workload.build)
         axes = zero_axes(zero)
         spec = {kind: _specs(variables, mesh, over) for kind, over in axes.items()}

@@ -50,6 +50,18 @@ class ModelConfig:
         return -(-self.vocab // 128) * 128
 
     @property
+    def described(self) -> str:
+        """Name and size in words, the padding of an odd vocabulary told."""
+        size = (
+            f"{self.parameters / 1e9:.3g} G"
+            if self.parameters > 1e9
+            else (f"{self.parameters / 1e6:.3g} M")
+        )
+        padded = f", vocabulary {self.vocab:,} padded to {self.padded_vocab:,}"
+        told = padded if self.padded_vocab != self.vocab else ""
+        return f"{self.name} ({size} parameters{told})"
+
+    @property
     def matmul_parameters(self) -> int:
         """Parameters that multiply every token: all matrices and the logits, no look-up table."""
         attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)

@@ -27,7 +27,7 @@ def test_the_default_machine_is_128_nodes_of_8_and_more():
         ("devices_per_node = [8,", "devices_per_node = [0,", "devices_per_node"),
         ("[network]", "[netwerk]", "network: 'bandwidth' is missing"),
         ('chip = "h100"', 'chip = "h1000"', "did you mean 'h100'"),
-        ("efficiency = [0.97,", "efficiency = [1.97,", "efficiency = 1.97"),
+        ("other = [0.97,", "other = [1.97,", "network efficiency: other = 1.97"),
         ('title = "DGX', "title = DGX", "cannot read"),
     ],
 )
@@ -49,6 +49,28 @@ def test_a_figure_without_a_source_is_refused(tmp_path):
     (tmp_path / "mine.toml").write_text("\n".join(lines))
     with pytest.raises(InputError, match="has no source"):
         cluster.load_cluster(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("devices", "precision", "says"),
+    [
+        (12, "bf16", "12 devices are not whole nodes of 8"),
+        (16_392, "bf16", "more than the 16384"),
+        (16, "fp8", "h100 has no peak for fp8"),
+    ],
+)
+def test_what_cannot_be_compiled_for_is_known_before_any_work(devices, precision, says):
+    with pytest.raises(InputError, match=says):
+        cluster.load_cluster("dgx-h100").check(devices, precision)
+
+
+def test_a_chip_without_what_the_compiler_needs_is_refused_by_field(tmp_path):
+    chip = (cluster.MESHES / "chips" / "h100.toml").read_text().replace("core_count", "cores")
+    tables = chip.replace("\n[", "\n[chip.").replace("[peak]", "[chip.peak]")
+    machine = (cluster.MESHES / "dgx-h100.toml").read_text().replace('chip = "h100"\n', "")
+    (tmp_path / "mine.toml").write_text(machine + "\n[chip]\n" + tables)
+    with pytest.raises(InputError, match="lacks core_count"):
+        cluster.load_cluster(str(tmp_path / "mine.toml")).check(8, "bf16")
 
 
 def test_the_digest_follows_the_figures(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from exajax import InputError, MeshSpec, Recipe
+from exajax import InputError, MeshSpec, Recipe, flags
 from exajax.models.presets import PRESETS, lookup, twin_of
 
 
@@ -20,6 +20,8 @@ def recipe(**options):
         ({"precision": "bf61"}, "--precision"),
         ({"remat": "some"}, "--remat"),
         ({"attention": "slow"}, "--attention"),
+        ({"learning_rate": float("nan")}, "--learning-rate"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
     ],
 )
 def test_an_impossible_option_is_named(options, field):
@@ -41,6 +43,20 @@ def test_flash_is_refused_where_it_does_not_work_and_left_out_where_it_is_not_as
     assert not recipe().flash("cpu")
     assert not recipe(attention="unfused").flash("cuda")
     assert not recipe(precision="fp32").flash("cuda")
+
+
+def test_a_recipe_survives_its_own_flags(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'family = "gpt"\nlayers = 2\nwidth = 64\nheads = 4\nffn = 128\nvocab = 256\nseq = 32\n'
+    )
+    parser = flags.Parser()
+    flags.add_recipe_flags(parser)
+    for model in ("llama2-7b", str(path)):
+        mesh = MeshSpec(data=2, fsdp=2, model=2)
+        before = Recipe.of(lookup(model), mesh, precision="fp32", zero=1, seed=3)
+        argv = flags.recipe_argv(before, model)
+        assert flags.recipe_of(parser.parse_args(argv)) == before
 
 
 def test_the_digest_is_the_jobs_and_steps_may_grow():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from exajax import InputError, MeshSpec, Recipe, TrainStep, Workload
 from exajax.models import language
 from exajax.models.presets import PRESETS
+from exajax.optimizer import decays
 from exajax.step import local_bytes
 
 STEPS = 3
@@ -123,6 +124,20 @@ def test_precision_changes_the_passes_and_not_the_masters():
     text = step.update.lower(step.state, step.batch).as_text()
     assert "bf16" in text
     assert {leaf.dtype for leaf in jax.tree.leaves(step.state.params)} == {np.dtype("float32")}
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused_and_not_replicated():
+    recipe = Recipe.of(small(), MeshSpec(), global_batch=6)
+    with pytest.raises(InputError, match="6 samples do not divide into the 4 parts"):
+        TrainStep.of(language.workload(recipe, "cpu"), MeshSpec(4).build(jax.devices()[:4]))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt"])
+def test_vectors_do_not_decay_however_they_are_stacked(family):
+    params = step_on(MeshSpec(), family).state.params
+    for path, decayed in jax.tree_util.tree_leaves_with_path(decays(params)):
+        name = jax.tree_util.keystr(path)
+        assert decayed == (not name.endswith(("['scale']", "['bias']"))), name
 
 
 def test_a_module_with_other_state_is_refused():

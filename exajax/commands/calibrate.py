@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
     if not path.absolute().parent.is_dir():
         raise InputError("--out", f"there is no folder {path.parent}", "make it, or give another")
     if distributed.launcher() == "single":
-        return max(code for code, _ in local_hosts.run(local_hosts.hosts(args.argv, args.hosts)))
+        processes = local_hosts.hosts(args.argv, args.hosts, env=local_hosts.CPU)
+        return local_hosts.verdict(code for code, _ in local_hosts.run(processes))
     out = runtime.claim_stdout()
     placement = distributed.find()
     distributed.initialize(placement, MeshSpec(data=args.hosts, model=args.devices_per_host))

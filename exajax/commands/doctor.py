@@ -1,6 +1,7 @@
 """Says what is installed and attached here, and what can be done with it."""
 
 import argparse
+import importlib.metadata
 from typing import Any
 
 from exajax import cluster, distributed, provenance, runtime
@@ -64,8 +65,8 @@ def _ahead_of_time() -> str:
 
 
 def _mpi() -> str:
+    """Returns what is installed; mpi4py itself is imported under MPI alone."""
     try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        return f"not usable: {str(error).splitlines()[0]}"
-    return str(MPI.Get_library_version().splitlines()[0].strip(" \0"))
+        return f"mpi4py {importlib.metadata.version('mpi4py')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "mpi4py is not installed: pip install 'exajax[mpi]'"

@@ -20,7 +20,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints the prediction."""
     recipe = flags.recipe_of(args)
     cluster = clusters.load_cluster(args.cluster)
-    cluster.check_holds(recipe.mesh.devices)
+    cluster.check(recipe.mesh.devices, recipe.precision)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # whatever is attached, it is compiled for a described one
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # that a step does not fit is a result, not an error
     out = runtime.claim_stdout()
     result = simulate(recipe, cluster)
@@ -65,4 +66,12 @@ def describe(result: dict, cluster: clusters.Cluster) -> str:
             if seconds >= 0.005 * result["step_time_s"]
         ),
     ]
-    return "\n".join(lines + [f"  advice      {advice}" for advice in result["advice"]])
+    lines += [f"  advice      {advice}" for advice in result["advice"]]
+    program = result["program"]
+    for what, names in (
+        ("priced by bytes alone", program["unpriced"]),
+        ("counted once, their length unknown", program["loops_of_unknown_length"]),
+    ):
+        if names:
+            lines.append(f"  note        {len(names)} {what}: {', '.join(names[:5])}")
+    return "\n".join(lines)

@@ -3,13 +3,13 @@
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from exajax import cluster as clusters
-from exajax import distributed, flags, local_hosts, runtime, units
+from exajax import distributed, flags, local_hosts, run_folder, runtime, units
 from exajax.errors import InputError
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
@@ -40,11 +40,10 @@ def run(args: argparse.Namespace) -> int:
     recipe = flags.recipe_of(args)
     if args.hosts is not None and distributed.launcher() == "single":
         check_hosts(args, recipe)
-        corpus = load_corpus(args.data, recipe.seq)
-        open_folder(args, recipe, corpus)
+        check(args, recipe)
         # The children read the same flags; only the local launcher is new to them.
         processes = local_hosts.hosts(args.argv, args.hosts)
-        return max(code for code, _ in local_hosts.run(processes))
+        return local_hosts.verdict(code for code, _ in local_hosts.run(processes))
     out = runtime.claim_stdout()
     result = train(args, recipe, sys.stderr if args.json else out)
     if result is None:
@@ -54,6 +53,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(runtime.to_json(result) if args.json else describe(result), file=out, flush=True)
     return 130 if result["interrupted"] else 0
+
+
+def check(args: argparse.Namespace, recipe: Recipe) -> Corpus:
+    """Returns the text, once all that can be known to be wrong is ruled out. Writes nothing.
+
+    Raises:
+        InputError: a flag, the text or the run folder cannot be used.
+    """
+    flags.check_run_flags(args)
+    if args.cluster:
+        clusters.load_cluster(args.cluster).chip.peak(recipe.precision)
+    corpus = load_corpus(args.data, recipe.seq)
+    if not args.result:
+        run_folder.check(run_dir(args, recipe), job_of(recipe, corpus))
+    return corpus
 
 
 def check_hosts(args: argparse.Namespace, recipe: Recipe) -> None:
@@ -75,20 +89,22 @@ def run_dir(args: argparse.Namespace, recipe: Recipe) -> Path:
     return Path(args.run_dir or f"runs/{recipe.model.name}-{recipe.mesh}".replace("=", ""))
 
 
-def open_folder(args: argparse.Namespace, recipe: Recipe, corpus: Corpus) -> RunFolder:
-    """Returns the run's folder, checked to be this job's."""
+def job_of(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
+    """Returns what makes two runs the same job."""
     what = recipe.to_json()
     del what["steps"]  # more of them go on with the same run
-    job = {"recipe": what, "data": {"path": corpus.path, "sha256": corpus.sha256}}
-    return RunFolder.open(run_dir(args, recipe), job)
+    return {"recipe": what, "data": {"sha256": corpus.sha256}}
 
 
 def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, Any] | None:
     """Trains as this process's part of the job; the first process returns the result."""
-    corpus = load_corpus(args.data, recipe.seq)
     placement = distributed.find()
-    first = placement.process == 0
-    folder = open_folder(args, recipe, corpus) if first and not args.result else None
+    problem: InputError | None = None
+    try:
+        corpus = check(args, recipe)
+    except InputError as error:
+        problem = error
+    distributed.agree(placement, problem)
     distributed.initialize(placement, recipe.mesh)
 
     import jax
@@ -101,21 +117,24 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     mesh = recipe.mesh.build(devices)
     chip = clusters.load_cluster(args.cluster).chip if args.cluster else None
     chip = chip or clusters.chip_of_device(devices[0].device_kind)
-    path = run_dir(args, recipe)
-    if first:
-        print(
-            f"training {recipe.model.name} ({recipe.model.parameters / 1e6:,.1f} M parameters) on "
-            f"{placement.processes} processes x {len(jax.local_devices())} "
-            f"{devices[0].device_kind} devices, mesh {recipe.mesh}, {recipe.tokens:,} tokens a "
-            f"step ({placement.why}); run folder {path}",
-            file=out,
-            flush=True,
-        )
+    path, first = run_dir(args, recipe), placement.process == 0
     batches = TextBatches(corpus, recipe.seq, recipe.global_batch, recipe.seed)
-    resumed: list[int] = []
+    opened: list[RunFolder] = []
+
+    def open_folder() -> None:
+        """Takes the run folder, once the step is known to fit the devices."""
+        if first and not args.result:
+            opened.append(RunFolder.open(path, job_of(recipe, corpus)))
 
     def loggers(done: int) -> Sequence[Logger]:
-        resumed.append(done)
+        if first:
+            print(
+                f"training {recipe.model.described} on {placement.processes} processes x "
+                f"{len(jax.local_devices())} {devices[0].device_kind} devices, mesh {recipe.mesh}, "
+                f"{recipe.tokens:,} tokens a step ({placement.why}); run folder {path}",
+                file=out,
+                flush=True,
+            )
         return _loggers(args, recipe, path, placement.process, done, out)
 
     workload = language.workload(recipe, devices[0].platform)
@@ -125,11 +144,12 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         steps=recipe.steps,
         seed=recipe.seed,
         held_out=lambda: batches.held_out(EVALUATION_BATCHES),
+        before_writing=open_folder,
         checkpoints=path / "checkpoints",
         save_every=args.save_every,
         about={"recipe": recipe.to_json(), "data_sha256": corpus.sha256},
         loggers=loggers,
-        peak_flops=chip.peak_flops[recipe.precision] if chip else None,
+        peak_flops=chip.peak(recipe.precision) if chip else None,
     )
     if not first:
         return None
@@ -138,6 +158,9 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         "interrupted": result.interrupted,
         "run_dir": str(path),
         "unigram_entropy": corpus.unigram_entropy,
+        "below_unigram_entropy": (
+            result.validation_loss is not None and result.validation_loss < corpus.unigram_entropy
+        ),
         "data": described(corpus),
         "devices": {
             "count": len(devices),
@@ -147,8 +170,9 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         "provenance": provenance(recipe, None)
         | {"kind": "measured", "machine": machine(), "launcher": placement.why},
     }
-    if folder:
-        folder.write(train=summary | {"losses": None, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ")})
+    for folder in opened:
+        when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        folder.write(train=summary | {"losses": None, "when": when})
     return summary
 
 
@@ -214,9 +238,10 @@ def describe(result: dict[str, Any]) -> str:
     loss = "none" if result["validation_loss"] is None else f"{result['validation_loss']:.3f}"
     state = "interrupted" if result["interrupted"] else "done"
     again = ", give the same command to go on" if result["interrupted"] else ""
+    side = "below" if result["below_unigram_entropy"] else "not below"
     return (
         f"{state} at step {result['step']}{again}\n"
         f"measured: {speed}\n"
-        f"measured: validation loss {loss} nats; the held-out text's unigram entropy is "
+        f"measured: validation loss {loss} nats, {side} the held-out text's unigram entropy of "
         f"{result['unigram_entropy']:.3f}"
     )

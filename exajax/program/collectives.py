@@ -9,6 +9,8 @@ import numpy as np
 
 from exajax.program.hlo import Instruction
 
+PAIRS = r"(\{(?:\{\d+,\s*\d+\},?\s*)*\})"
+
 KINDS = (
     "all-reduce",
     "all-gather",
@@ -28,8 +30,9 @@ class Collective:
         bytes: size of the whole array that the group works on: the gathered result of an
             all-gather, the operand of a reduce-scatter, the array of an all-reduce, what one
             device sends in an all-to-all or a permute.
-        group: positions in the mesh of the devices of one group, in order; of a permute, the two
-            ends of its longest hop.
+        group: positions in the mesh of the devices of one group, in order; of a permute, all
+            senders and receivers.
+        hops: of a permute, who sends to whom.
         axes: names of the mesh axes it runs over, joined by `+`, outermost first.
     """
 
@@ -37,6 +40,7 @@ class Collective:
     bytes: int
     group: tuple[int, ...]
     axes: str
+    hops: tuple[tuple[int, int], ...] = ()
 
 
 def kind_of(instruction: Instruction) -> str | None:
@@ -57,7 +61,14 @@ def read(instruction: Instruction, operand_bytes: int, mesh_axes: Mapping[str, i
     kind = kind_of(instruction)
     if kind is None:
         raise ValueError(f"{instruction.name} ({instruction.opcode}) is not a collective")
-    group = _group(instruction, math.prod(mesh_axes.values()))
+    if kind == "collective-permute":
+        found = re.findall(r"\{(\d+),\s*(\d+)\}", instruction.text("source_target_pairs", PAIRS))
+        hops = tuple((int(sender), int(receiver)) for sender, receiver in found)
+        # Every hop runs along the same axes; a hop to itself along none.
+        axes = max((axes_of(hop, mesh_axes) for hop in hops), key=lambda axes: axes != "none")
+        members = tuple(sorted({device for hop in hops for device in hop}))
+        return Collective(kind, operand_bytes, members, axes, hops)
+    group = replica_groups(instruction.attributes, math.prod(mesh_axes.values()))[0]
     whole = operand_bytes * len(group) if kind == "all-gather" else operand_bytes
     return Collective(kind, whole, group, axes_of(group, mesh_axes))
 
@@ -69,13 +80,6 @@ def axes_of(group: tuple[int, ...], mesh_axes: Mapping[str, int]) -> str:
         axis for axis, places in zip(mesh_axes, coordinates, strict=True) if len(set(places)) > 1
     ]
     return "+".join(varying) or "none"
-
-
-def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
-    if instruction.opcode.startswith("collective-permute"):
-        pairs = re.findall(r"\{(\d+),\s*(\d+)\}", instruction.attributes)
-        return max(((int(a), int(b)) for a, b in pairs), key=lambda hop: abs(hop[0] - hop[1]))
-    return replica_groups(instruction.attributes, devices)[0]
 
 
 def replica_groups(attributes: str, devices: int) -> list[tuple[int, ...]]:

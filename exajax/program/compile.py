@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,15 +44,11 @@ class Compiled:
         program: what one device does in a step, in the order of the schedule.
         mesh_axes: size of every mesh axis, outermost first.
         memory: bytes on one device.
-        compile_s: how long lowering and compiling took here.
-        text: the scheduled HLO.
     """
 
     program: operations.Program
     mesh_axes: dict[str, int]
     memory: Memory
-    compile_s: float
-    text: str
 
     @property
     def devices(self) -> int:
@@ -64,19 +59,14 @@ class Compiled:
 def compile_step(step: TrainStep) -> Compiled:
     """Compiles the update of a train step and reads the result."""
     platform = step.mesh.devices.flat[0].platform
-    started = time.perf_counter()
     with _cudnn_assumed():
         lowered = step.update.lower(step.state, step.batch)
     compiled = lowered.compile(compiler_options=xla.compiler_options(platform) or None)
-    elapsed = time.perf_counter() - started
-    text = compiled.as_text()
     mesh_axes = {str(axis): size for axis, size in step.mesh.shape.items()}
     return Compiled(
-        program=operations.read(hlo.parse(text), mesh_axes),
+        program=operations.read(hlo.parse(compiled.as_text()), mesh_axes),
         mesh_axes=mesh_axes,
         memory=_memory(step, compiled),
-        compile_s=elapsed,
-        text=text,
     )
 
 

@@ -43,8 +43,7 @@ class Instruction:
         opcode: HLO opcode, such as `fusion` or `all-gather-start`.
         shapes: the arrays it makes; the elements of a tuple in order, nested ones flattened.
         operands: names of the instructions it reads.
-        arguments: what stands between the parentheses, as written.
-        attributes: what stands behind them, as written.
+        attributes: what stands behind the operands, as written.
         is_root: whether its value is the computation's value.
     """
 
@@ -52,7 +51,6 @@ class Instruction:
     opcode: str
     shapes: tuple[Shape, ...]
     operands: tuple[str, ...]
-    arguments: str
     attributes: str
     is_root: bool
 
@@ -79,6 +77,13 @@ class Instruction:
     def called(self, key: str) -> str:
         """Returns the name of the computation in `key=%name`, or nothing."""
         return self.text(key, r"%?([\w.\-$]+)")
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the computations that a conditional chooses from."""
+        listed = self.text("branch_computations", r"\{([^}]*)\}")
+        two = [self.called("true_computation"), self.called("false_computation")]
+        return tuple(re.findall(r"%?([\w.\-$]+)", listed)) or tuple(name for name in two if name)
 
     @functools.cached_property
     def backend_config(self) -> dict[str, Any]:
@@ -169,7 +174,6 @@ def _instruction(line: str) -> Instruction:
         opcode=rest[:opening],
         shapes=shapes(right[:end_of_type]),
         operands=tuple(re.findall(r"%([\w.\-$]+)", arguments)),
-        arguments=arguments,
         attributes=rest[closing + 1 :].lstrip(", "),
         is_root=left.startswith("ROOT "),
     )

@@ -107,7 +107,7 @@ MEMORY = frozenset(
 )
 """Opcodes whose cost is the memory they read and write."""
 
-GEMM_CALLS = ("__cublas$", "__onednn$matmul")
+GEMM_CALLS = "__cublas$"
 ATTENTION_CALLS = "__cudnn$fmha"
 SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -190,6 +190,16 @@ def total_bytes(program: Program) -> int:
     return sum(op.bytes * times for op, times in flatten(program))
 
 
+def unknown_loops(program: Program) -> list[str]:
+    """Returns the loops whose trips the compiler did not say, and which are counted once."""
+    found = []
+    for node in program:
+        if isinstance(node, Loop):
+            found += [] if node.trips_known else [node.name]
+            found += unknown_loops(node.body)
+    return found
+
+
 def communicated_bytes(program: Program) -> dict[str, dict[str, int]]:
     """Returns bytes by mesh axes and kind of collective, whole arrays as in `Collective.bytes`."""
     totals: dict[str, dict[str, int]] = {}
@@ -218,6 +228,13 @@ def _walk(
                 tuple(_walk(body, module, mesh_axes)),
                 trips_known=count is not None,
             )
+        elif opcode == "conditional":
+            branches = [
+                tuple(_walk(module.computations[name], module, mesh_axes))
+                for name in instruction.branches
+            ]
+            # Devices may take different ones, and the step waits for the slowest.
+            yield from max(branches, key=lambda b: (total_flops(b), total_bytes(b)))
         elif opcode == "call":
             callee = module.computations[instruction.called("to_apply")]
             yield from _walk(callee, module, mesh_axes)
@@ -242,8 +259,18 @@ def _operation(
         kind = "collective-start" if instruction.opcode.endswith("-start") else "collective"
         return Operation(name, wrapped.op_name or op_name, kind, collective=what)
     kind, flops = _arithmetic(instruction, computation, module)
-    dtype = _operand(computation, instruction.operands[0]).shapes[0].dtype if flops else ""
+    dtype = _factor_dtype(instruction, computation, module) if flops else ""
     return Operation(name, op_name, kind, flops, _traffic(instruction, computation, module), dtype)
+
+
+def _factor_dtype(instruction: Instruction, computation: Computation, module: Module) -> str:
+    """Returns the element type of the factors of a matrix product, inside a fusion too."""
+    if instruction.opcode == "fusion":
+        inner = module.computations[instruction.called("calls")]
+        for part in inner.instructions:
+            if _arithmetic(part, inner, module)[1]:
+                return _factor_dtype(part, inner, module)
+    return _operand(computation, instruction.operands[0]).shapes[0].dtype
 
 
 def _wrapped_collective(instruction: Instruction, module: Module) -> Instruction | None:
@@ -323,6 +350,8 @@ def _traffic(instruction: Instruction, computation: Computation, module: Module)
         return 2 * instruction.bytes
     if instruction.opcode == "dynamic-update-slice":
         return 2 * operands[1].bytes
+    if instruction.opcode == "copy-start":  # its shape holds source and context too
+        return 2 * operands[0].bytes
     return sum(operand.bytes for operand in operands) + instruction.bytes
 
 

@@ -1,5 +1,6 @@
 """Described devices: what XLA compiles for when no accelerator is attached."""
 
+import contextlib
 from collections.abc import Sequence
 
 import jax
@@ -14,41 +15,41 @@ specs); without them the compiler refuses fp8 and Triton kernels."""
 
 
 def devices(cluster: Cluster, count: int) -> Sequence[jax.Device]:
-    """Returns `count` described devices of a cluster, node by node.
+    """Returns `count` described devices of a cluster, node by node; for a CPU, attached ones.
 
     Raises:
-        InputError: the chip cannot be compiled for, or the compiler's plugin is not installed.
+        InputError: the compiler does not load, or JAX runs with fewer CPU devices.
     """
     if cluster.chip.platform == "cpu":
-        jax.config.update("jax_num_cpu_devices", count)
-        return jax.devices("cpu")[:count]
-    if not cluster.chip.xla_target:
-        raise InputError(
-            f"--cluster {cluster.name}",
-            f"its chip {cluster.chip.name} has no [xla_target] to compile for",
-            "choose a cluster of NVIDIA GPUs",
-        )
+        attached = _cpu_devices(count)
+        if len(attached) < count:
+            raise InputError(
+                f"--cluster {cluster.name}",
+                f"JAX has started with {len(attached)} CPU devices and {count} are needed",
+                f"call it first, or set jax_num_cpu_devices to {count} before JAX starts",
+            )
+        return attached[:count]
     per_node = min(count, cluster.devices_per_node)
-    if count % per_node:
-        raise InputError(
-            "--mesh",
-            f"{count} devices are not whole nodes of {cluster.devices_per_node}",
-            f"give a mesh of at most {per_node} devices or a multiple of {per_node}",
-        )
+    config = target_config(cluster.chip)
     try:
         topology = topologies.get_topology_desc(
             platform="cuda",
-            target_config=target_config(cluster.chip),
+            target_config=config,
             topology=f"1x{count // per_node}x{per_node}",
         )
-    except (RuntimeError, ValueError, NotImplementedError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(
             "ahead-of-time compilation",
-            f"JAX's CUDA compiler is not usable ({reason})",
+            f"JAX's CUDA compiler is not usable ({error})",
             "pip install 'exajax[plan]'",
         ) from error
     return topology.devices
+
+
+def _cpu_devices(count: int) -> Sequence[jax.Device]:
+    with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
+        jax.config.update("jax_num_cpu_devices", count)
+    return jax.devices("cpu")
 
 
 def target_config(chip: Chip) -> str:

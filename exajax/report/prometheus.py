@@ -57,10 +57,11 @@ class Prometheus:
             port = 0
         self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
         self.port = self._server.server_port
-        if targets:
-            targets.mkdir(parents=True, exist_ok=True)
+        self._target = targets / f"host-{host}.json" if targets else None
+        if self._target:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
             entry = [{"targets": [f"127.0.0.1:{self.port}"], "labels": {"job": "exajax"}}]
-            (targets / f"host-{host}.json").write_text(json.dumps(entry) + "\n")
+            self._target.write_text(json.dumps(entry) + "\n")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the values of a step."""
@@ -75,7 +76,9 @@ class Prometheus:
             self._step_time.observe(values["step_time_s"])
 
     def close(self) -> None:
-        """Stops serving."""
+        """Stops serving, and Prometheus from looking."""
+        if self._target:
+            self._target.unlink(missing_ok=True)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

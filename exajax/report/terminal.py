@@ -16,11 +16,10 @@ class Console:
     Args:
         out: where to print.
         steps: steps in total.
-        prefix: put before each line.
     """
 
-    def __init__(self, out: TextIO, steps: int, prefix: str = "  ") -> None:
-        self._out, self._steps, self._prefix = out, steps, prefix
+    def __init__(self, out: TextIO, steps: int) -> None:
+        self._out, self._steps = out, steps
         self._printed_s = 0.0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -32,7 +31,7 @@ class Console:
         self._printed_s = now_s
         width = len(str(self._steps))
         print(
-            f"{self._prefix}step {step:>{width}}/{self._steps}  {describe(values)}",
+            f"  step {step:>{width}}/{self._steps}  {describe(values)}",
             file=self._out,
             flush=True,
         )

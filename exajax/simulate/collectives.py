@@ -18,20 +18,26 @@ def collective_time_s(collective: Collective, cluster: Cluster) -> float:
     group of the same shape. Latency grows with log2 of the number of nodes, as the smallest
     all-reduces do from 1 to 1,024 nodes of Frontier (ggracelii/mpich-rccl).
     """
+    if collective.kind == "collective-permute":
+        return _permute_time_s(collective, cluster)
     ranks = len(collective.group)
     nodes = len({rank // cluster.devices_per_node for rank in collective.group})
-    link_rate = cluster.link.bandwidth * cluster.link.efficiency
+    rate = cluster.link.rate(collective.kind)
     latency_s = cluster.link.latency(collective.kind) if nodes < ranks else 0.0
-    rate = link_rate
     if nodes > 1:
-        network_rate = cluster.network.bandwidth * cluster.network.efficiency
         latency_s += cluster.network.latency(collective.kind) * math.ceil(math.log2(nodes))
-        per_device = network_rate / cluster.devices_per_node
-        if collective.kind in ("all-to-all", "collective-permute"):
-            rate = min(link_rate, per_device)
-        else:
-            rate = min(link_rate, per_device * ranks / nodes)
-    if collective.kind == "collective-permute":
-        return latency_s + collective.bytes / rate
+        # Of an all-to-all nearly everything leaves the node; a ring leaves it once for the group.
+        sharing = 1 if collective.kind == "all-to-all" else ranks / nodes
+        per_device = cluster.network.rate(collective.kind) / cluster.devices_per_node
+        rate = min(rate, per_device * sharing)
     moved = PASSES.get(collective.kind, 1.0) * collective.bytes * (ranks - 1) / ranks
     return latency_s + moved / rate
+
+
+def _permute_time_s(collective: Collective, cluster: Cluster) -> float:
+    """Returns the time of the slowest hop: between nodes if any is, else inside one."""
+    kind, per_node = collective.kind, cluster.devices_per_node
+    if any(a // per_node != b // per_node for a, b in collective.hops):
+        rate = min(cluster.link.rate(kind), cluster.network.rate(kind) / per_node)
+        return cluster.network.latency(kind) + collective.bytes / rate
+    return cluster.link.latency(kind) + collective.bytes / cluster.link.rate(kind)

@@ -24,7 +24,7 @@ def operation_time_s(op: Operation, chip: Chip) -> float:
 def _compute_s(op: Operation, chip: Chip) -> float:
     if not op.flops:
         return 0.0
-    peak = chip.peak_flops[PRECISIONS.get(op.dtype, "fp32")]
+    peak = chip.peak(PRECISIONS.get(op.dtype, "fp32"))
     if op.kind == "attention" and chip.attention_efficiency:
         return op.flops / (peak * chip.attention_efficiency)
     return op.flops / (peak * matmul_efficiency(op.flops, chip))

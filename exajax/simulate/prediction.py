@@ -6,9 +6,17 @@ from typing import Any
 from exajax import units
 from exajax.cluster import Cluster
 from exajax.program.compile import Compiled
-from exajax.program.operations import communicated_bytes, flatten, total_bytes, total_flops
+from exajax.program.operations import (
+    communicated_bytes,
+    flatten,
+    total_bytes,
+    total_flops,
+    unknown_loops,
+)
+from exajax.roofline import roofline
 from exajax.simulate.timeline import Breakdown, lay_out
 from exajax.step import Workload
+from exajax.xla import MEMORY_FRACTION
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,15 @@ class Prediction:
         return self.breakdown.total_s
 
     @property
+    def capacity_bytes(self) -> int:
+        """Memory of a device that a run may take."""
+        chip = self.cluster.chip
+        return int(chip.memory_bytes * MEMORY_FRACTION[chip.platform])
+
+    @property
     def fits(self) -> bool:
         """Whether the peak fits a device's memory."""
-        return self.compiled.memory.total <= self.cluster.chip.memory_bytes
+        return self.compiled.memory.total <= self.capacity_bytes
 
     def _rate(self, amount: float | None) -> float | None:
         return None if amount is None else amount / self.step_time_s
@@ -61,7 +75,7 @@ class Prediction:
 
     def advice(self) -> list[str]:
         """Returns what to do where the step does not fit; empty where it does."""
-        memory, capacity = self.compiled.memory, self.cluster.chip.memory_bytes
+        memory, capacity = self.compiled.memory, self.capacity_bytes
         if self.fits:
             return []
         over = units.show(memory.total - capacity, "B")
@@ -79,8 +93,14 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """Returns the prediction in the form that `exajax simulate --json` promises."""
         memory, spent = self.compiled.memory, self.breakdown
+        operations = list(flatten(self.compiled.program))
         model_rate = self._rate(self.model_flops)
-        unpriced = [op.name for op, _ in flatten(self.compiled.program) if op.kind == "unpriced"]
+        roof = roofline(
+            total_flops(self.compiled.program),
+            total_bytes(self.compiled.program),
+            self.peak_flops,
+            self.cluster.chip.memory_bandwidth,
+        )
         return {
             "kind": "simulated",
             "engine": "compiled",
@@ -104,7 +124,7 @@ class Prediction:
                 "batch": memory.batch,
                 "temporaries": memory.temporaries,
                 "total": memory.total,
-                "capacity": int(self.cluster.chip.memory_bytes),
+                "capacity": self.capacity_bytes,
             },
             "breakdown_s": {
                 "compute": spent.compute,
@@ -114,12 +134,14 @@ class Prediction:
                 "optimizer": spent.optimizer,
                 "other": spent.other,
             },
+            "roofline_s": roof.to_json(),
             "hidden_communication_s": spent.hidden_communication,
             "program": {
                 "flops_per_device": total_flops(self.compiled.program),
                 "bytes_per_device": total_bytes(self.compiled.program),
                 "communicated_bytes": communicated_bytes(self.compiled.program),
-                "unpriced": unpriced,
+                "unpriced": [op.name for op, _ in operations if op.kind == "unpriced"],
+                "loops_of_unknown_length": unknown_loops(self.compiled.program),
             },
         }
 
@@ -138,7 +160,7 @@ def predict_step(
     Raises:
         InputError: the mesh is larger than the cluster.
     """
-    cluster.check_holds(compiled.devices)
+    cluster.check(compiled.devices, precision)
     tokens = workload.tokens_per_sample
     return Prediction(
         devices=compiled.devices,
@@ -146,7 +168,7 @@ def predict_step(
         tokens=None if tokens is None else workload.samples * tokens,
         model_flops=workload.model_flops,
         hardware_flops=total_flops(compiled.program) * compiled.devices,
-        peak_flops=cluster.chip.peak_flops[precision],
+        peak_flops=cluster.chip.peak(precision),
         breakdown=lay_out(compiled.program, cluster),
         compiled=compiled,
         cluster=cluster,

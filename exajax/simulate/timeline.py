@@ -53,19 +53,33 @@ def lay_out(program: Program, cluster: Cluster) -> Breakdown:
     """Returns where the time of one step goes.
 
     The compute stream runs the schedule in order. A collective starts when its start is reached
-    and the communication stream is free; its done waits until it has ended. Loops begin and end
-    with both streams at rest, as their bodies contain both ends of every collective.
+    and the communication stream is free; its done waits until it has ended.
+
+    Raises:
+        ValueError: a collective is started and never waited for.
+    """
+    return _lay_out(program, cluster, 0.0)[0]
+
+
+def _lay_out(program: Program, cluster: Cluster, busy_s: float) -> tuple[Breakdown, float]:
+    """Lays out a program while the communication stream is still busy for `busy_s`.
+
+    Returns:
+        Where the time goes, and how long the communication stream is still busy at its end.
     """
     spent = Breakdown()
-    clock_s = stream_free_s = 0.0
+    clock_s, stream_free_s = 0.0, busy_s
     running: dict[str, tuple[float, float, str]] = {}  # start -> ends, lasts, axes
 
     for node in program:
         if isinstance(node, Loop):
-            body = lay_out(node.body, cluster)
-            spent.add(body, node.trips)
-            clock_s += body.total_s * node.trips
-            stream_free_s = max(stream_free_s, clock_s)
+            # Only the first trip can find the stream busy with what was started before the loop.
+            busy_s = max(0.0, stream_free_s - clock_s)
+            for times in (1, node.trips - 1) if node.trips > 1 else (node.trips,):
+                body, left_s = _lay_out(node.body, cluster, busy_s)
+                spent.add(body, times)
+                clock_s += body.total_s * times
+                stream_free_s, busy_s = clock_s + left_s, left_s
         elif node.collective:
             lasts_s = collective_time_s(node.collective, cluster)
             stream_free_s = max(clock_s, stream_free_s) + lasts_s
@@ -73,13 +87,14 @@ def lay_out(program: Program, cluster: Cluster) -> Breakdown:
             if node.kind == "collective":
                 clock_s = _wait(running.pop(node.name), clock_s, spent)
         elif node.kind == "collective-done":
-            if node.start in running:
-                clock_s = _wait(running.pop(node.start), clock_s, spent)
+            clock_s = _wait(running.pop(node.start), clock_s, spent)
         else:
             lasts_s = operation_time_s(node, cluster.chip)
             clock_s += lasts_s
             _count(node, lasts_s, cluster, spent)
-    return spent
+    if running:
+        raise ValueError(f"collectives that nothing waits for: {', '.join(running)}")
+    return spent, max(0.0, stream_free_s - clock_s)
 
 
 def _wait(collective: tuple[float, float, str], clock_s: float, spent: Breakdown) -> float:

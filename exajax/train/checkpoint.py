@@ -1,6 +1,5 @@
 """Checkpoints with Orbax: saved beside the training, restored onto any mesh."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,8 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, described: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the newest state on the mesh that `described` is on, and the facts saved with it.
+    def restore(self, described: TrainState) -> TrainState:
+        """Returns the newest state, on the mesh that `described` is on.
 
         Raises:
             InputError: the checkpoint is of other shapes, or cannot be read.
@@ -57,17 +56,15 @@ class Checkpoints:
         try:
             restored = self._manager.restore(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(described), about=ocp.args.JsonRestore()
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(described)),
             )
-        except (ValueError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 "--run-dir",
-                f"checkpoint {step} cannot be restored: {str(error).splitlines()[0][:200]}",
+                f"checkpoint {step} cannot be restored: {str(error)[:200]}",
                 "give the run folder of this model, or remove the damaged checkpoint",
             ) from error
-        return restored["state"], restored["about"]
+        return restored["state"]
 
     def close(self) -> None:
         """Waits until everything is on disk, and ends the threads that save."""

@@ -61,9 +61,9 @@ def load_corpus(path: str | None, seq: int) -> Corpus:
         files = list(_standard_library(root))
     else:
         root, title = Path(path), path
-        if not root.exists():
+        if not os.path.exists(root):  # False where one may not look, too
             raise InputError("--data", f"{path} does not exist", "give a text file or folder")
-        files = [root] if root.is_file() else [f for f in root.rglob("*") if f.is_file()]
+        files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if f.is_file())
     texts = [text for file in sorted(files) if _is_text(text := _read(file)) and text]
     if not texts:
         problem = "is empty" if sum(file.stat().st_size for file in files) == 0 else "is not text"

@@ -56,6 +56,7 @@ def fit(
     about: Mapping[str, Any] | None = None,
     loggers: Callable[[int], Sequence[Logger]] = lambda resumed_from: (),
     peak_flops: float | None = None,
+    before_writing: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
 
@@ -73,15 +74,19 @@ def fit(
             get `loss`, `grad_norm`, `step_time_s`, `samples_per_s`, and where they are known
             `tokens_per_s`, `mfu`, `validation_loss`.
         peak_flops: FLOP/s of one device, for the MFU.
+        before_writing: called once the step is compiled and known to fit, before anything is
+            written.
 
     Raises:
         InputError: a step does not fit a device's memory, or a checkpoint is there that is not
             of this workload.
     """
-    run = _Run(step, seed, checkpoints, peak_flops)
+    run = _Run(step, peak_flops)
+    before_writing()
     stop = StopRequest()
     sinks: Sequence[Logger] = ()
     try:
+        run.begin(seed, checkpoints)
         sinks = loggers(run.done)
         run.sinks = sinks
         interrupted = False
@@ -116,9 +121,9 @@ def fit(
 class _Run:
     """The state of a loop: one step is always in flight while the last one is being recorded."""
 
-    def __init__(
-        self, step: TrainStep, seed: int, checkpoints: Path | None, peak_flops: float | None
-    ) -> None:
+    state: TrainState
+
+    def __init__(self, step: TrainStep, peak_flops: float | None) -> None:
         self.step, self.peak_flops = step, peak_flops
         self.sinks: Sequence[Logger] = ()
         self.losses: list[float] = []
@@ -129,15 +134,22 @@ class _Run:
             compiler_options=xla.compiler_options(platform) or None
         )
         _check_fits(self._update, jax.local_devices()[0])
-        self.store = Checkpoints(checkpoints) if checkpoints else None
-        self.resumed_from = self.store.latest if self.store else None
-        if self.store and self.resumed_from is not None:
-            self.state, _ = self.store.restore(step.state)
-        else:
-            self.state = step.init(np.uint32(seed))
-        self.done = self.resumed_from or 0
+        self.store: Checkpoints | None = None
+        self.resumed_from: int | None = None
+        self.done = 0
         self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
         self._last_end_s: float | None = None
+
+    def begin(self, seed: int, checkpoints: Path | None) -> None:
+        """Makes the first state, or restores the newest checkpoint."""
+        if checkpoints:
+            self.store = Checkpoints(checkpoints)
+            self.resumed_from = self.store.latest
+        if self.store and self.resumed_from is not None:
+            self.state = self.store.restore(self.step.state)
+            self.done = self.resumed_from
+        else:
+            self.state = self.step.init(np.uint32(seed))
 
     def advance(self, batch: HostBatch) -> None:
         """Starts the next update and records the one before it."""

@@ -1,10 +1,13 @@
 """What a run says of itself: records by step, and where they go."""
 
+import contextlib
 import json
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from exajax.runtime import to_json
 
 
 class Logger(Protocol):
@@ -21,21 +24,22 @@ class JsonLines:
     """`metrics.jsonl`: one JSON object a line, each with its step.
 
     Records behind the step that a run goes on from are dropped, so that the file is always the
-    history of the state.
+    history of the state. It is replaced as a whole, never cut short.
     """
 
     def __init__(self, path: Path, resumed_from: int) -> None:
         kept = [record for record in read_jsonl(path) if record["step"] <= resumed_from]
-        self._file = path.open("w", buffering=1)
-        for record in kept:
-            self._write(record)
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        new = path.with_name(f".{path.name}.new")
+        new.write_text("".join(to_json(record) + "\n" for record in kept))
+        new.replace(path)
+        self._file = path.open("a", buffering=1)
+        self._validated = {r["step"] for r in kept if "validation_loss" in r}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a record."""
-        self._write({"step": step, **values})
+        """Appends a record; a step that was validated before a resume is not recorded twice."""
+        if "validation_loss" in values and step in self._validated:
+            return
+        self._file.write(to_json({"step": step, **values}) + "\n")
 
     def close(self) -> None:
         """Closes the file."""
@@ -43,13 +47,11 @@ class JsonLines:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a metrics file; a last line cut short by a crash is left out."""
+    """Returns the records of a metrics file, without lines that a crash cut short."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return records
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 import jax
@@ -17,6 +18,9 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
+        self._mine = threading.current_thread() is threading.main_thread()
+        if not self._mine:  # signals come to the main thread; its owner decides what they do
+            return
         self._before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGINT, self._on_signal)
         if jax.process_count() == 1:
@@ -37,6 +41,8 @@ class StopRequest:
 
     def close(self) -> None:
         """Gives the signals back."""
+        if not self._mine:
+            return
         signal.signal(signal.SIGINT, self._before[0])
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._before[1])

@@ -36,17 +36,26 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 class Job:
-    """A job in the background whose output is kept in a file."""
+    """A job in the background whose output is kept in a file; killed at the end of a `with`."""
 
     def __init__(self, log: Path, *args: object) -> None:
         self.log = log
+        self._file = log.open("w")
         first = [str(args[0])] if str(args[0]).endswith(".py") else ["-m", "exajax", str(args[0])]
         self.process = subprocess.Popen(
             [sys.executable, *first, *map(str, args[1:])],
             stdin=subprocess.DEVNULL,
-            stdout=log.open("w"),
+            stdout=self._file,
             stderr=subprocess.STDOUT,
         )
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()  # its children end with it
+        self.process.wait()
+        self._file.close()
 
     def wait_for(self, text: str, timeout_s: float = 120) -> None:
         """Waits until the job has printed a text."""

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,6 @@ def test_two_processes_train_as_one_job(straight):
     assert result["resumed_from"] is None
     assert json.loads((run_dir / "run.json").read_text())["train"]["step"] == 10
     assert list((run_dir / "tensorboard" / "train").glob("events*"))
-    assert len(list((run_dir / "prometheus").glob("host-*.json"))) == 2
     assert not left_over(run_dir)
 
 
@@ -67,14 +67,19 @@ def test_another_job_may_not_use_the_folder(straight, text):
     assert result.stderr.count("\n") == 1
 
 
+def endless(run_dir, text):
+    flags = (*JOB, "--hosts", 2, "--data", text, "--run-dir", run_dir, "--metrics-port", 0)
+    log = run_dir.with_name("log")
+    return Job(log, "train", *flags, "--steps", 100_000, "--save-every", 4)
+
+
 def test_ctrl_c_leaves_a_run_that_goes_on(straight, tmp_path, text):
     run_dir = tmp_path / "run"
-    flags = (*JOB, "--hosts", 2, "--data", text, "--run-dir", run_dir, "--metrics-port", 0)
-    job = Job(tmp_path / "log", "train", *flags, "--steps", 100_000)
-    job.wait_for("s/step")
-    assert job.signal(signal.SIGINT) < 10
-    assert job.process.returncode == 130
-    assert not left_over(run_dir)
+    with endless(run_dir, text) as job:
+        job.wait_for("s/step")
+        assert job.signal(signal.SIGINT) < 10
+        assert job.process.returncode == 130
+        assert not left_over(run_dir)
     steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").open()]
     result = train_json(run_dir, text, steps[-1] + 2)
     assert result["resumed_from"] == steps[-1]
@@ -85,44 +90,106 @@ def test_ctrl_c_leaves_a_run_that_goes_on(straight, tmp_path, text):
 
 def test_no_process_outlives_a_killed_parent_and_the_run_goes_on(tmp_path, text):
     run_dir = tmp_path / "run"
-    flags = (*JOB, "--hosts", 2, "--data", text, "--run-dir", run_dir, "--metrics-port", 0)
-    job = Job(tmp_path / "log", "train", *flags, "--steps", 100_000)
-    job.wait_for("s/step")
-    assert len(left_over(run_dir)) == 3
-    job.signal(signal.SIGKILL)
-    wait_until(lambda: not left_over(run_dir), 10)
-    # What is left is still this job's, and goes on.
-    assert train_json(run_dir, text, 10)["step"] >= 10
+    with endless(run_dir, text) as job:
+        job.wait_for("s/step")
+        assert len(left_over(run_dir)) == 3
+        wait_until(lambda: (run_dir / "checkpoints" / "4").exists(), 60)
+        job.signal(signal.SIGKILL)
+        wait_until(lambda: not left_over(run_dir), 10)
+    result = train_json(run_dir, text, 200)
+    assert result["resumed_from"] >= 4
+    assert len(result["losses"]) == result["step"] == 200
 
 
 def test_the_end_of_one_host_ends_the_job(tmp_path, text):
     run_dir = tmp_path / "run"
-    flags = (*JOB, "--hosts", 2, "--data", text, "--run-dir", run_dir, "--metrics-port", 0)
-    job = Job(tmp_path / "log", "train", *flags, "--steps", 100_000)
-    job.wait_for("s/step")
-    children = [line for line in left_over(run_dir) if not line.startswith(f"{job.process.pid}:")]
-    os.kill(int(children[-1].split(":")[0]), signal.SIGKILL)
-    job.process.wait(timeout=20)
-    assert job.process.returncode not in (0, 2, 130)
+    with endless(run_dir, text) as job:
+        job.wait_for("s/step")
+        hosts = [line for line in left_over(run_dir) if not line.startswith(f"{job.process.pid}:")]
+        os.kill(int(hosts[-1].split(":")[0]), signal.SIGKILL)
+        job.process.wait(timeout=20)
+        assert job.process.returncode == 1
+        assert not left_over(run_dir)
+
+
+def test_an_error_of_one_host_ends_the_job(straight, tmp_path, text):
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight[0], run_dir)
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "metrics.jsonl").mkdir()  # nothing a user does; host 0 alone writes it
+    started_s = time.monotonic()
+    result = train(run_dir, text, 20)
+    assert time.monotonic() - started_s < 60
+    assert result.returncode == 1
+    assert "IsADirectoryError" in result.stderr
     assert not left_over(run_dir)
 
 
-def test_mpiexec_starts_one_job(tmp_path, text):
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    if not mpiexec.exists():
-        found = shutil.which("mpiexec")
-        assert found, "the test extra installs mpich"
-        mpiexec = Path(found)
-    flags = (*JOB, "--data", text, "--steps", 4, "--run-dir", tmp_path / "run", "--json")
-    result = subprocess.run(
-        [str(mpiexec), "-n", "2", sys.executable, str(FRONT_DOOR), *map(str, flags)],
+def test_two_jobs_do_not_share_a_folder(tmp_path, text):
+    run_dir = tmp_path / "run"
+    with endless(run_dir, text) as job:
+        job.wait_for("s/step")
+        result = train(run_dir, text, 10)
+        assert result.returncode == 2
+        assert "is in use by a running job" in result.stderr
+
+
+def test_bad_input_of_a_local_job_writes_nothing(tmp_path, text):
+    for flags in (("--cluster", "nope"), ("--metrics-port", 99_999), ("--save-every", 0)):
+        result = command(
+            "train", *JOB, "--hosts", 2, "--data", text, "--run-dir", tmp_path / "run", *flags
+        )
+        assert result.returncode == 2, result
+        assert flags[0] in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, text):
+    flags = ("--mesh", "1x8", "--model", "llama2-70b", "--data", text)
+    result = command("train", *flags, "--run-dir", tmp_path / "run")
+    assert result.returncode == 2
+    assert "--mesh: a device needs" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hundred_steps_learn_more_than_how_often_each_byte_is(tmp_path):
+    flags = ("--mesh", "1x1", "--model", "llama-tiny", "--precision", "fp32", "--seq", 64)
+    result = command(
+        "train", *flags, "--learning-rate", 3e-3, "--run-dir", tmp_path / "run", "--json"
+    )
+    done = json.loads(result.stdout)
+    assert done["step"] == 100
+    assert done["validation_loss"] < done["unigram_entropy"]
+    assert done["below_unigram_entropy"]
+
+
+def mpiexec(*flags):
+    beside = Path(sys.executable).with_name("mpiexec")
+    program = str(beside) if beside.exists() else shutil.which("mpiexec")
+    assert program, "the test extra installs mpich"
+    return subprocess.run(
+        [program, "-n", "2", sys.executable, str(FRONT_DOOR), *map(str, flags)],
         capture_output=True,
         text=True,
         timeout=200,
     )
+
+
+def test_mpiexec_starts_one_job(tmp_path, text):
+    flags = (*JOB, "--data", text, "--steps", 4, "--run-dir", tmp_path / "run", "--json")
+    result = mpiexec(*flags)
     assert result.returncode == 0, result.stderr[-3000:]
     done = json.loads(result.stdout)
     assert done["step"] == 4
     assert done["devices"] == {"count": 4, "processes": 2, "kind": "cpu"}
     assert "mpi4py" in done["provenance"]["launcher"]
     assert not left_over(tmp_path / "run")
+
+
+def test_bad_input_under_mpiexec_ends_at_once_with_one_line(straight, text):
+    started_s = time.monotonic()
+    result = mpiexec(*JOB, "--data", text, "--run-dir", straight[0], "--seed", 7)
+    assert time.monotonic() - started_s < 30
+    assert result.returncode == 2
+    assert result.stderr.count("exajax: error: --run-dir") == 1

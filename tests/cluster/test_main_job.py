@@ -24,10 +24,10 @@ def finished(tmp_path_factory):
     """One main job with few steps, its output and the time to its first line."""
     folder = tmp_path_factory.mktemp("main")
     started_s = time.monotonic()
-    job = Job(folder / "log", *main_job(folder / "run", "--steps", STEPS))
-    job.wait_for("llama2-70b on mesh 128x8\n", 30)
-    first_line_s = time.monotonic() - started_s
-    job.process.wait(timeout=400)
+    with Job(folder / "log", *main_job(folder / "run", "--steps", STEPS)) as job:
+        job.wait_for("llama2-70b on mesh 128x8\n", 30)
+        first_line_s = time.monotonic() - started_s
+        job.process.wait(timeout=400)
     output = (folder / "log").read_text()
     assert job.process.returncode == 0, output
     return folder / "run", output, first_line_s
@@ -40,7 +40,7 @@ def test_it_says_first_what_will_be_measured_and_what_simulated(finished):
     for said in (
         "1,024 devices: data 128 x model 8",
         "128 of 2,048 nodes of 8 x NVIDIA H100",
-        "llama2-70b, 69 G parameters",
+        "llama2-70b (69 G parameters)",
         "no accelerator, CPU only",
         "measured    llama-tiny",
         "simulated   llama2-70b on 128x8",
@@ -55,7 +55,7 @@ def test_run_json_tells_measured_from_simulated(finished):
     assert run["measured"]["kind"] == "measured"
     assert run["measured"]["where"]["processor"]
     assert run["measured"]["step"] == STEPS
-    assert re.fullmatch("[0-9a-f]{64}", run["measured"]["data"]["sha256"])
+    assert re.fullmatch("[0-9a-f]{64}", run["data"]["sha256"])
     assert run["simulated"]["whole"]["kind"] == "simulated"
     assert run["simulated"]["whole"]["fits"]
     assert run["simulated_twin"]["kind"] == "simulated"
@@ -106,8 +106,8 @@ def tensorboard_scalars(folder):
 
 def test_the_same_command_goes_on(finished):
     run_dir, _, _ = finished
-    job = Job(run_dir.parent / "again", *main_job(run_dir, "--steps", STEPS + 3))
-    job.process.wait(timeout=400)
+    with Job(run_dir.parent / "again", *main_job(run_dir, "--steps", STEPS + 3)) as job:
+        job.process.wait(timeout=400)
     output = (run_dir.parent / "again").read_text()
     assert job.process.returncode == 0, output
     assert f"goes on from the checkpoint of step {STEPS}: 3 steps to go" in output
@@ -120,11 +120,11 @@ def test_the_same_command_goes_on(finished):
 @pytest.mark.parametrize("stage", ["[1/4]", "[2/4]", "s/step", "[3/4]"])
 def test_ctrl_c_ends_everything_in_ten_seconds(tmp_path, text, stage):
     run_dir = tmp_path / "run"
-    job = Job(tmp_path / "log", *main_job(run_dir, "--steps", 30, "--data", text))
-    job.wait_for(stage, 240)
-    time.sleep(1.0)
-    assert job.signal(signal.SIGINT) < 10
-    assert job.process.returncode == 130
+    with Job(tmp_path / "log", *main_job(run_dir, "--steps", 30, "--data", text)) as job:
+        job.wait_for(stage, 240)
+        time.sleep(1.0)
+        assert job.signal(signal.SIGINT) < 10
+        assert job.process.returncode == 130
     assert not left_over(run_dir)
     assert json.loads((run_dir / "run.json").read_text())["job"]
 
@@ -144,6 +144,9 @@ def test_bad_input_is_one_line_with_the_field_and_writes_nothing(tmp_path):
         "--mesh: unknown axis 'banana'": ("--mesh", "banana=4"),
         "--mesh: model=16 does not divide the 8 KV heads": ("--mesh", "64x16"),
         "--mesh: 65536 devices are more than": ("--mesh", "8192x8"),
+        "--mesh: 12 devices are not whole nodes of 8": ("--mesh", "3x4"),
+        "--learning-rate: it is nan": ("--learning-rate", "nan"),
+        "--metrics-port: 70000": ("--metrics-port", "70000"),
         "did you mean 'llama2-70b'": ("--model", "lama2-70b"),
         "choose one of dgx-a100, dgx-h100": ("--cluster", "dgx"),
         "--global-batch: 100": ("--global-batch", "100"),

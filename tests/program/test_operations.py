@@ -33,6 +33,15 @@ def test_a_loop_counts_every_trip(trips):
     assert operations.total_flops(program) == trips * 2 * 128**3
 
 
+def test_a_conditional_costs_its_dearer_branch():
+    def chosen(go, x):
+        return jax.lax.cond(go, lambda x: (x @ x) @ x, lambda x: x @ x, x)
+
+    square = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    program = program_of(chosen, jax.ShapeDtypeStruct((), jnp.bool_), square)
+    assert operations.total_flops(program) == 2 * 2 * 64**3
+
+
 def test_a_slice_of_a_stack_costs_the_slice():
     layers, n = 64, 256
 

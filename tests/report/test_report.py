@@ -2,7 +2,8 @@ import json
 import re
 import urllib.request
 
-from exajax import scaling
+from exajax import MeshSpec, Recipe, load_cluster, scaling
+from exajax.models.presets import lookup
 from exajax.report.prometheus import Prometheus
 from exajax.runtime import to_json
 from tests.conftest import REPOSITORY
@@ -20,13 +21,14 @@ def test_a_host_serves_its_metrics_and_says_where(tmp_path):
     try:
         host.log(7, VALUES)
         text = served(host.port)
+        targets = json.loads((tmp_path / "host-3.json").read_text())
     finally:
         host.close()
     assert 'exajax_step{host="3"} 7.0' in text
     assert 'exajax_loss{host="3"} 2.5' in text
     assert 'exajax_step_time_seconds_count{host="3"} 1.0' in text
-    targets = json.loads((tmp_path / "host-3.json").read_text())
     assert targets[0]["targets"] == [f"127.0.0.1:{host.port}"]
+    assert not list(tmp_path.iterdir())  # or Prometheus would look for ever
 
 
 def test_a_port_that_is_taken_is_replaced_by_a_free_one():
@@ -59,6 +61,17 @@ def test_the_dashboard_asks_only_for_what_is_served():
 
 def test_json_has_null_for_what_is_not_a_number():
     assert to_json({"a": float("nan"), "b": [float("inf"), 1.5]}) == '{"a": null, "b": [null, 1.5]}'
+
+
+def test_a_curve_has_only_meshes_that_can_be_compiled():
+    recipe = Recipe.of(lookup("llama2-7b"), MeshSpec(24, 1, 4))
+    memory = {"parameters": 10**8, "optimizer": 2 * 10**8, "total": 10**10, "capacity": 8 * 10**10}
+    machine = load_cluster("dgx-h100")
+    chosen = scaling.smaller(recipe, {"fits": True, "memory_bytes": memory}, machine)
+    assert 1 <= len(chosen) <= 3
+    for smaller in chosen:
+        machine.check(smaller.mesh.devices, "bf16")
+        assert smaller.global_batch // smaller.mesh.batch_shards == 4
 
 
 def point(devices, tokens_per_s, fits=True):

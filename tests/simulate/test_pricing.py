@@ -1,6 +1,7 @@
 """Kernels and collectives: roofs, and that better hardware or less work is never slower."""
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given
@@ -50,7 +51,9 @@ def test_a_faster_chip_is_never_slower(flops, bytes_, compute, memory):
 
 
 def collective(kind="all-gather", bytes_=1 << 30, group=range(8)):
-    return Collective(kind, bytes_, tuple(group), "x")
+    group = tuple(group)
+    hops = tuple(itertools.pairwise(group)) if kind == "collective-permute" else ()
+    return Collective(kind, bytes_, group, "x", hops)
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 2**40), st.integers(0, 2**40))
@@ -70,7 +73,7 @@ def test_more_bandwidth_is_never_slower(kind, bytes_, factor, nodes):
 
 
 def test_inside_a_node_the_links_count():
-    rate = H100.link.bandwidth * H100.link.efficiency
+    rate = H100.link.rate("all-gather")
     expected = H100.link.latency("all-gather") + 2**30 * 7 / 8 / rate
     assert collective_time_s(collective(), H100) == pytest.approx(expected)
 
@@ -78,10 +81,10 @@ def test_inside_a_node_the_links_count():
 def test_groups_that_share_a_nodes_network_divide_it():
     across = collective(group=range(0, 16 * 8, 8))  # one device of each of 16 nodes
     everything = collective(group=range(16 * 8))
-    rate = H100.network.bandwidth * H100.network.efficiency
+    rate = H100.network.rate("all-gather")
     latency = 4 * H100.network.latency("all-gather")
     assert collective_time_s(across, H100) == pytest.approx(latency + 2**30 * 15 / 16 / (rate / 8))
-    whole = min(rate, H100.link.bandwidth * H100.link.efficiency)
+    whole = min(rate, H100.link.rate("all-gather"))
     assert collective_time_s(everything, H100) == pytest.approx(
         H100.link.latency("all-gather") + latency + 2**30 * 127 / 128 / whole
     )
@@ -89,7 +92,18 @@ def test_groups_that_share_a_nodes_network_divide_it():
 
 def test_an_all_reduce_moves_everything_twice():
     large = 1 << 36
-    ratio = collective_time_s(collective("all-reduce", large), H100) / collective_time_s(
-        collective("all-gather", large), H100
+    reduced, gathered = (
+        collective_time_s(collective(kind, large), H100) * H100.link.rate(kind)
+        for kind in ("all-reduce", "all-gather")
     )
-    assert ratio == pytest.approx(2.0, rel=1e-3)
+    assert reduced / gathered == pytest.approx(2.0, rel=1e-3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 31), st.integers(0, 31)), min_size=1))
+def test_a_permute_is_as_slow_as_its_slowest_hop(hops):
+    what = Collective("collective-permute", 1 << 30, (), "x", tuple(hops))
+    each = (
+        collective_time_s(Collective("collective-permute", 1 << 30, (), "x", (hop,)), H100)
+        for hop in hops
+    )
+    assert collective_time_s(what, H100) == max(each)
