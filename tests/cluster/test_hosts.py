@@ -96,9 +96,9 @@ def test_no_process_outlives_a_killed_parent_and_the_run_goes_on(tmp_path, text)
         wait_until(lambda: (run_dir / "checkpoints" / "4").exists(), 60)
         job.signal(signal.SIGKILL)
         wait_until(lambda: not left_over(run_dir), 10)
-    result = train_json(run_dir, text, 200)
+    result = train_json(run_dir, text, 40)
     assert result["resumed_from"] >= 4
-    assert len(result["losses"]) == result["step"] == 200
+    assert len(result["losses"]) == result["step"] >= 40
 
 
 def test_the_end_of_one_host_ends_the_job(tmp_path, text):
@@ -145,9 +145,9 @@ def test_bad_input_of_a_local_job_writes_nothing(tmp_path, text):
         assert not (tmp_path / "run").exists()
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, text):
-    flags = ("--mesh", "1x8", "--model", "llama2-70b", "--data", text)
-    result = command("train", *flags, "--run-dir", tmp_path / "run")
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    flags = ("--mesh", "1x8", "--model", "llama2-70b", "--run-dir", tmp_path / "run")
+    result = command("train", *flags)
     assert result.returncode == 2
     assert "--mesh: a device needs" in result.stderr
     assert not (tmp_path / "run").exists()
