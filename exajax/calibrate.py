@@ -4,9 +4,11 @@ Every device is measured while all the others do the same, as they do in a train
 of one machine share its cores and its memory.
 """
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import jax
@@ -23,6 +25,11 @@ COLLECTIVE_BYTES = {1 << 10: 100, 1 << 22: 12}
 """Sizes of collectives that are measured, and how often each."""
 
 PRODUCT_BETWEEN = 256
+"""Side of the matrices that are multiplied between collectives."""
+
+ARRAYS = 8
+"""Arrays of a combined collective."""
+
 DEVICES = PartitionSpec(("data", "fsdp", "model"))
 
 Arrays = dict[str, jax.Array]
@@ -38,24 +45,24 @@ def measure(hosts: int, devices_per_host: int) -> str:
     """
     mesh = MeshSpec(data=hosts, model=devices_per_host).build(jax.devices())
     products = [(2.0 * n**3, _matmul_s(mesh, n)) for n in MATMUL_SIZES]
-    rates = {flops: flops / seconds for flops, seconds in products}
-    peak = max(rates.values())
+    rates_by_flops = {flops: flops / seconds for flops, seconds in products}
+    peak = max(rates_by_flops.values())
     launch_s = _matmul_s(mesh, 8)
     bandwidth = _bandwidth(mesh)
-    alone_s = PRODUCT_BETWEEN**3 * 2.0 / rates[PRODUCT_BETWEEN**3 * 2.0]
-    kinds = ("all-reduce", "other")
-    inside = {kind: _collective(mesh, kind, "model", alone_s) for kind in kinds}
-    between = {kind: _collective(mesh, kind, "data", alone_s) for kind in kinds}
+    alone_s = PRODUCT_BETWEEN**3 * 2.0 / rates_by_flops[PRODUCT_BETWEEN**3 * 2.0]
+    inside = _collectives(mesh, "model", alone_s)
+    between = _collectives(mesh, "data", alone_s)
+    # All devices of a host communicate at once, each with its own partner.
+    rates = {kind: rate * devices_per_host for kind, rate in between.rate.items()}
     return _toml(
         hosts,
         devices_per_host,
         peak,
-        [(flops, rate / peak) for flops, rate in rates.items()],
+        [(flops, rate / peak) for flops, rate in rates_by_flops.items()],
         launch_s,
         bandwidth,
         inside,
-        # All devices of a host communicate at once, each with its own partner.
-        {k: (latency, rate * devices_per_host) for k, (latency, rate) in between.items()},
+        dataclasses.replace(between, rate=rates),
     )
 
 
@@ -116,43 +123,61 @@ def _bandwidth(mesh: jax.sharding.Mesh) -> float:
     return 2 * MEMORY_BYTES / seconds
 
 
-def _collective(
-    mesh: jax.sharding.Mesh, kind: str, axis: str, alone_s: float
-) -> tuple[float, float]:
-    """Latency in s, and bytes/s of the ring formula of `simulate.collectives`, over one axis.
+@dataclass(frozen=True)
+class Measured:
+    """Collectives over one mesh axis: latency in s by kind, and bytes/s of the ring formula."""
 
-    A collective is measured as a training step has it: between matrix products, whose own time is
-    taken off. Alone it would find all its devices waiting, which on shared cores is another thing.
-    `alone_s` is the time of such a product.
+    latency_s: dict[str, float]
+    rate: dict[str, float]
+
+
+def _collectives(mesh: jax.sharding.Mesh, axis: str, alone_s: float) -> Measured:
+    """Measures collectives over one axis, as `simulate.collectives` describes them.
+
+    A collective is measured as a training step has it: between matrix products, whose own time
+    `alone_s` is taken off. Alone it would find all its devices waiting, which on shared cores is
+    another thing.
     """
     ranks = mesh.shape[axis]
-    rotation = _rotation(PRODUCT_BETWEEN)
+    latency_s: dict[str, float] = {}
+    rates: dict[str, float] = {}
+    for kind in ("all-reduce", "other"):
+        (small, times), (large, few) = COLLECTIVE_BYTES.items()
+        small_s = _collective_s(mesh, kind, axis, small, 1, times) - alone_s
+        large_s = _collective_s(mesh, kind, axis, large, 1, few) - alone_s
+        if large_s <= small_s:
+            raise RuntimeError(
+                f"{kind} over {axis}: {large} bytes took {large_s:.2g} s and {small} bytes "
+                f"{small_s:.2g} s; this machine is too busy to measure, try again"
+            )
+        # A wait in which the devices that share the core compute costs the step nothing.
+        latency_s[kind] = max(small_s, 1e-6)
+        # A gather's whole array is `ranks` times what a device brings; a reduction passes twice.
+        passes = 2.0 if kind == "all-reduce" else ranks
+        rates[kind] = passes * (large - small) * (ranks - 1) / ranks / (large_s - small_s)
+    combined_s = _collective_s(mesh, "all-reduce", axis, small, ARRAYS, times) - alone_s
+    latency_s["further-array"] = max((combined_s - latency_s["all-reduce"]) / (ARRAYS - 1), 1e-9)
+    return Measured(latency_s, rates)
 
-    def communicate(y: jax.Array) -> jax.Array:
-        if kind == "all-reduce":
-            return jax.lax.psum(y, axis) / ranks
-        return jax.lax.all_gather(y, axis)[0]
 
-    def body(arrays: Arrays) -> Arrays:
-        multiplied = _multiply(arrays)
+def _collective_s(
+    mesh: jax.sharding.Mesh, kind: str, axis: str, size: int, arrays: int, times: int
+) -> float:
+    """Seconds of a matrix product and a collective of `arrays` arrays of `size` bytes."""
+    names = [f"y{number}" for number in range(arrays)]
+
+    def body(carried: Arrays) -> Arrays:
+        multiplied = _multiply(carried)
         # What is sent depends on the product, so that neither can be moved before the other.
-        sent = arrays["y"] + 0.0 * multiplied["x"][0, 0]
-        return multiplied | {"y": communicate(sent)}
+        sent = {name: carried[name] + 0.0 * multiplied["x"][0, 0] for name in names}
+        if kind == "all-reduce":
+            summed = jax.lax.psum(sent, axis)
+            return multiplied | {name: summed[name] / mesh.shape[axis] for name in names}
+        return multiplied | {name: jax.lax.all_gather(sent[name], axis)[0] for name in names}
 
-    passes = 2.0 if kind == "all-reduce" else ranks  # a gather's whole array is ranks x as large
-    points = []
-    for size, times in COLLECTIVE_BYTES.items():
-        arrays = {"x": rotation, "rotation": rotation, "y": np.ones(size // 4, np.float32)}
-        seconds = _repeat_s(mesh, body, arrays, times) - alone_s
-        points.append((passes * size * (ranks - 1) / ranks, seconds))
-    latency_s = max(points[0][1], 1e-6)  # what is faster than the clock resolves takes no time
-    (small, small_s), (large, large_s) = points[0], points[-1]
-    if large_s <= small_s:
-        raise RuntimeError(
-            f"{kind} over {axis}: {large:.0f} bytes took {large_s:.2g} s and {small:.0f} bytes "
-            f"{small_s:.2g} s; this machine is too busy to measure, try again"
-        )
-    return latency_s, (large - small) / (large_s - small_s)
+    rotation = _rotation(PRODUCT_BETWEEN)
+    brought = {name: np.ones(size // 4, np.float32) for name in names}
+    return _repeat_s(mesh, body, {"x": rotation, "rotation": rotation, **brought}, times)
 
 
 def _toml(
@@ -162,8 +187,8 @@ def _toml(
     curve: list[tuple[float, float]],
     launch_s: float,
     bandwidth: float,
-    inside: dict[str, tuple[float, float]],
-    between: dict[str, tuple[float, float]],
+    inside: Measured,
+    between: Measured,
 ) -> str:
     when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     layout = f"{hosts} host processes x {devices_per_host} CPU devices"
@@ -195,31 +220,17 @@ efficiency = [[{points}], "{source}"]
 launch = ["{launch_s:.4g} s", "{source}; product of 8 x 8 matrices"]
 
 [link] # between the devices of one process
-bandwidth = ["{_best(inside):.4g} B/s", "{source}"]
-
-[link.efficiency]
-{_efficiency(inside, source)}
-
-[link.latency]
-all-reduce = ["{inside["all-reduce"][0]:.4g} s", "{source}"]
-other = ["{inside["other"][0]:.4g} s", "{source}"]
+{_fabric("link", inside, source)}
 
 [network] # between processes, through gloo
-bandwidth = ["{_best(between):.4g} B/s", "{source}"]
-
-[network.efficiency]
-{_efficiency(between, source)}
-
-[network.latency]
-all-reduce = ["{between["all-reduce"][0]:.4g} s", "{source}"]
-other = ["{between["other"][0]:.4g} s", "{source}"]
+{_fabric("network", between, source)}
 """
 
 
-def _best(measured: dict[str, tuple[float, float]]) -> float:
-    return max(rate for _, rate in measured.values())
-
-
-def _efficiency(measured: dict[str, tuple[float, float]], source: str) -> str:
-    best = _best(measured)
-    return "\n".join(f'{k} = [{rate / best:.4g}, "{source}"]' for k, (_, rate) in measured.items())
+def _fabric(name: str, measured: Measured, source: str) -> str:
+    best = max(measured.rate.values())
+    lines = [f'bandwidth = ["{best:.4g} B/s", "{source}"]', "", f"[{name}.efficiency]"]
+    lines += [f'{k} = [{rate / best:.4g}, "{source}"]' for k, rate in measured.rate.items()]
+    lines += ["", f"[{name}.latency]"]
+    lines += [f'{k} = ["{s:.4g} s", "{source}"]' for k, s in measured.latency_s.items()]
+    return "\n".join(lines)

@@ -100,7 +100,9 @@ class Fabric:
         bandwidth: bytes/s, one direction: of one device inside a node, of one node outside.
         efficiency: fraction of it that large collectives reach, by kind (`all-reduce`), or `other`.
         latency_s: time of a collective with nothing to send, by kind (`all-reduce`), or
-            `other`; on a network, for each doubling of the number of nodes.
+            `other`; on a network, for each doubling of the number of nodes. `further-array` is what
+            each array of a combined collective adds behind the first: nothing where the library
+            sends them as one, as NCCL does; XLA's CPU backend sends them one after the other.
     """
 
     bandwidth: float
@@ -111,9 +113,10 @@ class Fabric:
         """Returns the bytes/s that one kind of collective reaches."""
         return self.bandwidth * self.efficiency.get(kind, self.efficiency["other"])
 
-    def latency(self, kind: str) -> float:
-        """Returns the latency of one kind of collective."""
-        return self.latency_s.get(kind, self.latency_s["other"])
+    def latency(self, kind: str, arrays: int = 1) -> float:
+        """Returns the latency of one kind of collective over so many arrays at once."""
+        first = self.latency_s.get(kind, self.latency_s["other"])
+        return first + (arrays - 1) * self.latency_s.get("further-array", 0.0)
 
 
 @dataclass(frozen=True)

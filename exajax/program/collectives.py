@@ -33,6 +33,7 @@ class Collective:
         group: positions in the mesh of the devices of one group, in order; of a permute, all
             senders and receivers.
         hops: of a permute, who sends to whom.
+        arrays: how many arrays the compiler combined into it.
         axes: names of the mesh axes it runs over, joined by `+`, outermost first.
     """
 
@@ -41,6 +42,7 @@ class Collective:
     group: tuple[int, ...]
     axes: str
     hops: tuple[tuple[int, int], ...] = ()
+    arrays: int = 1
 
 
 def kind_of(instruction: Instruction) -> str | None:
@@ -70,7 +72,8 @@ def read(instruction: Instruction, operand_bytes: int, mesh_axes: Mapping[str, i
         return Collective(kind, operand_bytes, members, axes, hops)
     group = replica_groups(instruction.attributes, math.prod(mesh_axes.values()))[0]
     whole = operand_bytes * len(group) if kind == "all-gather" else operand_bytes
-    return Collective(kind, whole, group, axes_of(group, mesh_axes))
+    arrays = len(instruction.operands)
+    return Collective(kind, whole, group, axes_of(group, mesh_axes), arrays=arrays)
 
 
 def axes_of(group: tuple[int, ...], mesh_axes: Mapping[str, int]) -> str:

@@ -23,9 +23,10 @@ def collective_time_s(collective: Collective, cluster: Cluster) -> float:
     ranks = len(collective.group)
     nodes = len({rank // cluster.devices_per_node for rank in collective.group})
     rate = cluster.link.rate(collective.kind)
-    latency_s = cluster.link.latency(collective.kind) if nodes < ranks else 0.0
+    kind, arrays = collective.kind, collective.arrays
+    latency_s = cluster.link.latency(kind, arrays) if nodes < ranks else 0.0
     if nodes > 1:
-        latency_s += cluster.network.latency(collective.kind) * math.ceil(math.log2(nodes))
+        latency_s += cluster.network.latency(kind, arrays) * math.ceil(math.log2(nodes))
         # Of an all-to-all nearly everything leaves the node; a ring leaves it once for the group.
         sharing = 1 if collective.kind == "all-to-all" else ranks / nodes
         per_device = cluster.network.rate(collective.kind) / cluster.devices_per_node

@@ -90,6 +90,14 @@ def test_groups_that_share_a_nodes_network_divide_it():
     )
 
 
+def test_arrays_that_are_sent_one_by_one_cost_a_latency_each():
+    link = dataclasses.replace(H100.link, latency_s={"other": 1e-3, "further-array": 2e-4})
+    slow = dataclasses.replace(H100, link=link)
+    one, five = (dataclasses.replace(collective(), arrays=n) for n in (1, 5))
+    assert collective_time_s(five, slow) - collective_time_s(one, slow) == pytest.approx(8e-4)
+    assert collective_time_s(five, H100) == collective_time_s(one, H100)
+
+
 def test_an_all_reduce_moves_everything_twice():
     large = 1 << 36
     reduced, gathered = (
