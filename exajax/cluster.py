@@ -6,13 +6,12 @@ A figure is written `[value, source]`; a description without units or sources do
 import hashlib
 import importlib.util
 import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exajax import units
 from exajax.errors import InputError, nearest
+from exajax.figures import Curve, Table, read_toml
 
 MESHES = Path(__file__).parent / "meshes"
 
@@ -32,19 +31,6 @@ XLA_FACTS = {
     "active_links",
 }
 """Fields of `[xla_target]`: what XLA must be told of a chip that is not attached."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Fraction of the peak that is reached, by the FLOPs of one matrix product.
-
-    Attributes:
-        flops: sizes of product, ascending.
-        fraction: fraction of the peak at each.
-    """
-
-    flops: tuple[float, ...]
-    fraction: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -204,7 +190,7 @@ def load_cluster(name: str, flag: str = "--cluster") -> Cluster:
     path = Path(name) if own else MESHES / f"{name}.toml"
     if not own and name not in names():
         raise InputError(flag, f"unknown cluster {name!r}", f"choose one of {', '.join(names())}")
-    table = _Table(_read_toml(path, flag), f"{flag} {path.name}")
+    table = Table(read_toml(path, flag), f"{flag} {path.name}")
     chip_table = table.values.get("chip")
     if isinstance(chip_table, str):
         chips = {entry.stem: entry for entry in (MESHES / "chips").glob("*.toml")}
@@ -212,7 +198,7 @@ def load_cluster(name: str, flag: str = "--cluster") -> Cluster:
             raise InputError(
                 table.where, f"unknown chip {chip_table!r}", nearest(chip_table, chips)
             )
-        chip_name, chip_values = chip_table, _read_toml(chips[chip_table], flag)
+        chip_name, chip_values = chip_table, read_toml(chips[chip_table], flag)
     else:
         chip_name, chip_values = path.stem, table.part("chip").values
     digest = hashlib.sha256(
@@ -221,7 +207,7 @@ def load_cluster(name: str, flag: str = "--cluster") -> Cluster:
     return Cluster(
         name=path.stem,
         title=table.text("title"),
-        chip=_chip(chip_name, _Table(chip_values, f"{table.where} chip")),
+        chip=_chip(chip_name, Table(chip_values, f"{table.where} chip")),
         devices_per_node=table.count("devices_per_node"),
         nodes=table.count("nodes"),
         link=_fabric(table.part("link")),
@@ -231,16 +217,7 @@ def load_cluster(name: str, flag: str = "--cluster") -> Cluster:
     )
 
 
-def _read_toml(path: Path, flag: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(flag, f"cannot read {path}: {error}", "give a readable TOML file") from (
-            error
-        )
-
-
-def _chip(name: str, table: "_Table") -> Chip:
+def _chip(name: str, table: Table) -> Chip:
     peak, memory, matmul = table.part("peak"), table.part("memory"), table.part("matmul")
     attention = table.part("attention") if "attention" in table.values else None
     return Chip(
@@ -260,7 +237,7 @@ def _chip(name: str, table: "_Table") -> Chip:
     )
 
 
-def _fabric(table: "_Table") -> Fabric:
+def _fabric(table: Table) -> Fabric:
     bandwidth = table.figure("bandwidth", "B/s")
     efficiency, latency = table.part("efficiency"), table.part("latency")
     efficiency.fraction("other")
@@ -272,77 +249,10 @@ def _fabric(table: "_Table") -> Fabric:
     )
 
 
-class _Table:
-    """A TOML table that is read field by field, with errors that name the field."""
-
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values, self.where = values, where
-
-    def _get(self, key: str, example: str) -> Any:
-        if key not in self.values:
-            raise InputError(self.where, f"{key!r} is missing", f"add {key} = {example}")
-        return self.values[key]
-
-    def _sourced(self, key: str, example: str) -> Any:
-        pair = self._get(key, example)
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str) and pair[1]):
-            raise InputError(self.where, f"{key} = {pair!r} has no source", f"write {example}")
-        return pair[0]
-
-    def text(self, key: str) -> str:
-        return str(self._get(key, '"..."'))
-
-    def part(self, key: str) -> "_Table":
-        values = self._get(key, "a table")
-        if not isinstance(values, dict):
-            raise InputError(self.where, f"{key!r} is not a table", f"write [{key}]")
-        return _Table(values, f"{self.where} {key}")
-
-    def figure(self, key: str, unit: str) -> float:
-        text = self._sourced(key, f'["1 T{unit}", "source"]')
-        return units.parse(str(text), unit, f"{self.where} {key}")
-
-    def fraction(self, key: str) -> float:
-        value = self._sourced(key, '[0.8, "source"]')
-        if not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise InputError(self.where, f"{key} = {value!r}", "give a number in (0, 1]")
-        return float(value)
-
-    def count(self, key: str) -> int:
-        value = self._sourced(key, '[8, "source"]')
-        if type(value) is not int or value < 1:
-            raise InputError(self.where, f"{key} = {value!r}", "give a whole number of at least 1")
-        return value
-
-    def curve(self, key: str) -> Curve:
-        points = self._sourced(key, '[[[1e9, 0.5], [1e12, 0.7]], "source"]')
-        try:
-            flops, fraction = zip(*((float(x), float(y)) for x, y in points), strict=True)
-        except (TypeError, ValueError):
-            flops, fraction = (), ()
-        if not flops or list(flops) != sorted(flops) or not all(0 < y <= 1 for y in fraction):
-            raise InputError(
-                self.where,
-                f"{key!r} is not a curve",
-                "give [[FLOPs, fraction in (0, 1]], ...] by ascending FLOPs",
-            )
-        return Curve(flops, fraction)
-
-    def all_sources(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for key, value in self.values.items():
-            if isinstance(value, dict):
-                inner = _Table(value, key).all_sources()
-                found |= {f"{key}.{name}": source for name, source in inner.items()}
-            elif key != "device_kinds" and isinstance(value, list) and len(value) == 2:
-                found[key] = value[1]
-        return found
-
-
 def chip_of_device(device_kind: str) -> Chip | None:
     """Returns the description of an attached device by what JAX calls it, or None."""
     for path in sorted((MESHES / "chips").glob("*.toml")):
-        values = _read_toml(path, "chip")
+        values = read_toml(path, "chip")
         if device_kind in values.get("device_kinds", ()):
-            return _chip(path.stem, _Table(values, f"chip {path.stem}"))
+            return _chip(path.stem, Table(values, f"chip {path.stem}"))
     return None

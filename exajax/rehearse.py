@@ -307,7 +307,7 @@ def report(
     path = job.folder.path
     curves = scaling.curve(points)
     name = job.recipe.model.name
-    pictured = (name, job.twin.model.name, curves, measured, twin)
+    figure = plots.scaling(name, job.twin.model.name, curves, measured, twin)
     runs = {
         f"simulated-{name}": {f"scaling/{tag}": points for tag, points in curves.items()},
         f"simulated-{job.twin.model.name}": {
@@ -318,10 +318,8 @@ def report(
         runs[f"measured-{job.twin.model.name}"] = {
             "scaling/tokens_per_s": {measured["devices"]["count"]: measured["tokens_per_s"]}
         }
-    tensorboard.write_scaling(
-        path / "tensorboard" / "scaling", runs, plots.scaling(*pictured, upright=True)
-    )
-    plots.scaling(*pictured).savefig(path / "scaling.png", dpi=150)
+    tensorboard.write_scaling(path / "tensorboard" / "scaling", runs, figure)
+    figure.savefig(path / "scaling.png", dpi=150)
     site.write(path, job.recipe, job.twin, job.cluster, points, twin, measured, comparison)
     say(f"\nreport       {path / 'report.html'}")
     say(f"TensorBoard  tensorboard --logdir {path / 'tensorboard'}")

@@ -4,112 +4,21 @@ FLOPs are those of matrix products (dots, GEMM and attention calls): the rest of
 is bound by memory, and is counted in bytes.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from exajax.program import collectives
 from exajax.program.collectives import Collective
+from exajax.program.costs import arithmetic, factor_dtype, traffic_bytes
 from exajax.program.hlo import Computation, Instruction, Module
 
 FREE = frozenset(
-    [
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "after-all",
-        "partition-id",
-        "replica-id",
-        "opt-barrier",
-        "add-dependency",
-        "copy-done",
-        "domain",
-    ]
+    """
+    parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id
+    opt-barrier add-dependency copy-done domain
+    """.split()  # noqa: SIM905 - a list of so many is a column of a page
 )
 """Opcodes that move nothing and compute nothing when they run."""
-
-MEMORY = frozenset(
-    [
-        "fusion",
-        "copy",
-        "copy-start",
-        "transpose",
-        "reshape",
-        "broadcast",
-        "iota",
-        "convert",
-        "slice",
-        "dynamic-slice",
-        "dynamic-update-slice",
-        "concatenate",
-        "pad",
-        "reverse",
-        "gather",
-        "scatter",
-        "reduce",
-        "reduce-window",
-        "select-and-scatter",
-        "sort",
-        "select",
-        "compare",
-        "clamp",
-        "map",
-        "rng",
-        "rng-bit-generator",
-        "rng-get-and-update-state",
-        "bitcast-convert",
-        "add",
-        "subtract",
-        "multiply",
-        "divide",
-        "maximum",
-        "minimum",
-        "negate",
-        "abs",
-        "sign",
-        "exponential",
-        "exponential-minus-one",
-        "log",
-        "log-plus-one",
-        "sqrt",
-        "rsqrt",
-        "cbrt",
-        "power",
-        "tanh",
-        "sine",
-        "cosine",
-        "tan",
-        "atan2",
-        "logistic",
-        "floor",
-        "ceil",
-        "round-nearest-even",
-        "round-nearest-afz",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "shift-left",
-        "shift-right-arithmetic",
-        "shift-right-logical",
-        "is-finite",
-        "reduce-precision",
-        "erf",
-        "remainder",
-        "real",
-        "imag",
-        "complex",
-        "popcnt",
-        "count-leading-zeros",
-    ]
-)
-"""Opcodes whose cost is the memory they read and write."""
-
-GEMM_CALLS = "__cublas$"
-ATTENTION_CALLS = "__cudnn$fmha"
-SLICES = ("dynamic-slice", "slice", "gather")
 
 
 @dataclass(frozen=True)
@@ -253,24 +162,16 @@ def _operation(
     if wrapped is not None:
         if instruction.opcode.endswith("-done"):
             return Operation(name, op_name, "collective-done", start=instruction.operands[0])
-        read = sum(_operand(computation, operand).bytes for operand in instruction.operands)
+        read = sum(computation.by_name[operand].bytes for operand in instruction.operands)
         # A gather that is started may carry its result among its shapes, never in its operands.
         what = collectives.read(wrapped, read, mesh_axes)
         kind = "collective-start" if instruction.opcode.endswith("-start") else "collective"
         return Operation(name, wrapped.op_name or op_name, kind, collective=what)
-    kind, flops = _arithmetic(instruction, computation, module)
-    dtype = _factor_dtype(instruction, computation, module) if flops else ""
-    return Operation(name, op_name, kind, flops, _traffic(instruction, computation, module), dtype)
-
-
-def _factor_dtype(instruction: Instruction, computation: Computation, module: Module) -> str:
-    """Returns the element type of the factors of a matrix product, inside a fusion too."""
-    if instruction.opcode == "fusion":
-        inner = module.computations[instruction.called("calls")]
-        for part in inner.instructions:
-            if _arithmetic(part, inner, module)[1]:
-                return _factor_dtype(part, inner, module)
-    return _operand(computation, instruction.operands[0]).shapes[0].dtype
+    kind, flops = arithmetic(instruction, computation, module)
+    dtype = factor_dtype(instruction, computation, module) if flops else ""
+    return Operation(
+        name, op_name, kind, flops, traffic_bytes(instruction, computation, module), dtype
+    )
 
 
 def _wrapped_collective(instruction: Instruction, module: Module) -> Instruction | None:
@@ -285,101 +186,3 @@ def _wrapped_collective(instruction: Instruction, module: Module) -> Instruction
         inner = module.computations[called].root if called in module.computations else instruction
         return inner if collectives.kind_of(inner) or opcode == "async-done" else None
     return None
-
-
-def _operand(computation: Computation, name: str) -> Instruction:
-    return computation.by_name[name]
-
-
-def _arithmetic(
-    instruction: Instruction, computation: Computation, module: Module
-) -> tuple[str, float]:
-    """Returns the kind of an operation and its FLOPs."""
-    opcode = instruction.opcode
-    if opcode == "dot":
-        return "matmul", _dot_flops(
-            instruction, computation, instruction.numbers("lhs_contracting_dims")
-        )
-    if opcode == "fusion":
-        inner = module.computations[instruction.called("calls")]
-        flops = sum(_arithmetic(i, inner, module)[1] for i in inner.instructions)
-        return ("matmul", flops) if flops else ("memory", 0.0)
-    if opcode == "custom-call":
-        target = instruction.text("custom_call_target", r'"([^"]*)"')
-        if target.startswith(ATTENTION_CALLS):
-            return "attention", _attention_flops(instruction, target)
-        if target.startswith(GEMM_CALLS):
-            config = instruction.backend_config.get("gemm_backend_config", {})
-            numbers = config.get("dot_dimension_numbers", {})
-            contracted = tuple(int(d) for d in numbers.get("lhs_contracting_dimensions", ()))
-            return "matmul", _dot_flops(instruction, computation, contracted)
-        return "unpriced", 0.0
-    return ("memory" if opcode in MEMORY else "unpriced"), 0.0
-
-
-def _dot_flops(
-    instruction: Instruction, computation: Computation, contracted: tuple[int, ...]
-) -> float:
-    """2 x elements of the result x length of the contracted dimensions."""
-    left = _operand(computation, instruction.operands[0]).shapes[0]
-    inner = math.prod(left.dims[axis] for axis in contracted)
-    return 2.0 * math.prod(instruction.shapes[0].dims) * inner
-
-
-def _attention_flops(instruction: Instruction, target: str) -> float:
-    """FLOPs of a fused attention kernel with scores [B, N, T, S] and heads of size H.
-
-    Two products of 2 B N T S H forward; five backward, because the scores are made again
-    (arXiv:2307.08691, section 4.1); half of it under a causal mask.
-    """
-    config = instruction.backend_config["cudnn_fmha_backend_config"]
-    scores = math.prod(int(d) for d in config["intermediate_tensor_shape"]["dimensions"])
-    products = 5 if "Backward" in target else 2
-    causal = 0.5 if config.get("mask_type") == "CAUSAL" else 1.0
-    return 2.0 * products * scores * instruction.shapes[0].dims[-1] * causal
-
-
-def _traffic(instruction: Instruction, computation: Computation, module: Module) -> int:
-    """Returns the bytes an operation reads and writes; slices and updates count only their part."""
-    if instruction.opcode == "fusion":
-        inner = module.computations[instruction.called("calls")]
-        read = sum(_read_bytes(parameter, inner) for parameter in _parameters(inner))
-        return read + _written_bytes(inner.root, inner)
-    operands = [_operand(computation, name) for name in instruction.operands]
-    if instruction.opcode in SLICES:
-        return 2 * instruction.bytes
-    if instruction.opcode == "dynamic-update-slice":
-        return 2 * operands[1].bytes
-    if instruction.opcode == "copy-start":  # its shape holds source and context too
-        return 2 * operands[0].bytes
-    return sum(operand.bytes for operand in operands) + instruction.bytes
-
-
-def _parameters(computation: Computation) -> list[Instruction]:
-    return [i for i in computation.instructions if i.opcode == "parameter"]
-
-
-def _read_bytes(source: Instruction, inner: Computation) -> int:
-    """Bytes of a fusion's parameter that are read: all, or the slices that are taken of it."""
-    total = 0
-    for user in inner.users[source.name]:
-        if user.opcode == "bitcast":
-            total += _read_bytes(user, inner)
-        elif user.opcode in SLICES and user.operands[0] == source.name:
-            total += user.bytes
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == source.name:
-            continue  # updated in place
-        else:
-            return source.bytes
-    return min(total, source.bytes)
-
-
-def _written_bytes(root: Instruction, inner: Computation) -> int:
-    """Bytes that a fusion writes: its result, or the part of it that is updated in place."""
-    if root.opcode == "tuple":
-        return sum(_written_bytes(inner.by_name[name], inner) for name in root.operands)
-    if root.opcode == "bitcast":
-        return _written_bytes(inner.by_name[root.operands[0]], inner)
-    if root.opcode == "dynamic-update-slice":
-        return inner.by_name[root.operands[1]].bytes
-    return root.bytes

@@ -86,7 +86,6 @@ def scaling(
     curves: Mapping[str, Mapping[int, float]],
     measured: Mapping[str, Any],
     twin: Mapping[str, Any],
-    upright: bool = False,
 ) -> Figure:
     """Throughput and efficiency of the full model, and the twin's measured point.
 
@@ -96,10 +95,9 @@ def scaling(
         curves: `tokens_per_s` and `efficiency` by devices, simulated.
         measured: what was measured of the twin.
         twin: what was simulated for it.
-        upright: the panels below each other, for a narrow place.
     """
-    figure = Figure(figsize=(5.2, 9.0) if upright else (9.6, 3.2), layout="constrained")
-    throughput, efficiency, here = figure.subplots(*((3, 1) if upright else (1, 3)))
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    throughput, efficiency, here = figure.subplots(1, 3)
     rates = curves["tokens_per_s"]
     if rates:
         devices = list(rates)
