@@ -175,12 +175,14 @@ def joined() -> bool:
     return jax is not None and bool(jax.distributed.is_initialized())
 
 
-def initialize(placement: Placement, mesh: MeshSpec) -> None:
+def initialize(placement: Placement, mesh: MeshSpec, *, saves: bool = True) -> None:
     """Joins the processes of a job, and makes the CPU devices of this one.
 
     Args:
         placement: this process's place.
         mesh: the mesh; every process brings an equal part of its devices.
+        saves: whether the job has something to save when it is asked to end. JAX then catches
+            SIGTERM, and the job must ask for it after every step (`StopRequest`).
 
     Raises:
         InputError: the processes do not divide the mesh.
@@ -195,6 +197,7 @@ def initialize(placement: Placement, mesh: MeshSpec) -> None:
         )
     share = mesh.devices // placement.processes
     jax.config.update("jax_num_cpu_devices", share)
+    jax.config.update("jax_enable_preemption_service", saves)
     if placement.processes == 1:
         return
     cpu = getattr(jax.config, "jax_platforms", None) == "cpu"

@@ -1,5 +1,6 @@
 """The wheel holds exajax and nothing else, and works where no checkout is."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,8 +13,11 @@ from tests.conftest import REPOSITORY
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy, or what an earlier build left would be packed too
+    left_out = shutil.ignore_patterns(".git", ".venv", "build", "runs", "*.egg-info")
+    shutil.copytree(REPOSITORY, source, symlinks=True, ignore=left_out)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, REPOSITORY],
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source],
         check=True,
     )
     (built,) = folder.glob("*.whl")

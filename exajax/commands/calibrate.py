@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
         return local_hosts.verdict(code for code, _ in local_hosts.run(processes))
     out = runtime.claim_stdout()
     placement = distributed.find()
-    distributed.initialize(placement, MeshSpec(data=args.hosts, model=args.devices_per_host))
+    mesh = MeshSpec(data=args.hosts, model=args.devices_per_host)
+    distributed.initialize(placement, mesh, saves=False)
 
     from exajax import calibrate
 
