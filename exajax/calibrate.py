@@ -30,6 +30,9 @@ PRODUCT_BETWEEN = 256
 ARRAYS = 8
 """Arrays of a combined collective."""
 
+FLOOR_S = 1e-6
+"""Stands for a latency that cannot be told from nothing, and says so in its source."""
+
 DEVICES = PartitionSpec(("data", "fsdp", "model"))
 
 Arrays = dict[str, jax.Array]
@@ -151,12 +154,12 @@ def _collectives(mesh: jax.sharding.Mesh, axis: str, alone_s: float) -> Measured
                 f"{small_s:.2g} s; this machine is too busy to measure, try again"
             )
         # A wait in which the devices that share the core compute costs the step nothing.
-        latency_s[kind] = max(small_s, 1e-6)
+        latency_s[kind] = max(small_s, FLOOR_S)
         # A gather's whole array is `ranks` times what a device brings; a reduction passes twice.
         passes = 2.0 if kind == "all-reduce" else ranks
         rates[kind] = passes * (large - small) * (ranks - 1) / ranks / (large_s - small_s)
     combined_s = _collective_s(mesh, "all-reduce", axis, small, ARRAYS, times) - alone_s
-    latency_s["further-array"] = max((combined_s - latency_s["all-reduce"]) / (ARRAYS - 1), 1e-9)
+    latency_s["further-array"] = max((combined_s - latency_s["all-reduce"]) / (ARRAYS - 1), FLOOR_S)
     return Measured(latency_s, rates)
 
 
@@ -232,5 +235,7 @@ def _fabric(name: str, measured: Measured, source: str) -> str:
     lines = [f'bandwidth = ["{best:.4g} B/s", "{source}"]', "", f"[{name}.efficiency]"]
     lines += [f'{k} = [{rate / best:.4g}, "{source}"]' for k, rate in measured.rate.items()]
     lines += ["", f"[{name}.latency]"]
-    lines += [f'{k} = ["{s:.4g} s", "{source}"]' for k, s in measured.latency_s.items()]
+    for kind, latency_s in measured.latency_s.items():
+        floor = "assumed, because no latency stood out from the noise; " * (latency_s <= FLOOR_S)
+        lines.append(f'{kind} = ["{latency_s:.4g} s", "{floor}{source}"]')
     return "\n".join(lines)

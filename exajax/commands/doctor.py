@@ -60,7 +60,7 @@ def _ahead_of_time() -> str:
     try:
         devices(cluster.load_cluster("dgx-h100"), 8)
     except InputError as error:
-        return f"not possible: {error}"
+        return f"not possible: {error.problem}; {error.fix}"
     return "compiles for NVIDIA GPUs"
 
 
