@@ -21,6 +21,12 @@ from exajax.train.metrics import Logger
 from exajax.train.placing import local_rows, place
 from exajax.train.stopping import StopRequest
 
+Progress = Callable[[str, int], None]
+"""Told what the loop turns to: `progress(phase, step)`, one of `PHASES`, behind so many updates."""
+
+PHASES = ("start", "compile", "restore", "step", "evaluate", "callback", "checkpoint", "end")
+"""What a loop can be at. `step` is told before every update, with its number, counted from 1."""
+
 Measure = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
 """Given parameters and a batch, returns a mean over its samples: the `evaluate` of a step."""
 
@@ -98,6 +104,7 @@ def fit(
     measures: Mapping[str, Measure] = MappingProxyType({}),
     callbacks: Sequence[Every] = (),
     profile: Profile | None = None,
+    progress: Progress = lambda phase, step: None,
 ) -> Fit:
     """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
 
@@ -124,17 +131,20 @@ def fit(
         measures: of held-out batches, by name; `loss` stands in for the step's own.
         callbacks: what else to do, and how often.
         profile: a step to trace, the same on every process.
+        progress: told, on every process, before the loop turns to something else.
 
     Raises:
         InputError: a step does not fit a device's memory, or a checkpoint is there that is not
             of this workload or of this data.
     """
     source = batches if isinstance(batches, Batches) else WholeBatches(batches)
+    progress("compile", 0)
     run = _Run(step, peak_flops, {"loss": step.evaluate} | dict(measures))
     before_writing(run.compilation)
     stop = StopRequest()
     sinks: Sequence[Logger] = ()
     try:
+        progress("restore", 0)
         start = initial or functools.partial(step.init, np.uint32(seed))
         run.begin(start, checkpoints, about or {})
         feed = source.iterate(run.done, run.rows)
@@ -142,6 +152,7 @@ def fit(
         run.sinks = sinks
         interrupted = False
         while run.done < steps and not interrupted:
+            progress("step", run.done + 1)
             if profile and len(run.data_wait_s) == profile.after:
                 run.trace(feed, profile.folder)
             else:
@@ -149,16 +160,21 @@ def fit(
             last = run.done == steps
             interrupted = stop.after(run.done) and not last
             if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
+                progress("evaluate", run.done)
                 run.evaluate(held_out())
             for callback in callbacks:
                 if run.done % callback.steps == 0:
+                    progress("callback", run.done)
                     run.settle()
                     callback.do(run.done, run.state)
             if last or interrupted or run.done % save_every == 0:
+                progress("checkpoint", run.done)
                 run.save(about or {})
         if held_out and run.validation_loss is None and not interrupted:
+            progress("evaluate", run.done)
             run.evaluate(held_out())
         run.settle()
+        progress("end", run.done)
     finally:
         stop.close()
         for sink in sinks:
