@@ -56,9 +56,10 @@ class Agreement:
             return decide([mine])
         if jax.process_index():
             self._set(f"{topic}/{jax.process_index()}", mine)
-            answer = self._get(f"{topic}/answer", 2 * limit_s + GRACE_S)
-            if answer is None:
+            text = self._get(f"{topic}/answer", 2 * limit_s + GRACE_S)
+            if text is None:
                 raise NotAgreedError(f"process 0 has not decided on {topic} in time")
+            answer = json.loads(text)
             if "problem" in answer:
                 raise NotAgreedError(answer["problem"])
             return answer["value"]
@@ -78,14 +79,15 @@ class Agreement:
     def _gather(self, topic: str, mine: Any, limit_s: float) -> list[Any]:
         """Returns what all processes say; the time limit is for all of them together."""
         deadline_s = time.monotonic() + limit_s
-        said = [mine]
-        absent = []
+        said: list[Any] = [mine]
+        absent: list[str] = []
         for process in range(1, jax.process_count()):
             left_s = max(deadline_s - time.monotonic(), 0.001)
-            word = self._get(f"{topic}/{process}", left_s)
-            said.append(word)
-            if word is None:
+            text = self._get(f"{topic}/{process}", left_s)
+            if text is None:
                 absent.append(str(process))
+            else:
+                said.append(json.loads(text))
         if absent:
             raise NotAgreedError(
                 f"process {', '.join(absent)} did not come to {topic} within {limit_s:.0f} s"
@@ -93,17 +95,17 @@ class Agreement:
         return said
 
     def _set(self, key: str, value: Any) -> None:
-        _client().key_value_set(f"{self._name}/{key}", json.dumps([value]))
+        _client().key_value_set(f"{self._name}/{key}", json.dumps(value))
 
-    def _get(self, key: str, limit_s: float) -> Any:
+    def _get(self, key: str, limit_s: float) -> str | None:
         """Waits for what a process says, and returns it; None if it does not."""
         try:
-            text = _client().blocking_key_value_get(f"{self._name}/{key}", int(1000 * limit_s) + 1)
+            limit_ms = int(1000 * limit_s) + 1
+            return str(_client().blocking_key_value_get(f"{self._name}/{key}", limit_ms))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 return None
             raise
-        return json.loads(text)[0]
 
 
 def _client() -> Any:
