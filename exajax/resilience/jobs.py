@@ -25,9 +25,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--restarts",
         type=int,
-        default=5,
+        default=3,
         metavar="N",
-        help="attempts in a row that may end without a newer checkpoint",
+        help="attempts in a row that may fail without a newer checkpoint; 0: never try again",
     )
     add(
         "--max-backoff",
