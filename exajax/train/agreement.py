@@ -56,13 +56,12 @@ class Agreement:
             return decide([mine])
         if jax.process_index():
             self._set(f"{topic}/{jax.process_index()}", mine)
-            text = self._get(f"{topic}/answer", 2 * limit_s + GRACE_S)
-            if text is None:
+            answer = self._get(f"{topic}/answer", 2 * limit_s + GRACE_S)
+            if answer is None:
                 raise NotAgreedError(f"process 0 has not decided on {topic} in time")
-            answer = json.loads(text)
-            if "problem" in answer:
-                raise NotAgreedError(answer["problem"])
-            return answer["value"]
+            if "problem" in answer[0]:
+                raise NotAgreedError(answer[0]["problem"])
+            return answer[0]["value"]
         try:
             value = decide(self._gather(topic, mine, limit_s))
         except BaseException as error:
@@ -79,15 +78,15 @@ class Agreement:
     def _gather(self, topic: str, mine: Any, limit_s: float) -> list[Any]:
         """Returns what all processes say; the time limit is for all of them together."""
         deadline_s = time.monotonic() + limit_s
-        said: list[Any] = [mine]
-        absent: list[str] = []
+        said = [mine]
+        absent = []
         for process in range(1, jax.process_count()):
             left_s = max(deadline_s - time.monotonic(), 0.001)
-            text = self._get(f"{topic}/{process}", left_s)
-            if text is None:
+            word = self._get(f"{topic}/{process}", left_s)
+            if word is None:
                 absent.append(str(process))
             else:
-                said.append(json.loads(text))
+                said += word
         if absent:
             raise NotAgreedError(
                 f"process {', '.join(absent)} did not come to {topic} within {limit_s:.0f} s"
@@ -95,17 +94,17 @@ class Agreement:
         return said
 
     def _set(self, key: str, value: Any) -> None:
-        _client().key_value_set(f"{self._name}/{key}", json.dumps(value))
+        _client().key_value_set(f"{self._name}/{key}", json.dumps([value]))
 
-    def _get(self, key: str, limit_s: float) -> str | None:
-        """Waits for what a process says, and returns it; None if it does not."""
+    def _get(self, key: str, limit_s: float) -> list[Any] | None:
+        """Waits for what a process says, and returns it in a list; None if it says nothing."""
         try:
-            limit_ms = int(1000 * limit_s) + 1
-            return str(_client().blocking_key_value_get(f"{self._name}/{key}", limit_ms))
+            text = _client().blocking_key_value_get(f"{self._name}/{key}", int(1000 * limit_s) + 1)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 return None
             raise
+        return list(json.loads(text))
 
 
 def _client() -> Any:
