@@ -1,10 +1,11 @@
 """The folder of checkpoints on disk: which are there, which of them are whole, which may go.
 
-A checkpoint is written to `STEP.saving` and renamed once its checksums are in it, so that a folder
-`STEP` is one that was whole. What damaged ones leave is kept in `damaged/` until a newer checkpoint
-is proven.
+A checkpoint is written to `STEP.saving-...` and renamed once its checksums are in it, so that a
+folder `STEP` is one that was whole. Damaged ones are kept in `damaged/`, all but the newest until
+another checkpoint is proven.
 """
 
+import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ STATE = "state"
 MANIFEST = "manifest.json"
 ABOUT = "about.json"
 DAMAGED = "damaged"
+IDENTITY = "id"
 SAVING = ".saving"
 UNFINISHED = (SAVING, ".replaced", ".orbax-checkpoint-tmp")
 
@@ -51,7 +53,7 @@ def verify(folder: Path) -> list[Found]:
     return sorted(found, key=lambda entry: entry.step, reverse=True)
 
 
-def damage_of(checkpoint: Path, *, part: int = 0, parts: int = 1) -> list[Damage]:
+def damage_of(checkpoint: Path, part: int = 0, parts: int = 1) -> list[Damage]:
     """Returns what is wrong with a checkpoint.
 
     Args:
@@ -84,6 +86,14 @@ def sums_or_damage(checkpoint: Path) -> Sums | Damage:
         return Damage(checksums.NAME, str(error))
     missing = {MANIFEST, ABOUT} - set(sums)
     return Damage(checksums.NAME, f"does not know {min(missing)}") if missing else sums
+
+
+def identity(folder: Path) -> str:
+    """Returns a name that no other folder of checkpoints has, and gives it where there is none."""
+    path = folder / IDENTITY
+    if not path.exists():
+        checksums.write_text(path, secrets.token_hex(8))
+    return path.read_text().strip()
 
 
 def sweep(folder: Path, but: Path | None = None) -> None:

@@ -108,6 +108,8 @@ def fit(
     progress: Progress = lambda phase, step: None,
     events: EventLog | None = None,
     before_commit: Callable[[int], None] = lambda step: None,
+    local: Path | None = None,
+    local_every: int = 10,
 ) -> Fit:
     """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
 
@@ -138,6 +140,9 @@ def fit(
         events: told what becomes of checkpoints.
         before_commit: called with the step of a checkpoint, in the thread that saves it, before it
             counts.
+        local: folder on a disk of each process's host for checkpoints of its own, which are quick
+            and go on on the same mesh only; None saves none.
+        local_every: steps between them.
 
     Raises:
         InputError: a step does not fit a device's memory, or a checkpoint is there that is not
@@ -155,7 +160,12 @@ def fit(
         start = initial or functools.partial(step.init, np.uint32(seed))
         if checkpoints:
             run.store = Checkpoints(
-                checkpoints, step, seed=seed, events=events, before_commit=before_commit
+                checkpoints,
+                step,
+                seed=seed,
+                events=events,
+                before_commit=before_commit,
+                local=local,
             )
         run.begin(start, about or {})
         feed = source.iterate(run.done, run.rows)
@@ -181,6 +191,9 @@ def fit(
             if last or interrupted or run.done % save_every == 0:
                 progress("checkpoint", run.done)
                 run.save(about or {}, wait=last or interrupted)
+            elif local and run.done % local_every == 0:
+                progress("checkpoint", run.done)
+                run.save(about or {}, tier="local")
         if held_out and run.validation_loss is None and not interrupted:
             progress("evaluate", run.done)
             run.evaluate(held_out())
@@ -279,11 +292,11 @@ class _Run:
         self.validation_loss = means["validation_loss"]
         self._log(self.done, means)
 
-    def save(self, about: Mapping[str, Any], *, wait: bool) -> None:
+    def save(self, about: Mapping[str, Any], *, tier: str = "shared", wait: bool = False) -> None:
         """Starts to save the state; waits for its end if it is the last."""
         self.settle()
         if self.store:
-            self.store.save(self.done, self.state, about, wait=wait)
+            self.store.save(self.done, self.state, about, tier=tier, wait=wait)
 
     def _record(self) -> None:
         if self._in_flight is None:

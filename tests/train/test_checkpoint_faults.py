@@ -174,7 +174,7 @@ def test_what_an_aborted_save_left_is_removed_and_an_unproven_one_is_told(run, s
     states = {found.step: found.state for found in verify(folder)}
     assert states == {9: "damaged", 8: "unfinished", 6: "unfinished", 4: "proven", 2: "proven"}
     assert train(step, run, 4).resumed_from == 4
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "4", "damaged"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "4", "damaged", "id"]
     (event,) = told(run, "checkpoint-damaged")
     assert (event["step"], event["file"]) == (9, "checksums.json")
     assert "not proven" in event["how"]
@@ -189,7 +189,7 @@ def test_older_ones_go_when_a_newer_one_is_proven_and_damaged_ones_but_for_the_n
     folder = run / "checkpoints"
     flip(a_data_file(folder / "4"))
     train(step, run, 5)
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "5", "damaged"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "5", "damaged", "id"]
     flip(a_data_file(folder / "5"))
     train(step, run, 7, save_every=1)
     assert all(found.state == "proven" for found in verify(folder))
@@ -239,7 +239,7 @@ def test_an_error_of_the_disk_fails_a_save_and_not_the_training(tmp_path, step, 
     assert event["step"] == 2
     assert "No space left on device" in event["reason"]
     assert "checkpoint 2 was not saved" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert [found.step for found in verify(tmp_path / "checkpoints")] == [4]
 
 
 def test_the_failure_of_the_last_save_is_an_error_that_names_the_newest_good_one(run, step):
@@ -262,4 +262,4 @@ def test_a_run_that_came_back_behind_a_checkpoint_replaces_it(run, step):
     again = Checkpoints(folder, step).restore({})
     kernel = again.state.params["kernel"]
     np.testing.assert_array_equal(kernel, other.params["kernel"])
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "4"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "4", "id"]
