@@ -24,9 +24,14 @@ def run(tmp_path, step):  # noqa: F811
     pace = exajax.Every(1, lambda number, state: time.sleep(0.3))  # a disk has time for each save
     with pytest.raises(NotSavedError):
         train(
-            *(step, tmp_path, STEPS),
-            **{"save_every": 3, "local": tmp_path / "local", "local_every": 1},
-            **{"before_commit": fail, "callbacks": [pace]},
+            step,
+            tmp_path,
+            STEPS,
+            save_every=3,
+            local=tmp_path / "local",
+            local_every=1,
+            before_commit=fail,
+            callbacks=[pace],
         )
     assert sorted(path.name for path in local(tmp_path).iterdir()) == ["4", "5"]
     return tmp_path
@@ -70,7 +75,7 @@ def test_another_mesh_goes_on_from_the_shared_folder(run, step):  # noqa: F811
 
 
 def test_each_part_is_written_once_however_many_devices_hold_it(tmp_path, step):  # noqa: F811
-    replicated = exajax.train_step(step.workload, "data=8", precision="fp32", zero=0)
+    replicated = exajax.train_step(step.workload, "data=4,model=2", precision="fp32", zero=0)
     train(replicated, tmp_path, 2, local=tmp_path / "local", local_every=1)
     size_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.state))
     assert (local(tmp_path) / "1" / "host-0" / "parts.bin").stat().st_size == size_bytes
