@@ -7,6 +7,7 @@ one writer and is replaced as a whole, so that a reader sees an old or a new one
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ class Host:
     Attributes:
         host: number of the host, from 0.
         job: which start of the command it belongs to.
+        machine: where it runs, and since when that has been up.
         pid: of the supervisor.
         beat: counts rounds; a number that no longer changes is a supervisor that no longer lives.
         address: where other hosts reach this one.
@@ -38,6 +40,7 @@ class Host:
 
     host: int
     job: str
+    machine: str
     pid: int
     beat: int
     address: str
@@ -171,3 +174,11 @@ def newest_checkpoint(run_dir: Path) -> int:
     with contextlib.suppress(OSError):
         steps += [int(p.name) for p in (run_dir / "checkpoints").iterdir() if p.name.isdecimal()]
     return max(steps)
+
+
+def this_machine() -> str:
+    """Returns a name for this machine that it has until it is started again."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot}"
+    return socket.gethostname()

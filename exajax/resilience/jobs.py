@@ -25,9 +25,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--restarts",
         type=int,
-        default=5,
+        default=3,
         metavar="N",
-        help="attempts in a row that may end without a newer checkpoint",
+        help="attempts in a row that may fail without a newer checkpoint; 0: never try again",
     )
     add(
         "--max-backoff",
@@ -111,7 +111,8 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     layouts = Layouts(recipe, place.hosts, args.min_hosts or place.hosts)
     policy = Policy(args.restarts, args.max_backoff, args.host_wait, layouts)
     deadlines = Deadlines.parse(args.deadlines)
-    argv = [*args.argv, f"--global-batch={recipe.global_batch}"]
+    # What follows from the mesh must not change with it.
+    argv = [*args.argv, f"--global-batch={recipe.global_batch}", f"--run-dir={run_dir}"]
     try:
         code = Supervisor(place, argv, run_dir, deadlines, policy).run()
     finally:

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from exajax.events import EventLog
 from exajax.resilience import elastic
-from exajax.resilience.control import Attempt, Control, Host, Worker, newest_checkpoint
+from exajax.resilience.control import (
+    Attempt,
+    Control,
+    Host,
+    Worker,
+    alive,
+    newest_checkpoint,
+    this_machine,
+)
 from exajax.resilience.lease import LEASE_S
 from exajax.resilience.watchdog import STUCK
 
@@ -30,7 +38,8 @@ class Policy:
     """What the leader goes by.
 
     Attributes:
-        restarts: attempts in a row that may fail without a newer checkpoint.
+        restarts: attempts in a row that may fail without a newer checkpoint; 0: none is made
+            again.
         max_backoff_s: longest time between two such attempts; the first follows at once, then
             1 s, 2 s, 4 s, ...
         host_wait_s: how long to wait for a host that is missing before going on without it.
@@ -106,7 +115,8 @@ class Leader:
             mark = self._seen.get(number)
             if mark is None or mark[:2] != (said.pid, said.beat):
                 mark = self._seen[number] = said.pid, said.beat, time.monotonic()
-            if time.monotonic() - mark[2] < LEASE_S:
+            ended = said.machine == this_machine() and not alive(said.pid)
+            if time.monotonic() - mark[2] < LEASE_S and not ended:
                 here[number] = said
         return here
 
@@ -192,8 +202,8 @@ class Leader:
         began = now.newest == -2  # of this job, none was made yet
         failed = now.state == "end" and not began
         fruitless = now.fruitless + 1 if failed and newest <= now.newest else 0
-        if fruitless > self._policy.restarts:
-            self._over(now, 1, f"{fruitless} attempts in a row brought no newer checkpoint")
+        if failed and (fruitless > self._policy.restarts or not self._policy.restarts):
+            self._over(now, 1, f"{now.reason}; {fruitless} attempts brought no newer checkpoint")
             return
         if failed and not self._not_before_s:
             wait_s = min(2.0 ** (fruitless - 2), self._policy.max_backoff_s)
@@ -278,7 +288,7 @@ def _culprit(
     something of its own comes first, then the one that the others wait for.
     """
     if silent:
-        return silent[0], "host-silent", f"host {silent[0]} is silent"
+        return silent[0], "host-silent", f"the supervisor of host {silent[0]} is gone"
     failed = {host: code for host, code in ended.items() if code}
     quiet = [host for host in failed if here[host].reason.startswith("silent")]
     if quiet:

@@ -9,12 +9,11 @@ clocks need not agree; on the same machine a holder that has ended is known at o
 import contextlib
 import json
 import os
-import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from exajax.resilience.control import alive
+from exajax.resilience.control import alive, this_machine
 from exajax.runtime import to_json
 
 LEASE_S = 10.0
@@ -55,7 +54,7 @@ class Lease:
 
     def __init__(self, folder: Path, job: str, host: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._mine = folder, (job, host, _machine(), os.getpid(), _started())
+        self._folder, self._mine = folder, (job, host, this_machine(), os.getpid(), _started())
         self._seen: Holder | None = None
         self._seen_s = time.monotonic()
         self.epoch = 0
@@ -69,7 +68,7 @@ class Lease:
         found = _read(newest) or Holder(int(newest.name[6:]), "", -1, "", 0, "")
         if found != self._seen:
             self._seen, self._seen_s = found, time.monotonic()
-        if found.machine == _machine() and _started(found.pid) != found.started:
+        if found.machine == this_machine() and _started(found.pid) != found.started:
             return None
         return found if time.monotonic() - self._seen_s < LEASE_S else None
 
@@ -116,13 +115,6 @@ def _read(path: Path) -> Holder | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Holder(**json.loads(path.read_text()))
     return None
-
-
-def _machine() -> str:
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot}"
-    return socket.gethostname()
 
 
 def _started(pid: int | None = None) -> str:

@@ -20,7 +20,7 @@ from exajax import local_hosts
 from exajax.errors import InputError
 from exajax.events import EventLog
 from exajax.resilience import watchdog
-from exajax.resilience.control import Attempt, Control, Host, Worker, alive
+from exajax.resilience.control import Attempt, Control, Host, Worker, alive, this_machine
 from exajax.resilience.deadlines import SILENT, Deadlines
 from exajax.resilience.leader import Leader, Policy
 from exajax.resilience.lease import Lease
@@ -85,7 +85,9 @@ class Supervisor:
         self._said: Worker | None = None
         self._said_s = self._started_s = 0.0
         self._stop_by_s: float | None = None
-        self._me = Host(place.host, place.job, os.getpid(), 0, place.address, 0, place.local)
+        self._me = Host(
+            place.host, place.job, this_machine(), os.getpid(), 0, place.address, 0, place.local
+        )
 
     def run(self) -> int:
         """Supervises until the job is over; returns its exit code.
@@ -135,7 +137,7 @@ class Supervisor:
         """Ends the worker that a supervisor of this host left behind, should it still be there."""
         worker = self._control.worker(self._place.host)
         before = self._control.host(self._place.host)
-        same_machine = before is not None and before.address == self._place.address
+        same_machine = before is not None and before.machine == this_machine()
         if worker and same_machine and alive(worker.pid) and _is_worker(worker.pid):
             os.kill(worker.pid, signal.SIGKILL)
 
