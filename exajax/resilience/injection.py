@@ -144,7 +144,11 @@ class Injector:
             return
         at = {"phase": where.phase, "step": where.step, **blow.facts}
         if blow.facts.get("attempt", where.attempt) > where.attempt:
-            at = {**at, "phase": "start", "step": 0}  # a new worker, which has not said anything yet
+            at = {
+                **at,
+                "phase": "start",
+                "step": 0,
+            }  # a new worker, which has not said anything yet
         self._struck(fault, host, since_s, at | {"committing": committing})
         self._lasting.append((fault, blow, time.monotonic()))
 

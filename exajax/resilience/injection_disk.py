@@ -9,28 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from exajax.faults import Fault
-
-SUMS = "checksums.json"
-"""What makes a folder a checkpoint: written last, when everything else is there."""
+from exajax.train.checkpoint_folder import SAVING, steps_in
 
 FILLER = ".filler"
 
 
 def proven(checkpoints: Path) -> list[Path]:
     """Returns the checkpoints that are whole, the newest last."""
-    with contextlib.suppress(OSError):
-        steps = [path for path in checkpoints.iterdir() if path.name.isdecimal()]
-        return sorted((p for p in steps if (p / SUMS).exists()), key=lambda path: int(path.name))
-    return []
+    return [checkpoints / str(step) for step in reversed(steps_in(checkpoints))]
 
 
 def committing(checkpoints: Path) -> bool:
-    """Returns whether a checkpoint is being written."""
+    """Returns whether a checkpoint is being written, or what is left of one that was."""
     with contextlib.suppress(OSError):
-        for path in checkpoints.iterdir():
-            unnamed = path.is_dir() and not path.name.isdecimal()
-            if unnamed or (path.name.isdecimal() and not (path / SUMS).exists()):
-                return True
+        return any(path.name.endswith(SAVING) for path in checkpoints.iterdir())
     return False
 
 

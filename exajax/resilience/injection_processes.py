@@ -49,7 +49,7 @@ def processes(mark: str) -> list[Found]:
 
 
 def of(found: list[Found], role: Role, host: int | None) -> Found | None:
-    """Returns the process with a role on a host, not one that it has started; None if there is none.
+    """Returns the process with a role on a host, not one that it has started; or None.
 
     Args:
         found: where to look.
