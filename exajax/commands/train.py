@@ -207,6 +207,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         peak_flops=chip.peak(recipe.precision) if chip else None,
         profile=Profile(path / "profile" if first else None) if args.profile else None,
         progress=progress,
+        events=watch.events if watch else None,
+        before_commit=watch.check_current if watch else (lambda step: None),
         measures={
             name: TrainStep.of(
                 dataclasses.replace(step.workload, loss=measure),

@@ -50,7 +50,7 @@ class Watchdog:
         every_step: bool,
     ) -> None:
         self._control, self._host, self._attempt = control, host, attempt
-        self._deadlines, self._events, self._every_step = deadlines, events, every_step
+        self._deadlines, self.events, self._every_step = deadlines, events, every_step
         self._at = ("start", 0, 0, time.monotonic())
         self._step_times_s: collections.deque[float] = collections.deque(maxlen=100)
         self._ended = threading.Event()
@@ -67,13 +67,13 @@ class Watchdog:
             self._step_times_s.append(now_s - since_s)
         self._at = phase, step, turns + 1, now_s  # one assignment: the thread sees all of it
         if phase != before or self._every_step:
-            self._events.write("phase", phase=phase, step=step)
+            self.events.write("phase", phase=phase, step=step)
 
-    def check_current(self) -> None:
-        """Ends this process if its attempt is over; asked before anything is made final."""
+    def check_current(self, step: int = 0) -> None:
+        """Ends this process if its attempt is over; asked before a checkpoint is made final."""
         attempt = self._control.attempt()
         if attempt and (attempt.number, attempt.state == "end") > (self._attempt, False):
-            self._events.write("superseded", by=attempt.number)
+            self.events.write("superseded", by=attempt.number)
             os._exit(SUPERSEDED)
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Watchdog:
         stacks.parent.mkdir(exist_ok=True)
         with stacks.open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        self._events.write(
+        self.events.write(
             "stuck", phase=phase, step=step, waited_s=waited_s, stacks=f"logs/{self.stacks}"
         )
         os._exit(STUCK)  # leaving in order would wait for what this process waits for

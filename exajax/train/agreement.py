@@ -59,9 +59,9 @@ class Agreement:
             answer = self._get(f"{topic}/answer", 2 * limit_s + GRACE_S)
             if answer is None:
                 raise NotAgreedError(f"process 0 has not decided on {topic} in time")
-            if "problem" in answer:
-                raise NotAgreedError(answer["problem"])
-            return answer["value"]
+            if "problem" in answer[0]:
+                raise NotAgreedError(answer[0]["problem"])
+            return answer[0]["value"]
         try:
             value = decide(self._gather(topic, mine, limit_s))
         except BaseException as error:
@@ -83,9 +83,10 @@ class Agreement:
         for process in range(1, jax.process_count()):
             left_s = max(deadline_s - time.monotonic(), 0.001)
             word = self._get(f"{topic}/{process}", left_s)
-            said.append(word)
             if word is None:
                 absent.append(str(process))
+            else:
+                said += word
         if absent:
             raise NotAgreedError(
                 f"process {', '.join(absent)} did not come to {topic} within {limit_s:.0f} s"
@@ -95,15 +96,15 @@ class Agreement:
     def _set(self, key: str, value: Any) -> None:
         _client().key_value_set(f"{self._name}/{key}", json.dumps([value]))
 
-    def _get(self, key: str, limit_s: float) -> Any:
-        """Waits for what a process says, and returns it; None if it does not."""
+    def _get(self, key: str, limit_s: float) -> list[Any] | None:
+        """Waits for what a process says, and returns it in a list; None if it says nothing."""
         try:
             text = _client().blocking_key_value_get(f"{self._name}/{key}", int(1000 * limit_s) + 1)
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 return None
             raise
-        return json.loads(text)[0]
+        return list(json.loads(text))
 
 
 def _client() -> Any:
