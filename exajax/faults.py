@@ -67,8 +67,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 `kill`, `terminate` and `stop` are SIGKILL, SIGTERM and SIGSTOP. A `slow-host` is stopped for a
 `share` of the time. `truncate` and `bit-flip` damage the newest proven checkpoint, which is then
-read because a worker is killed. `stuck` does not enter its collective, `slow-disk` is late with its part
-of a checkpoint, `nan` is a gradient's, `flip-parameter` turns one `bit` of a parameter over.
+read because a worker is killed. `stuck` does not enter its collective, `slow-disk` is late with its
+part of a checkpoint, `nan` is a gradient's, `flip-parameter` turns one `bit` of a parameter over.
 """
 
 

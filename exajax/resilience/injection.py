@@ -115,6 +115,11 @@ class Injector:
             elif self._due(fault, now_s - self._started_s):
                 self._strike(fault)
 
+    @property
+    def furthest(self) -> int:
+        """The furthest step that any host has come to."""
+        return max(self._whereabouts.of(host).step for host in range(self._scene.hosts))
+
     def lift_all(self) -> None:
         """Takes back everything that lasts."""
         while self._lasting:

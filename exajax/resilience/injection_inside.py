@@ -79,11 +79,23 @@ class Inside:
         return bool(self._mine("flip-parameter"))
 
     def flip(self, step: int, state: Any) -> None:
-        """Turns a bit of a parameter over, in the memory of this process's first device."""
+        """Turns a bit of a parameter over, in the memory of this process's first device.
+
+        Every element that the device holds is equally likely; which one follows from the fault.
+        """
+        import jax
+        import numpy as np
+
         from exajax.resilience.flip import flip_bit
 
+        device = jax.local_devices()[0]
         for fault in self._due("flip-parameter"):
-            flip_bit(state, fault.id, int(fault.detail("bit")))
+            draw = np.random.default_rng(fault.id)
+            leaves = jax.tree.leaves(state.params)
+            sizes = np.array([leaf.addressable_shards[0].data.size for leaf in leaves])
+            leaf = leaves[int(draw.choice(len(leaves), p=sizes / sizes.sum()))]
+            index = int(draw.integers(leaf.addressable_shards[0].data.size))
+            flip_bit(leaf, device, index, int(fault.detail("bit")))
 
     def _mine(self, kind: str) -> Sequence[Fault]:
         return [f for f in self._left if f.kind == kind and self._is_here(f)]
