@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cluster.processes import FRONT_DOOR, Job, left_over, wait_until
+from tests.cluster.processes import FRONT_DOOR, SMALL, Job, left_over, wait_until
 from tests.conftest import command
 
-JOB = ("--model", "llama-tiny", "--mesh", "2x2", "--precision", "fp32", "--seq", 32)
+JOB = ("--model", SMALL, "--mesh", "2x2", "--precision", "fp32")
 
 
 def train(run_dir, text, steps, *extra):
