@@ -13,6 +13,7 @@ import numpy as np
 
 from exajax import compilation_cache, memory, xla
 from exajax.compilation_cache import Compilation
+from exajax.events import EventLog
 from exajax.step import TrainState, TrainStep
 from exajax.train import profiling
 from exajax.train.checkpoint import Checkpoints
@@ -105,6 +106,8 @@ def fit(
     callbacks: Sequence[Every] = (),
     profile: Profile | None = None,
     progress: Progress = lambda phase, step: None,
+    events: EventLog | None = None,
+    before_commit: Callable[[int], None] = lambda step: None,
 ) -> Fit:
     """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
 
@@ -132,10 +135,14 @@ def fit(
         callbacks: what else to do, and how often.
         profile: a step to trace, the same on every process.
         progress: told, on every process, before the loop turns to something else.
+        events: told what becomes of checkpoints.
+        before_commit: called with the step of a checkpoint, in the thread that saves it, before it
+            counts.
 
     Raises:
         InputError: a step does not fit a device's memory, or a checkpoint is there that is not
-            of this workload or of this data.
+            of this workload or of this data, or none that is whole.
+        NotSavedError: the last checkpoint could not be saved.
     """
     source = batches if isinstance(batches, Batches) else WholeBatches(batches)
     progress("compile", 0)
@@ -146,7 +153,11 @@ def fit(
     try:
         progress("restore", 0)
         start = initial or functools.partial(step.init, np.uint32(seed))
-        run.begin(start, checkpoints, about or {})
+        if checkpoints:
+            run.store = Checkpoints(
+                checkpoints, step, seed=seed, events=events, before_commit=before_commit
+            )
+        run.begin(start, about or {})
         feed = source.iterate(run.done, run.rows)
         sinks = loggers(run.done)
         run.sinks = sinks
@@ -169,7 +180,7 @@ def fit(
                     callback.do(run.done, run.state)
             if last or interrupted or run.done % save_every == 0:
                 progress("checkpoint", run.done)
-                run.save(about or {})
+                run.save(about or {}, wait=last or interrupted)
         if held_out and run.validation_loss is None and not interrupted:
             progress("evaluate", run.done)
             run.evaluate(held_out())
@@ -221,17 +232,12 @@ class _Run:
         self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
         self._last_end_s: float | None = None
 
-    def begin(
-        self, initial: Callable[[], TrainState], checkpoints: Path | None, about: Mapping[str, Any]
-    ) -> None:
-        """Makes the first state, or restores the newest checkpoint."""
-        if checkpoints:
-            self.store = Checkpoints(checkpoints, self.step)
-            self.resumed_from = self.store.latest
-        if self.store and self.resumed_from is not None:
-            self.store.check_data(about)
-            self.state = self.store.restore()
-            self.done = self.resumed_from
+    def begin(self, initial: Callable[[], TrainState], about: Mapping[str, Any]) -> None:
+        """Makes the first state, or restores the newest checkpoint that is whole."""
+        restored = self.store.restore(about) if self.store else None
+        if restored:
+            self.state, self.done = restored.state, restored.step
+            self.resumed_from = restored.step
         else:
             self.state = initial()
 
@@ -273,11 +279,11 @@ class _Run:
         self.validation_loss = means["validation_loss"]
         self._log(self.done, means)
 
-    def save(self, about: Mapping[str, Any]) -> None:
-        """Starts to save the state."""
+    def save(self, about: Mapping[str, Any], *, wait: bool) -> None:
+        """Starts to save the state; waits for its end if it is the last."""
         self.settle()
         if self.store:
-            self.store.save(self.done, self.state, about)
+            self.store.save(self.done, self.state, about, wait=wait)
 
     def _record(self) -> None:
         if self._in_flight is None:
