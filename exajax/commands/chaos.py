@@ -264,8 +264,8 @@ def describe(report: dict[str, Any]) -> str:
     if not report["survived"]:
         same = "no end state"
     lines += [
-        f"{'survived' if report['survived'] else 'did not survive'}: {same} as undisturbed; samples: "
-        f"{report['samples_missing']} missing, {report['samples_repeated']} repeated",
+        f"{'survived' if report['survived'] else 'did not survive'}: {same} as undisturbed; "
+        f"samples: {report['samples_missing']} missing, {report['samples_repeated']} repeated",
         f"{report['replayed_steps']} steps made again, {report['starts']} starts, "
         f"{report['attempts']} attempts in {report['wall_s']:.0f} s, "
         f"goodput {report['goodput']:.1%}",

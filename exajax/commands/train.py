@@ -14,7 +14,7 @@ from exajax import distributed, flags, local_hosts, run_folder, runtime, units
 from exajax.errors import InputError
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
-from exajax.resilience import watchdog
+from exajax.resilience import injection_inside, watchdog
 from exajax.run_folder import RunFolder
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.sampling import TextBatches
@@ -135,6 +135,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     placement = distributed.find()
     path, first = run_dir(args, recipe), placement.process == 0
     watch = watchdog.supervised(path, first)
+    inside = injection_inside.of_environment(path)
     problem: InputError | None = None
     try:
         batches = check(args, recipe)
@@ -150,7 +151,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     from exajax.models import fp8, workloads
     from exajax.step import TrainStep
     from exajax.train import initial
-    from exajax.train.loop import Profile, fit
+    from exajax.train.loop import Every, Profile, fit
 
     cache = compilation_cache.enable()
     devices = jax.devices()
@@ -159,7 +160,19 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     mesh = recipe.mesh.build(devices)
     chip = clusters.load_cluster(args.cluster).chip if args.cluster else None
     chip = chip or clusters.chip_of_device(devices[0].device_kind)
-    progress = watch or (lambda phase, step: None)
+
+    def progress(phase: str, number: int) -> None:
+        if watch:
+            watch(phase, number)
+        if inside:
+            inside(phase, number)
+
+    def before_commit(number: int) -> None:
+        if inside:
+            inside.before_commit(number)
+        if watch:
+            watch.check_current(number)
+
     opened: list[RunFolder] = []
 
     def open_folder(compilation: Compilation) -> None:
@@ -208,7 +221,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         profile=Profile(path / "profile" if first else None) if args.profile else None,
         progress=progress,
         events=watch.events if watch else None,
-        before_commit=watch.check_current if watch else (lambda step: None),
+        before_commit=before_commit,
+        callbacks=[Every(1, inside.flip)] if inside and inside.flips else [],
         measures={
             name: TrainStep.of(
                 dataclasses.replace(step.workload, loss=measure),

@@ -13,6 +13,7 @@ from typing import Any
 
 from exajax import faults_file
 from exajax.faults import Fault
+from exajax.resilience import watchdog
 from exajax.resilience.injection import leader_of
 
 FAULTS = "EXAJAX_FAULTS"
@@ -132,7 +133,9 @@ class Inside:
         return True
 
 
-def of_environment(run_dir: Path, host: int) -> Inside | None:
+def of_environment(run_dir: Path) -> Inside | None:
     """Returns the faults that the environment has for this process, None if it has none."""
-    schedule = os.environ.get(FAULTS)
-    return Inside(Path(schedule), run_dir, host) if schedule else None
+    if FAULTS not in os.environ or watchdog.ATTEMPT not in os.environ:
+        return None
+    host, _ = map(int, os.environ[watchdog.ATTEMPT].split(":"))
+    return Inside(Path(os.environ[FAULTS]), run_dir, host)

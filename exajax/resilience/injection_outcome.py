@@ -1,4 +1,4 @@
-"""What became of every injected fault, from the events of a run: when it was noticed and overcome."""
+"""What became of every injected fault: when it was noticed and overcome, from a run's events."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
