@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
         return jobs.run(args, recipe)
     out = runtime.claim_stdout()
     result = train(args, recipe, sys.stderr if args.json else out)
-    if result is None:
-        return 0
-    if args.result:
+    if not distributed.speaks():
+        pass
+    elif args.result:
         Path(args.result).write_text(runtime.to_json(result))
     else:
         print(runtime.to_json(result) if args.json else describe(result), file=out, flush=True)
@@ -130,8 +130,8 @@ def job_of(recipe: Recipe, batches: TextBatches | ImageBatches) -> dict[str, Any
     return {"recipe": recipe.job, "data": batches.identity}
 
 
-def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, Any] | None:
-    """Trains as this process's part of the job; the first process returns the result."""
+def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, Any]:
+    """Trains as this process's part of the job; the first process returns the whole result."""
     placement = distributed.find()
     path, first = run_dir(args, recipe), placement.process == 0
     watch = watchdog.supervised(path, first)
@@ -219,7 +219,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         },
     )
     if not first:
-        return None
+        return {"interrupted": result.interrupted}
     entropy = batches.corpus.unigram_entropy
     summary = summarize(path, recipe) | {
         "resumed_from": result.resumed_from,
