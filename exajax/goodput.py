@@ -100,6 +100,11 @@ class Goodput:
         """Returns the shares, the seconds and the steps."""
         return {"ratio": self.ratio, "wall_s": self.wall_s} | dataclasses.asdict(self)
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Goodput":
+        """Returns what `to_json` was called on."""
+        return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)})
+
     def describe(self) -> str:
         """Returns one line, the largest losses first."""
         if self.ratio is None:
