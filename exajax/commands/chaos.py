@@ -252,7 +252,7 @@ def describe(report: dict[str, Any]) -> str:
     """Returns a report in words, with a table by kind of fault."""
     by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for fault in report["faults"]:
-        name = f"{fault['kind']} {fault['role']}" if fault["kind"] == "kill" else fault["kind"]
+        name = f"{fault['kind']} {fault['process']}" if fault["kind"] == "kill" else fault["kind"]
         by_kind[name].append(fault)
     lines = [f"{'':20}{'faults':>8}{'detected':>10}{'recovered':>11}  (median seconds)"]
     for name, found in sorted(by_kind.items()):
