@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from exajax import cluster as clusters
-from exajax import distributed, flags, local_hosts, run_folder, runtime, units
+from exajax import distributed, flags, goodput, local_hosts, run_folder, runtime, units
 from exajax.errors import InputError
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
+from exajax.report.live_goodput import LiveGoodput
 from exajax.resilience import injection_inside, watchdog
 from exajax.run_folder import RunFolder
 from exajax.train.data.corpus import load_corpus
@@ -136,6 +137,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     path, first = run_dir(args, recipe), placement.process == 0
     watch = watchdog.supervised(path, first)
     inside = injection_inside.of_environment(path)
+    live = LiveGoodput(path, watch.events) if watch and first else None
     problem: InputError | None = None
     try:
         batches = check(args, recipe)
@@ -151,7 +153,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     from exajax.models import fp8, workloads
     from exajax.step import TrainStep
     from exajax.train import initial
-    from exajax.train.loop import Every, Profile, fit
+    from exajax.train.loop import Every, Profile, Progress, fit
 
     cache = compilation_cache.enable()
     devices = jax.devices()
@@ -160,12 +162,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     mesh = recipe.mesh.build(devices)
     chip = clusters.load_cluster(args.cluster).chip if args.cluster else None
     chip = chip or clusters.chip_of_device(devices[0].device_kind)
-
-    def progress(phase: str, number: int) -> None:
-        if watch:
-            watch(phase, number)
-        if inside:
-            inside(phase, number)
+    watching: list[Progress] = [told for told in (watch, live and live.progress, inside) if told]
 
     def before_commit(number: int) -> None:
         if inside:
@@ -174,6 +171,10 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
             watch.check_current(number)
 
     opened: list[RunFolder] = []
+
+    def progress(phase: str, at: int) -> None:
+        for told in watching:
+            told(phase, at)
 
     def open_folder(compilation: Compilation) -> None:
         """Takes the run folder, once the step is known to fit the devices."""
@@ -191,7 +192,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 file=out,
                 flush=True,
             )
-        kept = _loggers(args, recipe, path, placement.process, done, out)
+        kept = _loggers(args, recipe, path, placement.process, done, out, live)
         return [*kept, SampleLog(path / "samples.jsonl", done, batches.ids)] if first else kept
 
     platform = devices[0].platform
@@ -239,6 +240,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         "resumed_from": result.resumed_from,
         "interrupted": result.interrupted,
         "run_dir": str(path),
+        "goodput": goodput.account(path).to_json(),
         "compilation": dataclasses.asdict(result.compilation),
         "unigram_entropy": entropy,
         "below_unigram_entropy": (
@@ -260,7 +262,13 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
 
 
 def _loggers(
-    args: argparse.Namespace, recipe: Recipe, path: Path, process: int, done: int, out: TextIO
+    args: argparse.Namespace,
+    recipe: Recipe,
+    path: Path,
+    process: int,
+    done: int,
+    out: TextIO,
+    live: LiveGoodput | None,
 ) -> list[Logger]:
     from exajax.report.prometheus import Prometheus
     from exajax.report.tensorboard import TensorBoard
@@ -275,10 +283,14 @@ def _loggers(
         left += "; --init is not read" if args.init else ""
         print(f"  goes on from the checkpoint of step {done}: {left}", file=out, flush=True)
     print(f"  Prometheus metrics of host 0: http://127.0.0.1:{served.port}/metrics", file=out)
+    board = TensorBoard(path / "tensorboard" / "train", done)
+    if live:
+        live.sinks = [served, board]
     return [
+        *([live] if live else []),
         served,
         JsonLines(path / "metrics.jsonl", done, recipe.digest),
-        TensorBoard(path / "tensorboard" / "train", done),
+        board,
         Console(out, recipe.steps),
     ]
 
@@ -328,5 +340,6 @@ def describe(result: dict[str, Any]) -> str:
         f"{state} at step {result['step']}{again}\n"
         f"measured: {speed}\n"
         f"measured: validation loss {loss} nats, {side} the held-out data's unigram entropy of "
-        f"{result['unigram_entropy']:.3f}{named}"
+        f"{result['unigram_entropy']:.3f}{named}\n"
+        f"measured: {goodput.Goodput.from_json(result['goodput']).describe()}"
     )

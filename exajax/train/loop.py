@@ -161,6 +161,11 @@ def fit(
         feed = source.iterate(run.done, run.rows)
         sinks = loggers(run.done)
         run.sinks = sinks
+
+        def turn_to(phase: str) -> None:
+            run.settle()  # the step in flight is still a part of its step
+            progress(phase, run.done)
+
         interrupted = False
         while run.done < steps and not interrupted:
             progress("step", run.done + 1)
@@ -171,21 +176,19 @@ def fit(
             last = run.done == steps
             interrupted = stop.after(run.done) and not last
             if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
-                progress("evaluate", run.done)
+                turn_to("evaluate")
                 run.evaluate(held_out())
             for callback in callbacks:
                 if run.done % callback.steps == 0:
-                    progress("callback", run.done)
-                    run.settle()
+                    turn_to("callback")
                     callback.do(run.done, run.state)
             if last or interrupted or run.done % save_every == 0:
-                progress("checkpoint", run.done)
+                turn_to("checkpoint")
                 run.save(about or {}, wait=last or interrupted)
         if held_out and run.validation_loss is None and not interrupted:
-            progress("evaluate", run.done)
+            turn_to("evaluate")
             run.evaluate(held_out())
-        run.settle()
-        progress("end", run.done)
+        turn_to("end")
     finally:
         stop.close()
         for sink in sinks:
