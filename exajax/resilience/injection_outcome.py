@@ -217,15 +217,3 @@ def deadline_s(kind: str, role: str, deadlines: Deadlines, startup_s: float) -> 
         "bit-flip": startup_s,
     }
     return by_kind[kind] + SLACK_S
-
-
-def replayed_steps(events: Iterable[Event]) -> int:
-    """Returns how many updates were made again, as the first process of each attempt tells."""
-    first: dict[int, int] = {}
-    made: list[int] = []
-    for event in events:
-        if event["event"] == "attempt":
-            first[event["attempt"]] = event["members"][0]
-        elif event["event"] == "phase" and event["phase"] == "step":
-            made += [event["step"]] * (event["host"] == first.get(event["attempt"], 0))
-    return len(made) - len(set(made))
