@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,8 +15,10 @@ from exajax.errors import InputError
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
 from exajax.run_folder import RunFolder
+from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.sampling import TextBatches
+from exajax.train.data.skipping import Skipping
 from exajax.train.image_batches import ImageBatches
 from exajax.train.images import load_images
 from exajax.train.metrics import JsonLines, Logger, SampleLog, percentiles, read_jsonl
@@ -47,6 +50,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
     add("--result", help=argparse.SUPPRESS)
     add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints")
+    add = parser.add_argument_group("faults").add_argument
+    add("--on-nan", choices=ON_NAN, default="stop", help="where loss or gradient is not finite")
+    add("--on-spike", choices=ON_SPIKE, default="ignore", help="where the loss leaps up")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,8 +148,10 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
 
     from exajax import compilation_cache, memory
     from exajax.compilation_cache import Compilation
+    from exajax.events import EventLog
     from exajax.models import fp8, workloads
-    from exajax.step import TrainStep
+    from exajax.report.terminal import describe_event
+    from exajax.step import Layout, TrainStep
     from exajax.train import initial
     from exajax.train.loop import Profile, fit
 
@@ -174,18 +182,31 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 flush=True,
             )
         kept = _loggers(args, recipe, path, placement.process, done, out)
-        return [*kept, SampleLog(path / "samples.jsonl", done, batches.ids)] if first else kept
+        seen = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
+        return [*kept, seen] if first else kept
+
+    @functools.cache
+    def log() -> EventLog:
+        return EventLog(path, placement.process, "worker")
+
+    def tell(event: str, **facts: Any) -> None:
+        log().write(event, **facts)
+        line = describe_event(event, facts)
+        if first and line:
+            print(line, file=out, flush=True)
 
     platform = devices[0].platform
 
     def step_of(recipe: Recipe) -> TrainStep:
-        return TrainStep.of(workloads.workload(recipe, platform), mesh, **recipe.layout)
+        layout: Layout = {**recipe.layout, "skip_bad": args.on_nan == "skip"}
+        return TrainStep.of(workloads.workload(recipe, platform), mesh, **layout)
 
     capacity = memory.capacity_bytes(jax.local_devices()[0])
     recipe, step = memory.first_that_fits(recipe.levels, step_of, capacity)
+    source = Skipping(batches)
     result = fit(
         step,
-        batches,
+        source,
         steps=recipe.steps,
         seed=recipe.seed,
         held_out=lambda: batches.held_out(EVALUATION_BATCHES),
@@ -200,6 +221,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         },
         loggers=loggers,
         peak_flops=chip.peak(recipe.precision) if chip else None,
+        policy=Policy(args.on_nan, args.on_spike),
+        tell=tell,
         profile=Profile(path / "profile" if first else None) if args.profile else None,
         measures={
             name: TrainStep.of(

@@ -15,6 +15,7 @@ GAUGES = {
     "tokens_per_s": ("exajax_tokens_per_second", "Tokens a second over the whole job"),
     "samples_per_s": ("exajax_samples_per_second", "Sequences a second over the whole job"),
     "data_wait_s": ("exajax_data_wait_seconds", "Time that the last step waited for its batch"),
+    "bad_steps": ("exajax_bad_steps", "Steps so far of which loss or gradient was bad"),
     "mfu": ("exajax_mfu_ratio", "Model FLOPs a second as a share of the peak"),
 }
 BUCKETS_S = tuple(0.01 * 2**power for power in range(14))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from exajax import units
 
@@ -38,6 +38,16 @@ class Console:
 
     def close(self) -> None:
         """Nothing is pending."""
+
+
+def describe_event(event: str, facts: Mapping[str, Any]) -> str | None:
+    """Returns a line about something that happened, None where it needs none."""
+    if event == "bad-step":
+        return (
+            f"  step {facts['step']} is bad ({facts['kind']}: loss {facts['loss']:.4g}, gradient "
+            f"norm {facts['grad_norm']:.4g}): {facts['action']}"
+        )
+    return None
 
 
 def describe(values: Mapping[str, float]) -> str:

@@ -61,6 +61,7 @@ class Checkpoints:
             InputError: it is not of the step's workload, which is known before an array is read;
                 or it cannot be read.
         """
+        self._manager.wait_until_finished()
         done = self.latest
         saved, wanted = self._manifest(done), Manifest.of(self._step, done or 0)
         differs = difference(saved, wanted)
@@ -85,7 +86,7 @@ class Checkpoints:
             InputError: they differ; names the first fact in which they do.
         """
         done = self.latest
-        theirs = read(self._manager, done, about=ocp.args.JsonRestore())["about"].get("data")
+        theirs = self.about().get("data")
         ours = about.get("data")
         if theirs is None or ours is None or theirs == ours:
             return
@@ -96,6 +97,10 @@ class Checkpoints:
             f"here it is {ours.get(name)!r}",
             "give the same data and tokenizer as before, or another --run-dir",
         )
+
+    def about(self) -> dict[str, Any]:
+        """Returns the facts that were saved with the newest state."""
+        return dict(read(self._manager, self.latest, about=ocp.args.JsonRestore())["about"])
 
     def close(self) -> None:
         """Waits until everything is on disk, and ends the threads that save."""

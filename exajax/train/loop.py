@@ -13,11 +13,14 @@ import numpy as np
 
 from exajax import compilation_cache, memory, xla
 from exajax.compilation_cache import Compilation
+from exajax.errors import InputError
 from exajax.step import TrainState, TrainStep
-from exajax.train import profiling
+from exajax.train import bad_steps, profiling
+from exajax.train.bad_steps import BadSteps, Policy, RollBack
 from exajax.train.checkpoint import Checkpoints
 from exajax.train.data.batches import Batches, HostBatch, WholeBatches
-from exajax.train.metrics import Logger
+from exajax.train.data.skipping import Skipping
+from exajax.train.metrics import History, Logger
 from exajax.train.placing import local_rows, place
 from exajax.train.stopping import StopRequest
 
@@ -26,6 +29,9 @@ Progress = Callable[[str, int], None]
 
 PHASES = ("start", "compile", "restore", "step", "evaluate", "callback", "checkpoint", "end")
 """What a loop can be at. `step` is told before every update, with its number, counted from 1."""
+
+Tell = Callable[..., None]
+"""Told what happened: `tell(event, **facts)`, such as `EventLog.write`."""
 
 Measure = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
 """Given parameters and a batch, returns a mean over its samples: the `evaluate` of a step."""
@@ -105,6 +111,8 @@ def fit(
     callbacks: Sequence[Every] = (),
     profile: Profile | None = None,
     progress: Progress = lambda phase, step: None,
+    policy: Policy = bad_steps.DEFAULT,
+    tell: Tell = lambda event, **facts: None,
 ) -> Fit:
     """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
 
@@ -132,14 +140,21 @@ def fit(
         callbacks: what else to do, and how often.
         profile: a step to trace, the same on every process.
         progress: told, on every process, before the loop turns to something else.
+        policy: what to do about steps whose loss or gradient is not finite, and loss spikes.
+        tell: told what happened, on the processes that it happened to; `bad-step` on the first.
 
     Raises:
         InputError: a step does not fit a device's memory, or a checkpoint is there that is not
             of this workload or of this data.
+        RunFailed: a step was bad, and the policy is to stop.
     """
-    source = batches if isinstance(batches, Batches) else WholeBatches(batches)
+    if policy.on_nan == "skip" and not step.layout.get("skip_bad"):
+        raise InputError("on_nan", "the step does not skip", "build it with skip_bad=True")
+    if not isinstance(batches, Skipping):
+        batches = Skipping(batches if isinstance(batches, Batches) else WholeBatches(batches))
     progress("compile", 0)
-    run = _Run(step, peak_flops, {"loss": step.evaluate} | dict(measures))
+    bad = BadSteps(policy)
+    run = _Run(step, peak_flops, {"loss": step.evaluate} | dict(measures), batches, bad, tell)
     before_writing(run.compilation)
     stop = StopRequest()
     sinks: Sequence[Logger] = ()
@@ -147,29 +162,34 @@ def fit(
         progress("restore", 0)
         start = initial or functools.partial(step.init, np.uint32(seed))
         run.begin(start, checkpoints, about or {})
-        feed = source.iterate(run.done, run.rows)
+        feed = batches.iterate(run.done, run.rows)
         sinks = loggers(run.done)
         run.sinks = sinks
         interrupted = False
         while run.done < steps and not interrupted:
-            progress("step", run.done + 1)
-            if profile and len(run.data_wait_s) == profile.after:
-                run.trace(feed, profile.folder)
-            else:
-                run.advance(feed)
-            last = run.done == steps
-            interrupted = stop.after(run.done) and not last
-            if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
-                progress("evaluate", run.done)
-                run.evaluate(held_out())
-            for callback in callbacks:
-                if run.done % callback.steps == 0:
-                    progress("callback", run.done)
-                    run.settle()
-                    callback.do(run.done, run.state)
-            if last or interrupted or run.done % save_every == 0:
-                progress("checkpoint", run.done)
-                run.save(about or {})
+            try:
+                progress("step", run.done + 1)
+                if profile and len(run.data_wait_s) == profile.after:
+                    run.trace(feed, profile.folder)
+                else:
+                    run.advance(feed)
+                last = run.done == steps
+                interrupted = stop.after(run.done) and not last
+                if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
+                    progress("evaluate", run.done)
+                    run.evaluate(held_out())
+                for callback in callbacks:
+                    if run.done % callback.steps == 0:
+                        progress("callback", run.done)
+                        run.settle()
+                        callback.do(run.done, run.state)
+                if last or interrupted or run.done % save_every == 0:
+                    progress("checkpoint", run.done)
+                    run.save(about or {})
+            except RollBack as reason:
+                progress("restore", run.done)
+                run.go_back(reason, start)
+                feed = batches.iterate(run.done, run.rows)
         if held_out and run.validation_loss is None and not interrupted:
             progress("evaluate", run.done)
             run.evaluate(held_out())
@@ -200,9 +220,18 @@ class _Run:
     state: TrainState
 
     def __init__(
-        self, step: TrainStep, peak_flops: float | None, measures: Mapping[str, Measure]
+        self,
+        step: TrainStep,
+        peak_flops: float | None,
+        measures: Mapping[str, Measure],
+        batches: Skipping,
+        bad: BadSteps,
+        tell: Tell,
     ) -> None:
         self.step, self.peak_flops, self.measures = step, peak_flops, measures
+        self.batches, self.bad = batches, bad
+        # What all processes know alike, one tells.
+        self.tell: Tell = tell if jax.process_index() == 0 else lambda event, **facts: None
         self.sinks: Sequence[Logger] = ()
         self.losses: list[float] = []
         self.step_times_s: list[float] = []
@@ -230,10 +259,35 @@ class _Run:
             self.resumed_from = self.store.latest
         if self.store and self.resumed_from is not None:
             self.store.check_data(about)
-            self.state = self.store.restore()
-            self.done = self.resumed_from
+            self._restore(self.resumed_from)
         else:
             self.state = initial()
+
+    def go_back(self, reason: RollBack, initial: Callable[[], TrainState]) -> None:
+        """Restores the newest checkpoint, or where there is none begins again; skips batches."""
+        self._in_flight = self._last_end_s = None
+        del self.state  # a device may not have room for two
+        newest = self.store.latest if self.store else None
+        began = self.resumed_from or 0
+        if newest is None:
+            self.state, self.done = initial(), 0
+            self.bad.restore({})
+        else:
+            self._restore(newest)
+        steps = range(max(self.done, reason.step - reason.batches), reason.step)
+        self.batches.skip([self.batches.number(step) for step in steps])
+        del self.losses[self.done - began :], self.data_wait_s[self.done - began :]
+        for sink in self.sinks:
+            if isinstance(sink, History):
+                sink.rewind(self.done)
+        self._log(self.done, {"bad_steps": self.bad.count})
+
+    def _restore(self, done: int) -> None:
+        assert self.store
+        self.state, self.done = self.store.restore(), done
+        saved = self.store.about().get("bad_steps", {})
+        self.bad.restore(saved)
+        self.batches.skip(saved.get("skipped", ()))
 
     def advance(self, feed: Iterator[HostBatch]) -> None:
         """Starts the next update, its batch placed while the one before it is still computed.
@@ -277,7 +331,9 @@ class _Run:
         """Starts to save the state."""
         self.settle()
         if self.store:
-            self.store.save(self.done, self.state, about)
+            known = {"bad_steps": self.bad.to_json(self.batches.skipped)}
+            self.store.save(self.done, self.state, {**about, **known})
+            self.bad.progress()
 
     def _record(self) -> None:
         if self._in_flight is None:
@@ -285,6 +341,7 @@ class _Run:
         (number, metrics), self._in_flight = self._in_flight, None
         values = {name: float(value) for name, value in metrics.items()}
         values["data_wait_s"] = self.data_wait_s[len(self.losses)]
+        self._judge(number, values)
         now_s = time.perf_counter()
         self.losses.append(values["loss"])
         if self._last_end_s is not None:
@@ -292,6 +349,23 @@ class _Run:
             self.step_times_s.append(values["step_time_s"])
         self._last_end_s = now_s
         self._log(number, values)
+
+    def _judge(self, number: int, values: dict[str, float]) -> None:
+        """Does what is to be done about a step if it is bad, before anything is built on it."""
+        loss, grad_norm = values["loss"], values["grad_norm"]
+        kind = self.bad.kind(loss, grad_norm)
+        if kind is None:
+            return
+        action = self.bad.action(kind)
+        values["bad_steps"] = self.bad.count
+        facts = {"kind": kind, "action": action, "loss": loss, "grad_norm": grad_norm}
+        self.tell("bad-step", step=number, **facts)
+        if action == "roll-back":
+            raise self.bad.roll_back(number)
+        if action == "stop":
+            self._log(number, values)
+            newest = self.store.latest if self.store else None
+            raise bad_steps.failure(number, loss, grad_norm, newest)
 
     def _rates(self, step_time_s: float) -> dict[str, float]:
         workload = self.step.workload
