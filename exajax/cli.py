@@ -6,9 +6,10 @@ import traceback
 from collections.abc import Sequence
 
 from exajax import distributed, runtime
-from exajax.errors import InputError, RunFailed
+from exajax.errors import FAILED, InputError, RunFailed
 from exajax.flags import Formatter, Parser
 from exajax.local_hosts import Interrupted, StageFailed
+from exajax.resilience.watchdog import ATTEMPT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def _guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
     except RunFailed as error:
         if distributed.speaks():
             print(f"exajax: failed: {error}", file=sys.stderr)
-        return 1
+        return FAILED if ATTEMPT in os.environ else 1
     except StageFailed as error:
         print(error, file=sys.stderr)
         return 2 if error.code == 2 else 1

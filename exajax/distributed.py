@@ -6,13 +6,23 @@ One small reader per launcher; each says in `Placement.why` what it went by.
 import os
 import socket
 import sys
+import uuid
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from exajax.errors import InputError
-from exajax.local_hosts import COORDINATOR, HOST, HOSTS, free_port
+from exajax.local_hosts import (
+    ADDRESS,
+    COORDINATOR,
+    HOST,
+    HOSTS,
+    JOB,
+    LAUNCHER,
+    LOCAL_HOST,
+    free_port,
+)
 from exajax.mesh import MeshSpec
 
 
@@ -27,6 +37,8 @@ class Placement:
         local_process: number of this one on its node.
         coordinator: host and port of the first process; None leaves it to JAX's own detection.
         why: what this was read from.
+        job: which start of the launcher this is, the same on all its processes.
+        address: where the other processes reach this one's host.
     """
 
     launcher: str
@@ -35,6 +47,8 @@ class Placement:
     local_process: int
     coordinator: str | None
     why: str
+    job: str = ""
+    address: str = "127.0.0.1"
 
 
 SINGLE = Placement("single", 1, 0, 0, None, "no launcher in the environment")
@@ -92,9 +106,15 @@ def _number(env: Mapping[str, str], key: str) -> int:
 
 def _local(env: Mapping[str, str]) -> Placement:
     process = _number(env, HOST)
-    coordinator = env.get(COORDINATOR)
     return Placement(
-        "local", _number(env, HOSTS), process, process, coordinator, f"{HOSTS}, {HOST}"
+        "local",
+        _number(env, HOSTS),
+        process,
+        _number(env, LOCAL_HOST) if LOCAL_HOST in env else process,
+        env.get(COORDINATOR),
+        env.get(LAUNCHER, f"{HOSTS}, {HOST}"),
+        env.get(JOB, ""),
+        env.get(ADDRESS, "127.0.0.1"),
     )
 
 
@@ -112,6 +132,8 @@ def _pals(env: Mapping[str, str]) -> Placement:
         _number(env, "PALS_LOCAL_RANKID"),
         f"{nodes[0]}:{port}",
         f"PALS_RANKID, {size}, PBS_NODEFILE",
+        f"pals-{job}",
+        socket.gethostname(),
     )
 
 
@@ -124,6 +146,8 @@ def _slurm(env: Mapping[str, str]) -> Placement:
         _number(env, "SLURM_LOCALID"),
         None,
         "SLURM_STEP_NUM_TASKS, SLURM_PROCID",
+        "-".join(env.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")),
+        socket.gethostname(),
     )
 
 
@@ -141,7 +165,10 @@ def _mpi(env: Mapping[str, str]) -> Placement:
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
     one_node = node.Get_size() == world.Get_size()
     host = "127.0.0.1" if one_node else socket.gethostbyname(socket.gethostname())
-    coordinator = world.bcast(f"{host}:{free_port()}" if world.Get_rank() == 0 else None, root=0)
+    first = world.Get_rank() == 0
+    coordinator, job = world.bcast(
+        (f"{host}:{free_port()}", f"mpi-{uuid.uuid4().hex[:12]}") if first else None, root=0
+    )
     return Placement(
         "mpi",
         world.Get_size(),
@@ -149,6 +176,8 @@ def _mpi(env: Mapping[str, str]) -> Placement:
         node.Get_rank(),
         coordinator,
         f"mpi4py, {MPI.Get_library_version().split(chr(10))[0].strip()}",
+        job,
+        host,
     )
 
 

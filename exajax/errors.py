@@ -18,6 +18,10 @@ class InputError(ValueError):
         super().__init__(" ".join(f"{field}: {problem}; {fix}".split()))
 
 
+FAILED = 70
+"""Exit code of a supervised process after `RunFailed`: starting it again would not help."""
+
+
 class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
     """A run ended for what happened in it. Commands print it on one line and exit with code 1."""
 

@@ -44,7 +44,7 @@ class EventLog:
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the events of all writers of a run, by time; lines that were cut short are left out."""
+    """Returns the events of all writers of a run, by time, without lines cut short."""
     found = []
     for path in sorted((run_dir / FOLDER).glob("*.jsonl")):
         role = path.stem.partition("-")[2]

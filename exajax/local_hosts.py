@@ -21,11 +21,18 @@ CAPTURE = subprocess.PIPE
 CPU = {"JAX_PLATFORMS": "cpu"}
 """Environment of a process that is about this machine's CPU, whatever else is attached."""
 
-GRACE_S = 7.0
+GRACE_S = 8.0
 """Time that processes have to save and end after they were asked to."""
 
 HOSTS, HOST, COORDINATOR = "EXAJAX_HOSTS", "EXAJAX_HOST", "EXAJAX_COORDINATOR"
-"""Environment of a local host process: how many there are, which one it is, where they meet."""
+"""Environment of a host process: how many there are, which one it is, where they meet."""
+
+ROLE, JOB, ADDRESS = "EXAJAX_ROLE", "EXAJAX_JOB", "EXAJAX_ADDRESS"
+"""Environment of a supervised job: `supervisor` or `worker`; which start of the command it is;
+where other hosts reach this one, if it is not the loopback interface."""
+
+LOCAL_HOST, LAUNCHER = "EXAJAX_LOCAL_HOST", "EXAJAX_LAUNCHER"
+"""Environment of a worker: the number of its process on its node; what its place was read from."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is an event, not an error

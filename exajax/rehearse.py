@@ -231,9 +231,10 @@ def train_twin(job: Rehearsal) -> dict[str, Any]:
         f"--save-every={job.args.save_every}",
         "--no-profile" if job.args.profile is False else "--profile",
         f"--result={result}",
+        f"--hosts={HOSTS}",
         *flags.data_argv(job.args),
     ]
-    stage(local_hosts.hosts(argv, HOSTS, job.logs, local_hosts.CPU))
+    stage([Process(argv, local_hosts.CPU, None, job.logs / "train.log")])
     measured = json.loads(result.read_text())
     say(train.describe(measured))
     losses = {"validation_loss": measured["validation_loss"], "unit": "nats"}

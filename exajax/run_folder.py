@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from exajax import events
 from exajax.errors import InputError
 from exajax.runtime import to_json
 
@@ -18,16 +19,17 @@ class RunFolder:
     section. The file is replaced as a whole, so it is never half-written.
     """
 
-    def __init__(self, path: Path, content: dict[str, Any], lock: IO[str]) -> None:
+    def __init__(self, path: Path, content: dict[str, Any], lock: IO[str] | None) -> None:
         self.path, self.content, self._lock = path, content, lock
 
     @classmethod
-    def open(cls, path: Path, job: Mapping[str, Any]) -> "RunFolder":
+    def open(cls, path: Path, job: Mapping[str, Any], *, lock: bool = True) -> "RunFolder":
         """Makes a run folder, or opens that of an earlier run of the same job.
 
         Args:
             path: the folder.
             job: what makes two runs the same job, as JSON.
+            lock: whether to keep others out; a supervisor's lease does so for its workers.
 
         Raises:
             InputError: it cannot be written, it is in use, it belongs to another job, or `run.json`
@@ -36,20 +38,12 @@ class RunFolder:
         check(path, job)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / ".lock").open("w")
+            held = _locked(path) if lock else None
         except OSError as error:
             raise InputError(
                 "--run-dir", f"cannot write to {path}: {error.strerror}", "give another folder"
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                "--run-dir", f"{path} is in use by a running job", "end it, or give another folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        folder = cls(path, read(path) or {"job": json.loads(to_json(job))}, lock)
+        folder = cls(path, read(path) or {"job": json.loads(to_json(job))}, held)
         folder.write()  # from now on the folder is this job's, whatever ends it
         return folder
 
@@ -62,6 +56,19 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path / "run.json")
+
+
+def _locked(path: Path) -> IO[str]:
+    lock = (path / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            "--run-dir", f"{path} is in use by a running job", "end it, or give another folder"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return lock
 
 
 def check(path: Path, job: Mapping[str, Any]) -> None:
@@ -85,7 +92,7 @@ def read(path: Path) -> dict[str, Any] | None:
         if path.exists() and not path.is_dir():
             raise InputError("--run-dir", f"{path} is not a folder", "give a folder")
         if not file.exists():
-            if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+            if path.is_dir() and any(map(_foreign, path.iterdir())):
                 raise InputError(
                     "--run-dir", f"{path} holds other files and no run.json", "give an empty folder"
                 )
@@ -105,6 +112,11 @@ def read(path: Path) -> dict[str, Any] | None:
             "restore it, or give another folder",
         ) from error
     return content
+
+
+def _foreign(entry: Path) -> bool:
+    """Returns whether something is not what a job leaves that ended before it trained."""
+    return not (entry.name.startswith(".") or entry.name in (events.FOLDER, "logs"))
 
 
 def _check_same(path: Path, theirs: Any, ours: Any, where: str = "") -> None:

@@ -1,9 +1,12 @@
 """What a process settles before JAX is imported: its log level, platform, standard output, end."""
 
+import contextlib
+import ctypes
 import glob
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +16,9 @@ from exajax import xla
 
 LIFELINE = "EXAJAX_LIFELINE"
 """Set by a parent whose death must end this process; its standard input is the line."""
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that a process gets when its parent ends."""
 
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 """Device files of NVIDIA and AMD GPUs and of TPUs."""
@@ -37,6 +43,10 @@ def prepare() -> None:
         # The CUDA compiler alone would otherwise be tried as a device, and complain.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if os.environ.get(LIFELINE):
+        # The kernel ends this process with its parent even while it is stopped; where that is not
+        # Linux, the end of standard input does while it runs.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

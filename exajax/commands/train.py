@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from exajax import distributed, flags, local_hosts, run_folder, runtime, units
 from exajax.errors import InputError
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
+from exajax.resilience import watchdog
 from exajax.run_folder import RunFolder
 from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
 from exajax.train.data.corpus import load_corpus
@@ -47,6 +49,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="trace a step with JAX's profiler, into RUN_DIR/profile (default: in a rehearsal)",
     )
+    from exajax.resilience import jobs
+
+    jobs.add_flags(parser)
     # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
     add("--result", help=argparse.SUPPRESS)
     add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints")
@@ -56,14 +61,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, as one process of a job or as the parent of a local one."""
+    """Trains as one process of a job, or supervises those that do."""
     recipe = flags.recipe_of(args)
-    if args.hosts is not None and distributed.launcher() == "single":
-        check_hosts(args, recipe)
-        check(args, recipe)
-        # The children read the same flags; only the local launcher is new to them.
-        processes = local_hosts.hosts(args.argv, args.hosts)
-        return local_hosts.verdict(code for code, _ in local_hosts.run(processes))
+    if os.environ.get(local_hosts.ROLE) != "worker":
+        from exajax.resilience import jobs
+
+        return jobs.run(args, recipe)
     out = runtime.claim_stdout()
     result = train(args, recipe, sys.stderr if args.json else out)
     if result is None:
@@ -136,6 +139,8 @@ def job_of(recipe: Recipe, batches: TextBatches | ImageBatches) -> dict[str, Any
 def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, Any] | None:
     """Trains as this process's part of the job; the first process returns the result."""
     placement = distributed.find()
+    path, first = run_dir(args, recipe), placement.process == 0
+    watch = watchdog.supervised(path, first)
     problem: InputError | None = None
     try:
         batches = check(args, recipe)
@@ -162,7 +167,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     mesh = recipe.mesh.build(devices)
     chip = clusters.load_cluster(args.cluster).chip if args.cluster else None
     chip = chip or clusters.chip_of_device(devices[0].device_kind)
-    path, first = run_dir(args, recipe), placement.process == 0
+    progress = watch or (lambda phase, step: None)
     opened: list[RunFolder] = []
 
     def open_folder(compilation: Compilation) -> None:
@@ -170,7 +175,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         if first:
             print(f"{compilation} ({cache})", file=out, flush=True)
         if first and not args.result:
-            opened.append(RunFolder.open(path, job_of(recipe, batches)))
+            opened.append(RunFolder.open(path, job_of(recipe, batches), lock=False))
 
     def loggers(done: int) -> Sequence[Logger]:
         if first:
@@ -187,7 +192,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
 
     @functools.cache
     def log() -> EventLog:
-        return EventLog(path, placement.process, "worker")
+        return watch.events if watch else EventLog(path, placement.process, "worker")
 
     def tell(event: str, **facts: Any) -> None:
         log().write(event, **facts)
@@ -224,6 +229,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         policy=Policy(args.on_nan, args.on_spike),
         tell=tell,
         profile=Profile(path / "profile" if first else None) if args.profile else None,
+        progress=progress,
         measures={
             name: TrainStep.of(
                 dataclasses.replace(step.workload, loss=measure),

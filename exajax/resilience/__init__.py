@@ -1,1 +1,1 @@
-"""Faults: what watches for them, what brings a run back, and how they are injected."""
+"""Wraps training from outside: watches it, restarts it, goes on with fewer hosts, breaks it."""

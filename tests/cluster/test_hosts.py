@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exajax.resilience.control import Control
 from tests.cluster.processes import FRONT_DOOR, Job, left_over, wait_until
 from tests.conftest import command
 
@@ -68,10 +69,10 @@ def test_another_job_may_not_use_the_folder(straight, text):
     assert result.stderr.count("\n") == 1
 
 
-def endless(run_dir, text):
+def endless(run_dir, text, *extra):
     flags = (*JOB, "--hosts", 2, "--data", text, "--run-dir", run_dir, "--metrics-port", 0)
     log = run_dir.with_name("log")
-    return Job(log, "train", *flags, "--steps", 100_000, "--save-every", 4)
+    return Job(log, "train", *flags, "--steps", 100_000, "--save-every", 4, *extra)
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on(straight, tmp_path, text):
@@ -99,7 +100,7 @@ def test_no_process_outlives_a_killed_parent_and_the_run_goes_on(tmp_path, text)
     run_dir = tmp_path / "run"
     with endless(run_dir, text) as job:
         job.wait_for("s/step")
-        assert len(left_over(run_dir)) == 3
+        assert len(left_over(run_dir)) == 5  # a parent, two supervisors, two that train
         wait_until(lambda: max(saved(run_dir), default=0) >= 4, 60)  # old ones are pruned
         job.signal(signal.SIGKILL)
         wait_until(lambda: not left_over(run_dir), 30)
@@ -109,14 +110,14 @@ def test_no_process_outlives_a_killed_parent_and_the_run_goes_on(tmp_path, text)
     assert len(result["losses"]) == result["step"] == newest + 8
 
 
-def test_the_end_of_one_host_ends_the_job(tmp_path, text):
+def test_without_restarts_the_end_of_one_host_ends_the_job(tmp_path, text):
     run_dir = tmp_path / "run"
-    with endless(run_dir, text) as job:
+    with endless(run_dir, text, "--restarts", 0) as job:
         job.wait_for("s/step")
-        hosts = [line for line in left_over(run_dir) if not line.startswith(f"{job.process.pid}:")]
-        os.kill(int(hosts[-1].split(":")[0]), signal.SIGKILL)
+        os.kill(Control(run_dir).worker(1).pid, signal.SIGKILL)
         job.process.wait(timeout=20)
         assert job.process.returncode == 1
+        assert "gives up: the process of host 1 ended with 137" in job.log.read_text()
         assert not left_over(run_dir)
 
 
@@ -126,7 +127,7 @@ def test_an_error_of_one_host_ends_the_job(straight, tmp_path, text):
     (run_dir / "metrics.jsonl").unlink()
     (run_dir / "metrics.jsonl").mkdir()  # nothing a user does; host 0 alone writes it
     started_s = time.monotonic()
-    result = train(run_dir, text, 20)
+    result = train(run_dir, text, 20, "--restarts", 1)
     assert time.monotonic() - started_s < 60
     assert result.returncode == 1
     assert "IsADirectoryError" in result.stderr

@@ -1,0 +1,132 @@
+"""How a job starts: its supervisors, on this machine or where a launcher has put them."""
+
+import argparse
+import os
+import shutil
+import sys
+import uuid
+from pathlib import Path
+
+from exajax import distributed, local_hosts
+from exajax.commands import train
+from exajax.errors import InputError
+from exajax.events import FOLDER
+from exajax.recipe import Recipe
+from exajax.resilience.deadlines import Deadlines
+from exajax.resilience.elastic import Layouts
+from exajax.resilience.leader import Policy
+from exajax.resilience.local_job import LocalJob
+from exajax.resilience.supervisor import Place, Supervisor
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of supervision."""
+    add = parser.add_argument_group("when something fails").add_argument
+    add(
+        "--restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="attempts in a row that may fail without a newer checkpoint; 0: never try again",
+    )
+    add(
+        "--max-backoff",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="longest wait between such attempts: 0, 1, 2, 4, ... seconds",
+    )
+    add(
+        "--min-hosts",
+        type=int,
+        metavar="N",
+        help="go on with as few hosts, in fewer replicas, when others are lost (default: all)",
+    )
+    add(
+        "--host-wait",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="seconds to wait for a host that is missing",
+    )
+    add(
+        "--deadlines",
+        default="",
+        metavar="PHASE=S,...",
+        help="seconds that a process may stay at start, compile, restore, step, evaluate, "
+        "callback, checkpoint, end, or be silent (default: a step 20 times its median, at least "
+        "30 s; silent 30 s; others 10 minutes to an hour)",
+    )
+
+
+def check_flags(args: argparse.Namespace, hosts: int) -> None:
+    """Raises an `InputError` if a flag of supervision is impossible.
+
+    Args:
+        args: the flags.
+        hosts: of the job.
+    """
+    Deadlines.parse(args.deadlines)
+    for flag, value in (
+        ("--restarts", args.restarts),
+        ("--max-backoff", args.max_backoff),
+        ("--host-wait", args.host_wait),
+    ):
+        if not 0 <= value < float("inf"):
+            raise InputError(flag, f"it is {value}", "give a number from 0 on")
+    if args.min_hosts is not None and not 1 <= args.min_hosts <= hosts:
+        raise InputError("--min-hosts", f"{args.min_hosts} of {hosts} hosts", f"give 1 to {hosts}")
+
+
+def run(args: argparse.Namespace, recipe: Recipe) -> int:
+    """Runs a job under supervision; returns its exit code."""
+    run_dir = train.run_dir(args, recipe)
+    name = distributed.launcher()
+    if name == "single" and args.hosts is not None:
+        train.check_hosts(args, recipe)
+        check_flags(args, args.hosts)
+        train.check(args, recipe)
+        try:
+            return LocalJob(args.argv, args.hosts, run_dir).run()
+        finally:
+            _tidy(run_dir)
+    placement = distributed.find()
+    check_flags(args, placement.processes)
+    if os.environ.get(local_hosts.ROLE) != "supervisor":  # otherwise the parent has checked
+        problem: InputError | None = None
+        try:
+            train.check(args, recipe)
+        except InputError as error:
+            problem = error
+        distributed.agree(placement, problem)
+    place = Place(
+        placement.process,
+        placement.processes,
+        placement.local_process,
+        placement.job or uuid.uuid4().hex[:12],
+        placement.address,
+        name == "single" or name == "local" or placement.address.startswith("127."),
+        placement.why,
+    )
+    layouts = Layouts(recipe, place.hosts, args.min_hosts or place.hosts)
+    policy = Policy(args.restarts, args.max_backoff, args.host_wait, layouts)
+    deadlines = Deadlines.parse(args.deadlines)
+    argv = [*args.argv, f"--global-batch={recipe.global_batch}"]
+    try:
+        code = Supervisor(place, argv, run_dir, deadlines, policy).run()
+    finally:
+        if name == "single":
+            _tidy(run_dir)
+    if code == 130:
+        print("exajax: interrupted", file=sys.stderr)
+    return code
+
+
+def _tidy(run_dir: Path) -> None:
+    """Removes what supervisors wrote in the folder of a job that ended before it trained."""
+    if (run_dir / "run.json").exists() or not (run_dir / ".job").exists():
+        return
+    for name in (".job", FOLDER, "logs"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    if not any(run_dir.iterdir()):
+        run_dir.rmdir()

@@ -1,0 +1,127 @@
+"""Who leads a job: a lease on the run folder that its holder renews and others may take over.
+
+The files `lease-000001`, `lease-000002`, ... are each made by exactly one process: to create a file
+that must not exist is atomic on every file system that clusters share. The highest number leads.
+Whether its holder lives is seen by its count going on, on the clock of whoever looks, so that
+clocks need not agree; on the same machine a holder that has ended is known at once.
+"""
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from exajax.resilience.control import alive, this_machine
+from exajax.runtime import to_json
+
+LEASE_S = 10.0
+"""A holder that is silent for longer has lost its lease."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who leads.
+
+    Attributes:
+        epoch: number of the lease.
+        job: which start of the command it belongs to.
+        host: number of the host.
+        machine: name of the machine, with the time it was started.
+        pid: of the supervisor.
+        started: when that process began, as the kernel counts; numbers of processes come back.
+        beat: counts renewals.
+    """
+
+    epoch: int
+    job: str
+    host: int
+    machine: str
+    pid: int
+    started: str
+    beat: int = 0
+
+
+class Lease:
+    """The lease of a run folder as one supervisor sees it.
+
+    Args:
+        folder: the control folder; made if it is not there.
+        job: the supervisor's job.
+        host: its host.
+    """
+
+    def __init__(self, folder: Path, job: str, host: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._mine = folder, (job, host, this_machine(), os.getpid(), _started())
+        self._seen: Holder | None = None
+        self._seen_s = time.monotonic()
+        self.epoch = 0
+
+    def holder(self) -> Holder | None:
+        """Returns who leads, None if nobody does or who did has ended or is silent."""
+        newest = max(self._folder.glob("lease-*"), default=None)
+        if newest is None:
+            self._seen = None
+            return None
+        found = _read(newest) or Holder(int(newest.name[6:]), "", -1, "", 0, "")
+        if found != self._seen:
+            self._seen, self._seen_s = found, time.monotonic()
+        if found.machine == this_machine() and _started(found.pid) != found.started:
+            return None
+        return found if time.monotonic() - self._seen_s < LEASE_S else None
+
+    def hold(self) -> bool:
+        """Renews the lease, or takes it if nobody has it; returns whether this process leads."""
+        holder = self.holder()
+        if holder is not None and holder.epoch != self.epoch:
+            self.epoch = 0
+            return False
+        if holder is None and not self._take():
+            return False
+        beat = self._seen.beat + 1 if self._seen else 1
+        self._write(Holder(self.epoch, *self._mine, beat))
+        return True
+
+    def release(self) -> None:
+        """Gives the lease up, if this process has it, and removes those of the past."""
+        if self.epoch:
+            for path in self._folder.glob("lease-*"):
+                if int(path.name[6:]) <= self.epoch:
+                    path.unlink(missing_ok=True)
+            self.epoch = 0
+
+    def _take(self) -> bool:
+        last = self._seen.epoch if self._seen else 0
+        with contextlib.suppress(FileExistsError):
+            path = self._folder / f"lease-{last + 1:06d}"
+            with path.open("x") as file:
+                file.write(to_json(asdict(Holder(last + 1, *self._mine))))
+            self.epoch = last + 1
+            for old in self._folder.glob("lease-*"):
+                if old.name < path.name:
+                    old.unlink(missing_ok=True)
+            return True
+        return False
+
+    def _write(self, holder: Holder) -> None:
+        new = self._folder / f".lease.{os.getpid()}"
+        new.write_text(to_json(asdict(holder)))
+        new.replace(self._folder / f"lease-{holder.epoch:06d}")
+
+
+def _read(path: Path) -> Holder | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Holder(**json.loads(path.read_text()))
+    return None
+
+
+def _started(pid: int | None = None) -> str:
+    """Returns when a process of this machine began, in ticks since boot; nothing if it is gone."""
+    pid = os.getpid() if pid is None else pid
+    if not alive(pid):
+        return ""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""

@@ -1,0 +1,110 @@
+"""All hosts of a job on this machine: keeps their supervisors alive, as machines' systems do."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from exajax import local_hosts
+from exajax.resilience.control import Control
+from exajax.runtime import LIFELINE
+
+ROUND_S = 0.05
+
+QUICK_S, QUICK_DEATHS = 2.0, 5
+"""A supervisor that ended so soon after its start, so often in a row, is not started again."""
+
+PREFIX = "EXAJAX_HOST_PREFIX"
+"""Environment: a command that starts the supervisor of a host, with `{host}` for its number."""
+
+
+class LocalJob:
+    """The supervisors of a job whose hosts are all this machine.
+
+    Args:
+        argv: arguments behind `python -m exajax`.
+        hosts: how many.
+        run_dir: the run folder.
+    """
+
+    def __init__(self, argv: Sequence[str], hosts: int, run_dir: Path) -> None:
+        self._argv, self._hosts, self._control = argv, hosts, Control(run_dir)
+        self._job = uuid.uuid4().hex[:12]
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._started_s: dict[int, float] = {}
+        self._quick_deaths = dict.fromkeys(range(hosts), 0)
+        self._codes: dict[int, int] = {}
+        self._asked: list[int] = []
+
+    def run(self) -> int:
+        """Runs the job; returns its exit code."""
+        before = {
+            number: signal.signal(number, self._remember)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            while len(self._codes) < self._hosts and not self._ended():
+                for host in range(self._hosts):
+                    self._look_after(host)
+                self._pass_on()
+                time.sleep(ROUND_S)
+            return 130 if self._asked else local_hosts.verdict(self._codes.values())
+        finally:
+            for process in self._running.values():
+                process.kill()
+                process.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._asked.append(number)
+
+    def _ended(self) -> bool:
+        return bool(self._codes or self._asked) and not self._running
+
+    def _look_after(self, host: int) -> None:
+        process = self._running.get(host)
+        if process is None:
+            if host not in self._codes and not self._asked and not self._control.drained(host):
+                self._start(host)
+            return
+        code = process.poll()
+        if code is None:
+            return
+        del self._running[host]
+        quick = time.monotonic() - self._started_s[host] < QUICK_S
+        self._quick_deaths[host] = self._quick_deaths[host] + 1 if quick else 0
+        if code >= 0 or self._quick_deaths[host] >= QUICK_DEATHS:
+            self._codes[host] = code if code >= 0 else 1
+
+    def _start(self, host: int) -> None:
+        env = {
+            local_hosts.HOSTS: str(self._hosts),
+            local_hosts.HOST: str(host),
+            local_hosts.ROLE: "supervisor",
+            local_hosts.JOB: self._job,
+            LIFELINE: "1",
+        }
+        prefix = shlex.split(os.environ.get(PREFIX, "").replace("{host}", str(host)))
+        self._running[host] = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "exajax", *self._argv],
+            env={**os.environ, **env},
+            stdin=subprocess.PIPE,  # never written: its end is the end of this process
+            start_new_session=True,
+        )
+        self._started_s[host] = time.monotonic()
+
+    def _pass_on(self) -> None:
+        """Passes Ctrl-C or SIGTERM on, once each; the second one ends what is left."""
+        while self._asked and self._passed < len(self._asked):
+            self._passed += 1
+            for process in self._running.values():
+                process.send_signal(signal.SIGTERM)
+
+    _passed = 0

@@ -1,0 +1,288 @@
+"""One per host, outside the training process: starts it, watches it, ends it, starts it again.
+
+A supervisor follows what the leader has decided (`exajax.resilience.leader`), and is the leader
+itself while it holds the lease. It imports no JAX: nothing that can hang a training process can
+hang it.
+"""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from exajax import local_hosts
+from exajax.errors import InputError
+from exajax.events import EventLog
+from exajax.resilience import watchdog
+from exajax.resilience.control import Attempt, Control, Host, Worker, alive, this_machine
+from exajax.resilience.deadlines import SILENT, Deadlines
+from exajax.resilience.leader import Leader, Policy
+from exajax.resilience.lease import Lease
+from exajax.runtime import LIFELINE
+
+ROUND_S = {True: 0.05, False: 0.5}
+"""Time between rounds, by whether all hosts are on this machine; others share a file system."""
+
+STOP_GRACE_S = {True: local_hosts.GRACE_S, False: 600.0}
+"""Time that a worker has to save and end when the job is asked to stop, likewise."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a supervisor is in its job.
+
+    Attributes:
+        host: number of its host.
+        hosts: how many there are.
+        local: number of its process on its node.
+        job: which start of the command it belongs to; the same on all its hosts.
+        address: where other hosts reach this one.
+        one_machine: whether all hosts are this machine.
+        why: what this was read from.
+    """
+
+    host: int
+    hosts: int
+    local: int
+    job: str
+    address: str
+    one_machine: bool
+    why: str
+
+
+class Supervisor:
+    """The supervisor of one host.
+
+    Args:
+        place: where it is.
+        argv: arguments behind `python -m exajax` of a worker.
+        run_dir: the run folder.
+        deadlines: of the worker.
+        policy: what the leader goes by.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        argv: Sequence[str],
+        run_dir: Path,
+        deadlines: Deadlines,
+        policy: Policy,
+    ) -> None:
+        self._place, self._argv, self._deadlines = place, argv, deadlines
+        self._control = Control(run_dir)
+        self._lease = Lease(self._control.folder, place.job, place.host)
+        self._events = EventLog(run_dir, place.host, "supervisor")
+        self._leader = Leader(self._control, place.job, place.hosts, policy, self._events)
+        self._asked: list[int] = []
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._said: Worker | None = None
+        self._said_s = self._started_s = 0.0
+        self._stop_by_s: float | None = None
+        self._me = Host(
+            place.host, place.job, this_machine(), os.getpid(), 0, place.address, 0, place.local
+        )
+
+    def run(self) -> int:
+        """Supervises until the job is over; returns its exit code.
+
+        Raises:
+            InputError: another job runs in the folder.
+        """
+        before = {
+            number: signal.signal(number, self._remember)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            self._wait_for_lease()
+            self._end_predecessor()
+            self._take_over()
+            self._events.write("job", job=self._place.job, pid=os.getpid(), argv=list(self._argv))
+            return self._rounds()
+        finally:
+            self._kill("its supervisor ends")
+            self._lease.release()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._asked.append(number)
+
+    def _wait_for_lease(self) -> None:
+        """Waits until the folder is this job's, which is at once or never unless a job has died."""
+        first = self._lease.holder()
+        while not self._lease.hold():
+            now = self._lease.holder()
+            if now is None or now.job == self._place.job:
+                if now:
+                    return
+                continue
+            if first is not None and now.beat != first.beat:
+                raise InputError(
+                    "--run-dir",
+                    f"{self._control.run_dir} is in use by a running job (process {now.pid} on "
+                    f"{now.machine.split()[0] if now.machine else 'another host'})",
+                    "end it, or give another folder",
+                )
+            first = first or now
+            time.sleep(ROUND_S[self._place.one_machine])
+
+    def _end_predecessor(self) -> None:
+        """Ends the worker that a supervisor of this host left behind, should it still be there."""
+        worker = self._control.worker(self._place.host)
+        before = self._control.host(self._place.host)
+        same_machine = before is not None and before.machine == this_machine()
+        if worker and same_machine and alive(worker.pid) and _is_worker(worker.pid):
+            os.kill(worker.pid, signal.SIGKILL)
+
+    def _take_over(self) -> None:
+        """Takes the attempt that a supervisor of this host was killed in as one that has failed."""
+        attempt = self._control.attempt()
+        if attempt and attempt.job == self._place.job and self._place.host in attempt.members:
+            reason = "its supervisor was killed"
+            self._me = dataclasses.replace(
+                self._me, attempt=attempt.number, code=128 + signal.SIGKILL, reason=reason
+            )
+
+    def _rounds(self) -> int:
+        over: int | None = None
+        while over is None:
+            self._watch_worker()
+            self._publish()
+            if self._lease.hold():
+                self._leader.decide(self._lease.epoch, bool(self._asked))
+            attempt = self._control.attempt()
+            if attempt and attempt.job == self._place.job:
+                over = self._follow(attempt)
+            if self._lease_is_another_jobs():
+                self._kill("another job has taken the run folder over")
+                return 1
+            time.sleep(ROUND_S[self._place.one_machine])
+        self._publish()
+        if self._lease.epoch:
+            self._leader.wait_for_followers(ROUND_S[self._place.one_machine])
+        self._events.write("stopped", code=over)
+        return over
+
+    def _lease_is_another_jobs(self) -> bool:
+        holder = self._lease.holder()
+        return holder is not None and holder.job != self._place.job
+
+    def _publish(self) -> None:
+        self._me = dataclasses.replace(
+            self._me,
+            beat=self._me.beat + 1,
+            port=self._me.port or local_hosts.free_port(),
+            running=self._worker is not None,
+            leaving=bool(self._asked) or self._control.drained(self._place.host),
+        )
+        self._control.publish(self._me)
+
+    def _follow(self, attempt: Attempt) -> int | None:
+        """Does what the leader decided; returns the exit code of a job that is over."""
+        if attempt.state == "over":
+            if self._worker is not None and not self._stopping(attempt.code == 130):
+                return None
+            self._kill("the job is over")
+            return attempt.code
+        if self._asked:
+            self._stopping(True)
+        if attempt.state == "end" or (
+            self._worker is not None and attempt.number > self._me.attempt
+        ):
+            self._kill(f"attempt {self._me.attempt} has ended: {attempt.reason}")
+        elif attempt.state == "save":
+            self._stopping(True)
+        elif (
+            attempt.number > self._me.attempt
+            and self._place.host in attempt.members
+            and not self._asked
+        ):
+            self._start(attempt)
+        return None
+
+    def _start(self, attempt: Attempt) -> None:
+        changes = [f"--mesh={attempt.mesh}"]
+        if attempt.micro_batch is not None:
+            changes.append(f"--micro-batch={attempt.micro_batch}")
+        env = {
+            local_hosts.HOSTS: str(len(attempt.members)),
+            local_hosts.HOST: str(attempt.members.index(self._place.host)),
+            local_hosts.LOCAL_HOST: str(self._place.local),
+            local_hosts.COORDINATOR: attempt.coordinator,
+            local_hosts.ROLE: "worker",
+            local_hosts.LAUNCHER: self._place.why,
+            watchdog.ATTEMPT: f"{self._place.host}:{attempt.number}",
+            LIFELINE: "1",
+        }
+        speaks = attempt.members[0] == self._place.host
+        self._worker = subprocess.Popen(
+            [sys.executable, "-m", "exajax", *self._argv, *changes],
+            env={**os.environ, **env},
+            stdin=subprocess.PIPE,  # never written: its end is the end of this process
+            stdout=None if speaks else subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C comes to this process alone, which passes it on
+        )
+        self._started_s, self._said, self._stop_by_s = time.monotonic(), None, None
+        self._events.attempt = attempt.number
+        self._events.write("attempt", members=list(attempt.members), mesh=attempt.mesh)
+        self._me = dataclasses.replace(
+            self._me, attempt=attempt.number, code=None, reason="", port=0, running=True
+        )
+
+    def _watch_worker(self) -> None:
+        """Takes note of a worker's end, and ends one that no longer says where it is."""
+        if self._worker is None:
+            return
+        code = self._worker.poll()
+        if code is not None:
+            self._ended(128 - code if code < 0 else code, "")
+            return
+        said, now_s = self._control.worker(self._place.host), time.monotonic()
+        if said and said.attempt == self._me.attempt and said != self._said:
+            self._said, self._said_s = said, now_s
+        since_s = now_s - (self._said_s if self._said else self._started_s)
+        limit_s = self._deadlines.of(SILENT if self._said else "start", [])
+        if since_s > limit_s:
+            where = f"at {self._said.phase} {self._said.step}" if self._said else "at its start"
+            self._kill(f"silent for {since_s:.1f} s {where}")
+
+    def _stopping(self, gently: bool) -> bool:
+        """Asks the worker to save and end; returns whether it has ended."""
+        if self._worker is None:
+            return True
+        now_s = time.monotonic()
+        if self._stop_by_s is None and gently:
+            self._worker.send_signal(signal.SIGTERM)
+            self._stop_by_s = now_s + STOP_GRACE_S[self._place.one_machine]
+        elif not gently or len(self._asked) > 1 or now_s > (self._stop_by_s or 0):
+            self._kill("it did not save and end in time")
+        return self._worker is None
+
+    def _kill(self, reason: str) -> None:
+        if self._worker is not None:
+            if self._worker.poll() is None:
+                self._worker.kill()
+            code = self._worker.wait()
+            self._ended(128 - code if code < 0 else code, reason)
+
+    def _ended(self, code: int, reason: str) -> None:
+        assert self._worker is not None
+        if self._worker.stdin:
+            self._worker.stdin.close()
+        self._worker = None
+        self._me = dataclasses.replace(self._me, running=False, code=code, reason=reason)
+        self._events.write("worker-ended", code=code, reason=reason)
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"exajax" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
