@@ -138,7 +138,7 @@ class TrainStep:
         if mesh.shape["pipe"] > 1:
             assert isinstance(workload.loss, Stages)
             plan = Schedule.of(schedule, mesh.shape["pipe"], workload.loss.parts, micro_batches)
-        value, value_and_grad = _losses(
+        value, value_and_grad = losses(
             workload, module, spec["gradients"], mesh, zero, micro_batches, plan
         )
 
@@ -223,7 +223,7 @@ class TrainStep:
         )
 
 
-def _losses(
+def losses(
     workload: Workload,
     module: Callable[[Tree], nnx.Module],
     gradients: Tree,
