@@ -52,8 +52,8 @@ def export(run_dir: Path, folder: Path, dtype: str) -> dict[str, Any]:
     from exajax.train.trained import trained
 
     check_free(folder)
-    with trained(run_dir) as run:
-        mesh = MeshSpec().build(jax.devices()[:1])
-        _, described = parameters(language.forward(run.model, run.interleave), mesh, DTYPES[dtype])
-        save(folder, run.model, jax.device_get(run.params(described)), dtype)
-        return {"model": run.model.name, "step": run.step, "dtype": dtype, "out": str(folder)}
+    run = trained(run_dir)
+    mesh = MeshSpec().build(jax.devices()[:1])
+    _, described = parameters(language.forward(run.model, run.interleave), mesh, DTYPES[dtype])
+    save(folder, run.model, jax.device_get(run.params(described)), dtype)
+    return {"model": run.model.name, "step": run.step, "dtype": dtype, "out": str(folder)}

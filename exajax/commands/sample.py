@@ -54,28 +54,28 @@ def run(args: argparse.Namespace) -> int:
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(np.array(ids, np.int64))
 
-    with trained(Path(args.run_dir)) as run:
-        build = language.forward(run.model, run.interleave)
-        _check_tokenizer(run, tokenizer)
-        chunks = _generate(run, build, tokenizer, prompt.tolist(), args.tokens, args.precision, how)
-        if args.json:
-            ids = [token for chunk in chunks for token in chunk]
-            result = {
-                "model": run.model.name,
-                "step": run.step,
-                "prompt": args.prompt,
-                "text": decode(ids),
-                "tokens": ids,
-                "seed": args.seed,
-            }
-            print(runtime.to_json(result), file=out)
-            return 0
-        texts = as_text(chunks, decode)
-        first = next(texts)  # what is wrong shows before anything is printed
-        print(args.prompt + first, end="", file=out, flush=True)
-        for text in texts:
-            print(text, end="", file=out, flush=True)
-        print(file=out)
+    run = trained(Path(args.run_dir))
+    build = language.forward(run.model, run.interleave)
+    _check_tokenizer(run, tokenizer)
+    chunks = _generate(run, build, tokenizer, prompt.tolist(), args.tokens, args.precision, how)
+    if args.json:
+        ids = [token for chunk in chunks for token in chunk]
+        result = {
+            "model": run.model.name,
+            "step": run.step,
+            "prompt": args.prompt,
+            "text": decode(ids),
+            "tokens": ids,
+            "seed": args.seed,
+        }
+        print(runtime.to_json(result), file=out)
+        return 0
+    texts = as_text(chunks, decode)
+    first = next(texts)  # what is wrong shows before anything is printed
+    print(args.prompt + first, end="", file=out, flush=True)
+    for text in texts:
+        print(text, end="", file=out, flush=True)
+    print(file=out)
     return 0
 
 

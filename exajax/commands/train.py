@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -58,6 +57,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("faults").add_argument
     add("--on-nan", choices=ON_NAN, default="stop", help="where loss or gradient is not finite")
     add("--on-spike", choices=ON_SPIKE, default="ignore", help="where the loss leaps up")
+    add(
+        "--audit-every",
+        type=int,
+        default=0,
+        metavar="K",
+        help="steps between comparisons of what replicas hold and compute; 0 for none",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,6 +106,7 @@ def check(args: argparse.Namespace, recipe: Recipe) -> TextBatches | ImageBatche
         InputError: a flag, the data or the run folder cannot be used.
     """
     flags.check_run_flags(args)
+    policy_of(args)
     if args.cluster:
         clusters.load_cluster(args.cluster).chip.peak(recipe.precision)
     batches = open_data(args, recipe)
@@ -124,6 +131,11 @@ def check_hosts(args: argparse.Namespace, recipe: Recipe) -> None:
             f"{recipe.mesh}",
             "make hosts x devices-per-host the devices of the mesh",
         )
+
+
+def policy_of(args: argparse.Namespace) -> Policy:
+    """Returns what the flags say to do about bad arithmetic."""
+    return Policy(args.on_nan, args.on_spike, args.audit_every)
 
 
 def run_dir(args: argparse.Namespace, recipe: Recipe) -> Path:
@@ -153,9 +165,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
 
     from exajax import compilation_cache, memory
     from exajax.compilation_cache import Compilation
-    from exajax.events import EventLog
     from exajax.models import fp8, workloads
-    from exajax.report.terminal import describe_event
     from exajax.step import Layout, TrainStep
     from exajax.train import initial
     from exajax.train.loop import Profile, fit
@@ -190,16 +200,6 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         seen = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
         return [*kept, seen] if first else kept
 
-    @functools.cache
-    def log() -> EventLog:
-        return watch.events if watch else EventLog(path, placement.process, "worker")
-
-    def tell(event: str, **facts: Any) -> None:
-        log().write(event, **facts)
-        line = describe_event(event, facts)
-        if first and line:
-            print(line, file=out, flush=True)
-
     platform = devices[0].platform
 
     def step_of(recipe: Recipe) -> TrainStep:
@@ -226,10 +226,12 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         },
         loggers=loggers,
         peak_flops=chip.peak(recipe.precision) if chip else None,
-        policy=Policy(args.on_nan, args.on_spike),
-        tell=tell,
+        policy=policy_of(args),
+        host=watch.events.host if watch else None,
         profile=Profile(path / "profile" if first else None) if args.profile else None,
         progress=progress,
+        events=watch.events if watch else None,
+        before_commit=watch.check_current if watch else (lambda step: None),
         measures={
             name: TrainStep.of(
                 dataclasses.replace(step.workload, loss=measure),

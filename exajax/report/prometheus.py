@@ -16,6 +16,8 @@ GAUGES = {
     "samples_per_s": ("exajax_samples_per_second", "Sequences a second over the whole job"),
     "data_wait_s": ("exajax_data_wait_seconds", "Time that the last step waited for its batch"),
     "bad_steps": ("exajax_bad_steps", "Steps so far of which loss or gradient was bad"),
+    "replay_s": ("exajax_replay_seconds", "Time of the last audit's replay on this host"),
+    "straggler": ("exajax_straggler", "1 where this host is slower than the others, else 0"),
     "mfu": ("exajax_mfu_ratio", "Model FLOPs a second as a share of the peak"),
 }
 BUCKETS_S = tuple(0.01 * 2**power for power in range(14))

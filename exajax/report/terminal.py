@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TextIO
 
 from exajax import units
 
@@ -28,26 +28,19 @@ class Console:
         last = step == self._steps
         if "validation_loss" not in values and not last and now_s - self._printed_s < EVERY_S:
             return
+        words = describe(values)
+        if not words:
+            return
         self._printed_s = now_s
         width = len(str(self._steps))
         print(
-            f"  step {step:>{width}}/{self._steps}  {describe(values)}",
+            f"  step {step:>{width}}/{self._steps}  {words}",
             file=self._out,
             flush=True,
         )
 
     def close(self) -> None:
         """Nothing is pending."""
-
-
-def describe_event(event: str, facts: Mapping[str, Any]) -> str | None:
-    """Returns a line about something that happened, None where it needs none."""
-    if event == "bad-step":
-        return (
-            f"  step {facts['step']} is bad ({facts['kind']}: loss {facts['loss']:.4g}, gradient "
-            f"norm {facts['grad_norm']:.4g}): {facts['action']}"
-        )
-    return None
 
 
 def describe(values: Mapping[str, float]) -> str:

@@ -111,7 +111,8 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     layouts = Layouts(recipe, place.hosts, args.min_hosts or place.hosts)
     policy = Policy(args.restarts, args.max_backoff, args.host_wait, layouts)
     deadlines = Deadlines.parse(args.deadlines)
-    argv = [*args.argv, f"--global-batch={recipe.global_batch}"]
+    # What follows from the mesh must not change with it.
+    argv = [*args.argv, f"--global-batch={recipe.global_batch}", f"--run-dir={run_dir}"]
     try:
         code = Supervisor(place, argv, run_dir, deadlines, policy).run()
     finally:

@@ -131,6 +131,7 @@ class Leader:
     def _watch(self, now: Attempt, here: dict[int, Host], stop: bool) -> None:
         """Looks at an attempt that runs."""
         members = [here.get(number) for number in now.members]
+        self._recovered(now)
         if stop:
             self._say(dataclasses.replace(now, state="save", reason="the job was asked to stop"))
             return
@@ -148,8 +149,6 @@ class Leader:
             self._over(now, 1, "the run has failed, and would again")
         elif (silent or any(ended.values())) and self._settled(len(ended) == len(members)):
             self._fail(now, here, ended, silent)
-        elif self._fault_s is not None:
-            self._recovered(now)
         elif any(host and host.leaving for host in members):
             leaving = [host.host for host in members if host and host.leaving]
             self._say(dataclasses.replace(now, state="save", reason=f"host {leaving} leaves"))
@@ -258,7 +257,8 @@ class Leader:
 
     def _recovered(self, now: Attempt) -> None:
         """Tells how long a fault took, once a new attempt makes steps."""
-        assert self._fault_s is not None
+        if self._fault_s is None:
+            return
         said = [self._said(number, now) for number in now.members]
         if all(worker and worker.phase not in ("start", "compile", "restore") for worker in said):
             seconds = time.monotonic() - self._fault_s

@@ -69,8 +69,8 @@ class Watchdog:
         if phase != before or self._every_step:
             self.events.write("phase", phase=phase, step=step)
 
-    def check_current(self) -> None:
-        """Ends this process if its attempt is over; asked before anything is made final."""
+    def check_current(self, step: int = 0) -> None:
+        """Ends this process if its attempt is over; asked before a checkpoint is made final."""
         attempt = self._control.attempt()
         if attempt and (attempt.number, attempt.state == "end") > (self._attempt, False):
             self.events.write("superseded", by=attempt.number)

@@ -20,10 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
+from exajax.mesh import AXES
 from exajax.step import TrainState, TrainStep
 from exajax.train.copies import divides, local_digests, odd_ones
-from exajax.train.replay import GROUP, Replay
+from exajax.train.replay import GROUP, REPLICAS, Replay
 from exajax.workload import Batch, Tree
 
 
@@ -42,6 +44,11 @@ class Finding:
     devices: tuple[int, ...]
     hosts: tuple[int, ...]
     certain: bool
+
+    def __str__(self) -> str:
+        hosts, devices = (", ".join(map(str, numbers)) for numbers in (self.hosts, self.devices))
+        doubt = "" if self.certain else "; so few copies cannot tell which of them is right"
+        return f"{self.what} differs on host {hosts}, device {devices}{doubt}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Audit:
 
     Attributes:
         hosts: number of the host of every process.
+        groups: processes whose devices share replicas.
         replicas: how many replay a micro-batch; 1 is nothing to compare.
 
     Args:
@@ -79,13 +87,24 @@ class Audit:
         owners = np.array([device.process_index for device in flat])
         self._places = [np.flatnonzero(owners == p) for p in range(jax.process_count())]
         self.hosts = tuple(_gathered(np.array([host]))[:, 0].tolist())
+        self.groups = _groups(step.mesh)
         self._digests = local_digests(step.state)
         self.replicas = step.mesh.shape["data"] * step.mesh.shape["fsdp"]
         self._replay = Replay(step) if self.replicas > 1 else None
 
+    def __str__(self) -> str:
+        replay = "nothing is replayed, as there is one replica"
+        if self._replay:
+            replay = f"a micro-batch is replayed by {self.replicas} replicas"
+        alone = f"{self.uncopied:.0%} of the state has no copy to compare"
+        shared = ""
+        if len(self.groups) < len(self.hosts):
+            shared = "; a replica spans hosts, so its time is that of all of them"
+        return f"{replay}, {alone}{shared}"
+
     @property
     def uncopied(self) -> float:
-        """Share of the state of which there is no copy to compare."""
+        """Share of the state of which there is no copy: nobody can tell if it changes."""
         leaves = jax.tree.leaves(self._state)
         sizes = [leaf.size * leaf.dtype.itemsize for leaf in leaves]
         alone = [leaf.sharding.num_devices == _ways(leaf) for leaf in leaves]
@@ -149,6 +168,23 @@ class Audit:
 
 def _ways(leaf: Any) -> int:
     return int(np.prod([leaf.sharding.mesh.shape[axis] for axis in divides(leaf)], dtype=int))
+
+
+def _groups(mesh: Mesh) -> tuple[tuple[int, ...], ...]:
+    """Returns the processes in groups: those that work on one replica together are in one."""
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    axes = [AXES.index(axis) for axis in REPLICAS]
+    replicas = np.moveaxis(owners, axes, range(len(axes)))
+    groups: list[set[int]] = []
+    for members in map(set, replicas.reshape(-1, _members(mesh)).tolist()):
+        shared = [group for group in groups if group & members]
+        groups = [*(group for group in groups if not group & members), members.union(*shared)]
+    return tuple(sorted(tuple(sorted(group)) for group in groups))
+
+
+def _members(mesh: Mesh) -> int:
+    """Returns the devices of a replica."""
+    return int(np.prod([mesh.shape[axis] for axis in GROUP], dtype=int))
 
 
 def _gathered(mine: np.ndarray) -> np.ndarray:

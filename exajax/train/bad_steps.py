@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exajax.errors import InputError, RunFailed
+from exajax.errors import InputError
 
 ON_NAN = ("stop", "skip", "roll-back")
 ON_SPIKE = ("ignore", "roll-back", "stop")
@@ -43,19 +43,23 @@ class Policy:
         on_nan: where loss or gradient norm is not finite, one of `ON_NAN`. `skip` needs a step
             that was built with `skip_bad`.
         on_spike: where the loss is far above those before, one of `ON_SPIKE`.
+        audit_every: steps between audits, which go before every checkpoint too; 0 for none.
 
     Raises:
-        InputError: there is no such action.
+        InputError: there is no such action, or no such number of steps.
     """
 
     on_nan: str = "stop"
     on_spike: str = "ignore"
+    audit_every: int = 0
 
     def __post_init__(self) -> None:
         given = (("--on-nan", self.on_nan, ON_NAN), ("--on-spike", self.on_spike, ON_SPIKE))
         for flag, value, choices in given:
             if value not in choices:
                 raise InputError(flag, f"unknown action {value!r}", f"choose of {choices}")
+        if self.audit_every < 0:
+            raise InputError("--audit-every", f"it is {self.audit_every}", "give 0 or more")
 
 
 DEFAULT = Policy()
@@ -105,6 +109,7 @@ class BadSteps:
         self.count = 0
         self._in_a_row = 0
         self._roll_backs, self._furthest, self._batches = 0, 0, 0
+        self._newest: int | None = None
 
     def kind(self, loss: float, grad_norm: float) -> str | None:
         """Returns what is bad about a step, `nan` or `spike`, or None; good ones are remembered."""
@@ -120,14 +125,21 @@ class BadSteps:
         return found
 
     def action(self, kind: str) -> str:
-        """Returns what to do about a bad step: `skip`, `roll-back` or, also in their place, `stop`.
-
-        They are given up where they have been tried in vain.
-        """
+        """Returns what to do about a bad step; `stop` where skipping was in vain."""
         wanted = self._policy.on_nan if kind == "nan" else self._policy.on_spike
         self._in_a_row += 1
-        in_vain = {"skip": self._in_a_row > SKIPS, "roll-back": self._roll_backs >= ROLL_BACKS}
-        return "stop" if in_vain.get(wanted) else wanted
+        return "stop" if wanted == "skip" and self._in_a_row > SKIPS else wanted
+
+    def still(self, action: str, newest: int | None) -> str:
+        """Returns an action, or `stop` in place of a roll-back that has often been in vain.
+
+        Args:
+            action: what to do.
+            newest: step of the newest checkpoint: a newer one is progress.
+        """
+        if newest != self._newest:
+            self._newest, self._roll_backs = newest, 0
+        return "stop" if action == "roll-back" and self._roll_backs >= ROLL_BACKS else action
 
     def roll_back(self, step: int) -> RollBack:
         """Returns what takes the loop back, to step over the batch of a bad step.
@@ -141,10 +153,6 @@ class BadSteps:
         self._roll_backs += 1
         return RollBack(step, self._batches)
 
-    def progress(self) -> None:
-        """Takes note that a newer checkpoint is saved."""
-        self._roll_backs = 0
-
     def to_json(self, skipped: Iterable[int]) -> dict[str, Any]:
         """Returns what a checkpoint has to hold for another process to go on alike."""
         return {"count": self.count, "skipped": sorted(skipped), "losses": list(self._losses)}
@@ -153,12 +161,3 @@ class BadSteps:
         """Takes up what was saved with a checkpoint; bad steps since then stay counted."""
         self._losses = deque(saved.get("losses", ()), WINDOW)
         self.count = max(self.count, saved.get("count", 0))
-
-
-def failure(step: int, loss: float, grad_norm: float, newest: int | None) -> RunFailed:
-    """Returns the error that ends a run at a bad step."""
-    saved = "no checkpoint was saved" if newest is None else f"newest checkpoint: step {newest}"
-    return RunFailed(
-        f"step {step} is bad: loss {loss:.6g}, gradient norm {grad_norm:.6g}; {saved}; "
-        f"--on-nan and --on-spike say what else to do than stop"
-    )

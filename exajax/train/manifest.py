@@ -1,7 +1,8 @@
 """What a checkpoint holds, as JSON beside its arrays: compared before any of them is read."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -35,6 +36,9 @@ class Manifest:
         mesh: size of every mesh axis. Like `versions` it is told and never compared: a state goes
             on on any mesh.
         versions: of what saved it.
+        samples: samples that the state has seen: where in the data the next step begins.
+        seed: of the run; which samples a step sees follows from it and from the step's number.
+        digests: of every array by its path (`exajax.train.digest`); empty before it is saved.
     """
 
     step: int
@@ -43,9 +47,18 @@ class Manifest:
     parts: int
     mesh: Mapping[str, int]
     versions: Mapping[str, str]
+    samples: int = 0
+    seed: int = 0
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, step: TrainStep, done: int) -> "Manifest":
+    def of(
+        cls,
+        step: TrainStep,
+        done: int,
+        seed: int = 0,
+        digests: Mapping[str, str] = MappingProxyType({}),
+    ) -> "Manifest":
         """Returns the manifest of a workload's state on its mesh after `done` updates."""
         leaves = jax.tree_util.tree_leaves_with_path(step.state)
         loss = step.workload.loss
@@ -56,6 +69,9 @@ class Manifest:
             loss.parts if isinstance(loss, Stages) else 1,
             dict(step.mesh.shape),
             versions(),
+            done * step.workload.samples,
+            seed,
+            dict(digests),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +96,9 @@ class Manifest:
             int(content["parts"]),
             dict(content["mesh"]),
             dict(content["versions"]),
+            int(content["samples"]),
+            int(content["seed"]),
+            dict(content["digests"]),
         )
 
     @property

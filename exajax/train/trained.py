@@ -1,16 +1,16 @@
 """What a run has trained: the newest checkpoint's parameters, without the rest of its state."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
-
 from exajax.errors import InputError
 from exajax.models.presets import ModelConfig
-from exajax.train.checkpoint import read
+from exajax.train import checkpoint_folder as folders
+from exajax.train.checkpoint_restoring import nothing_proven, read_notes
+from exajax.train.checkpoint_saving import read_arrays
 from exajax.workload import Tree
 
 
@@ -25,7 +25,7 @@ class Trained:
 
     step: int
     about: Mapping[str, Any]
-    _manager: ocp.CheckpointManager = field(repr=False)
+    _folder: Path = field(repr=False)
 
     @property
     def model(self) -> ModelConfig:
@@ -54,30 +54,33 @@ class Trained:
         Raises:
             InputError: they are of another model, or cannot be read.
         """
-        item = {"params": described}
-        wanted = ocp.args.PyTreeRestore(
-            item=item,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-            partial_restore=True,
-        )
-        return read(self._manager, self.step, state=wanted)["state"]["params"]
+        try:
+            return read_arrays(self._folder, {"params": described}, partial=True)["params"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(
+                "--run-dir",
+                f"checkpoint {self.step} cannot be restored: {str(error)[:200]}",
+                "give the run folder of this model",
+            ) from error
 
 
-@contextlib.contextmanager
-def trained(run_dir: Path) -> Iterator[Trained]:
-    """Opens the newest checkpoint of a run. Nothing is written, so the run may go on beside it.
+def trained(run_dir: Path) -> Trained:
+    """Opens the newest checkpoint of a run that is whole, once every byte of it was compared.
+
+    Nothing is written, so the run may go on beside it. Damaged ones are told.
 
     Raises:
-        InputError: there is no checkpoint, or it cannot be read.
+        InputError: there is no checkpoint, or none that is whole.
     """
-    folder = (run_dir / "checkpoints").absolute()
-    nothing = InputError("--run-dir", f"{run_dir} holds no checkpoint", "train there first")
-    if not folder.is_dir():
-        raise nothing
-    options = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise nothing
-        about = read(manager, step, about=ocp.args.JsonRestore())["about"]
-        yield Trained(step, about, manager)
+    folder = run_dir / "checkpoints"
+    damaged = {}
+    for step in folders.steps_in(folder):
+        damage = folders.damage_of(folder / str(step))
+        notes = damage or read_notes(folder / str(step))
+        if isinstance(notes, tuple):
+            return Trained(step, notes[1], folder / str(step))
+        damaged[step] = notes if isinstance(notes, list) else [notes]
+        print(f"exajax: checkpoint {step} is damaged: {damaged[step][0]}", file=sys.stderr)
+    if damaged:
+        raise nothing_proven(folder, damaged)
+    raise InputError("--run-dir", f"{run_dir} holds no checkpoint", "train there first")

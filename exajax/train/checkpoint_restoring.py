@@ -1,0 +1,160 @@
+"""Going on from a checkpoint: nothing is used that is not known to be what was saved.
+
+In this order: what the checkpoint says of itself; whether it is of this model and data; the
+checksums of all files, every process reading its part; the arrays; their digests, against those of
+the moment they were saved. Damage that one process finds counts for all.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from exajax.errors import InputError
+from exajax.step import TrainState, TrainStep
+from exajax.train import checkpoint_folder as folders
+from exajax.train import digest, regroup
+from exajax.train.agreement import Agreement
+from exajax.train.checkpoint_saving import read_arrays
+from exajax.train.checksums import Damage
+from exajax.train.manifest import Manifest, difference
+from exajax.workload import Tree
+
+Damages = list[Damage]
+
+
+@dataclass(frozen=True)
+class Restoring:
+    """What it takes to go on from a checkpoint.
+
+    Attributes:
+        step: the workload on its mesh.
+        digests: compiled, of a state on that mesh.
+        agreement: where the processes agree.
+        topic: on what; a new one for every restore.
+    """
+
+    step: TrainStep
+    digests: Callable[[Tree], jax.Array]
+    agreement: Agreement
+    topic: str
+
+    def state_of(
+        self, checkpoint: Path, done: int, about: Mapping[str, Any]
+    ) -> TrainState | Damages:
+        """Returns the state of a checkpoint on the mesh of the step; or what is wrong with it.
+
+        Raises:
+            InputError: it is of another workload or of other data, which is known before an array
+                is read.
+        """
+        damage = self._agreed(done, "notes", folders.damage_of_small_files(checkpoint))
+        if damage:
+            return damage
+        notes = read_notes(checkpoint)
+        if isinstance(notes, Damage):
+            return [notes]
+        saved, facts = notes
+        check_workload(done, saved, Manifest.of(self.step, done))
+        check_data(done, facts, about)
+        part = {"part": jax.process_index(), "parts": jax.process_count()}
+        damage = self._agreed(done, "files", folders.damage_of(checkpoint, **part))
+        if damage:
+            return damage
+        read = self._read(checkpoint, saved)
+        found = read if isinstance(read, list) else []
+        damage = self._agreed(done, "arrays", found)
+        if damage or isinstance(read, list):
+            return damage
+        damage = self._agreed(done, "digests", self._differences(read, saved, done))
+        return damage or read
+
+    def _read(self, checkpoint: Path, saved: Manifest) -> TrainState | Damages:
+        form = regroup.as_saved(self.step.state, saved.arrays)
+        try:
+            return regroup.regrouped(read_arrays(checkpoint, form), self.step.state)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            here = Manifest.of(self.step, saved.step)
+            origin = f"(saved on {saved.origin}; here it is {here.origin})"
+            return [Damage(folders.STATE, f"cannot be restored: {str(error)[:200]} {origin}")]
+
+    def _differences(self, state: TrainState, saved: Manifest, done: int) -> Damages:
+        found = digest.named(self.digests(state), self.step.state)
+        differ = [
+            Damage(name, "was restored with other bits than were saved")
+            for name, bits in found.items()
+            if saved.digests.get(name) != bits
+        ]
+        step = int(state.step.addressable_data(0))
+        if not differ and step != done:
+            differ.append(Damage("step", f"is {step} in the state of checkpoint {done}"))
+        return differ
+
+    def _agreed(self, done: int, what: str, mine: Damages) -> Damages:
+        """Returns the damage that any process has found."""
+
+        def union(found: list[list[list[str]]]) -> list[list[str]]:
+            by_file = {file: how for damages in found for file, how in damages}
+            return [[file, how] for file, how in by_file.items()]
+
+        said = [[damage.file, damage.how] for damage in mine]
+        agreed = self.agreement.on(f"{self.topic}/{done}/{what}", said, union)
+        return [Damage(file, how) for file, how in agreed]
+
+
+def read_notes(checkpoint: Path) -> tuple[Manifest, dict[str, Any]] | Damage:
+    """Returns manifest and facts of a checkpoint, or which of them cannot be read."""
+    name = folders.MANIFEST
+    try:
+        manifest = Manifest.from_json(json.loads((checkpoint / name).read_bytes()))
+        name = folders.ABOUT
+        return manifest, dict(json.loads((checkpoint / name).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Damage(name, f"cannot be read ({type(error).__name__}: {error})")
+
+
+def check_workload(done: int, saved: Manifest, wanted: Manifest) -> None:
+    """Raises an `InputError` if a checkpoint is not of a workload; names the first difference."""
+    differs = difference(saved, wanted)
+    if differs:
+        raise InputError(
+            "--run-dir",
+            f"checkpoint {done} is of another model or optimizer: {differs}",
+            "give the same model, optimizer and precision as before, or another folder",
+        )
+
+
+def check_data(done: int, facts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Checks that a state has seen the samples that the next steps go on with.
+
+    Args:
+        done: step of the checkpoint.
+        facts: that were saved with it.
+        about: facts of the run; what both have under `data` is compared.
+
+    Raises:
+        InputError: they differ; names the first fact in which they do.
+    """
+    theirs, ours = facts.get("data"), about.get("data")
+    if theirs is None or ours is None or theirs == ours:
+        return
+    name = next(name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name))
+    raise InputError(
+        "--tokenizer" if name == "tokenizer" else "--data",
+        f"checkpoint {done} was trained on other data: its {name} is {theirs.get(name)!r}, "
+        f"here it is {ours.get(name)!r}",
+        "give the same data and tokenizer as before, or another --run-dir",
+    )
+
+
+def nothing_proven(folder: Path, damaged: Mapping[int, Damages]) -> InputError:
+    """Returns the error that none of the checkpoints in a folder can be used."""
+    said = "; ".join(f"{done}: {damages[0]}" for done, damages in damaged.items())
+    return InputError(
+        "--run-dir",
+        f"no checkpoint in {folder} can be used: {said}",
+        "put the files back, or remove the damaged checkpoints to begin again",
+    )

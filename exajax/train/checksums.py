@@ -1,0 +1,150 @@
+"""Checksums of the files of a checkpoint: known to be whole before anything reads them.
+
+CRC-32 of zlib, not a cryptographic hash: the enemy is a disk, not a person. It finds every burst
+of flipped bits up to 32 long, and misses one in 2^32 of other damage; on one core it is twice as
+fast as SHA-256 (2.3 against 1.2 GB/s), and what it would miss the digests of the arrays still find.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAME = "checksums.json"
+BLOCK_BYTES = 4 * 2**20
+THREADS = 4
+
+Sums = Mapping[str, tuple[int, str]]
+"""Size in bytes and checksum of files, by their paths in the folder."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with a file.
+
+    Attributes:
+        file: its path in the folder of the checkpoint.
+        how: missing, shorter, other bytes.
+    """
+
+    file: str
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.how}"
+
+
+def files_in(folder: Path) -> list[str]:
+    """Returns the paths of all files in a folder but for its checksums, sorted."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in found if path.name != NAME)
+
+
+def sums_of(folder: Path, files: Iterable[str]) -> Sums:
+    """Returns size and checksum of files, once they and their names are on the disk.
+
+    Threads read several at a time: zlib lets them.
+    """
+    paths = list(files)
+    with ThreadPoolExecutor(THREADS) as pool:
+        sums = list(pool.map(lambda file: _sum(folder / file, sync=True), paths))
+    for parent in {(folder / file).parent for file in paths}:
+        sync_folder(parent)
+    return dict(zip(paths, sums, strict=True))
+
+
+def write(folder: Path, sums: Sums) -> None:
+    """Writes the checksums of a folder: from then on it is a checkpoint.
+
+    Raises:
+        OSError: they cannot be written; or a file does not have its size any more.
+    """
+    files = dict(sorted(sums.items()))
+    write_json(folder / NAME, {"algorithm": "crc32", "files": files, "crc32": _crc_of(files)})
+    for file, (size, _) in read(folder).items():
+        if os.path.getsize(folder / file) != size:
+            raise OSError(f"{file} had {size} bytes and has {os.path.getsize(folder / file)} now")
+
+
+def read(folder: Path) -> Sums:
+    """Returns the checksums of a folder.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are damaged themselves.
+        OSError: they cannot be read.
+    """
+    try:
+        content = json.loads((folder / NAME).read_bytes())
+        sums = {str(file): (int(size), str(crc)) for file, (size, crc) in content["files"].items()}
+        whole = content["crc32"] == _crc_of(content["files"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"is no list of checksums ({type(error).__name__})") from error
+    if not whole:
+        raise ValueError("has other bytes than were written")
+    return sums
+
+
+def damage_of(folder: Path, files: Iterable[str], sums: Sums) -> list[Damage]:
+    """Returns what is wrong with files of a folder, given the checksums they should have."""
+
+    def one(file: str) -> Damage | None:
+        size, crc = sums[file]
+        try:
+            found = os.path.getsize(folder / file)
+            if found < size:
+                return Damage(file, f"was cut from {size} to {found} bytes")
+            if found > size:
+                return Damage(file, f"has grown from {size} to {found} bytes")
+            same = _sum(folder / file) == (size, crc)
+            return (
+                None if same else Damage(file, f"has other bytes than were written ({size} bytes)")
+            )
+        except FileNotFoundError:
+            return Damage(file, "is missing")
+        except OSError as error:
+            return Damage(file, f"cannot be read: {error.strerror}")
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [found for found in pool.map(one, files) if found]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that is there as a whole and on the disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _sum(path: Path, *, sync: bool = False) -> tuple[int, str]:
+    block = memoryview(bytearray(BLOCK_BYTES))
+    size = crc = 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            crc = zlib.crc32(block[:count], crc)
+            size += count
+        if sync:
+            os.fsync(file.fileno())
+    return size, f"{crc:08x}"
+
+
+def _crc_of(files: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(files, sort_keys=True).encode()):08x}"

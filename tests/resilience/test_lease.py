@@ -1,0 +1,96 @@
+"""Who leads: one process at a time, whatever becomes of the one before."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from exajax.resilience import lease as leases
+from exajax.resilience.lease import Lease
+
+
+def test_the_first_to_come_leads_and_the_others_do_not(tmp_path):
+    first, second = Lease(tmp_path, "job", 0), Lease(tmp_path, "job", 1)
+    assert first.hold()
+    assert not second.hold()
+    assert first.hold()
+    assert second.holder().host == 0
+
+
+def test_a_lease_that_was_given_up_is_free_and_leaves_no_file(tmp_path):
+    first, second = Lease(tmp_path, "job", 0), Lease(tmp_path, "other", 1)
+    assert first.hold()
+    first.release()
+    assert not list(tmp_path.glob("lease-*"))
+    assert second.hold()
+    first.release()  # again, and of no effect on the one that leads now
+    assert second.hold()
+
+
+def test_a_silent_holder_loses_its_lease_and_knows_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "LEASE_S", 0.2)
+    first, second = Lease(tmp_path, "job", 0), Lease(tmp_path, "job", 1)
+    assert first.hold()
+    assert not second.hold()
+    time.sleep(0.3)
+    assert second.hold()
+    assert not first.hold()
+    assert second.holder().host == 1
+    assert [path.name for path in tmp_path.glob("lease-*")] == ["lease-000002"]
+
+
+def _hold_for_ever(folder, ready):
+    lease = Lease(folder, "job", 0)
+    lease.hold()
+    ready.set()
+    signal.pause()
+
+
+def test_the_lease_of_a_process_that_was_killed_is_free_at_once(tmp_path):
+    ready = multiprocessing.Event()
+    process = multiprocessing.Process(target=_hold_for_ever, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(10)
+    mine = Lease(tmp_path, "job", 1)
+    assert not mine.hold()
+    process.kill()
+    process.join()
+    assert mine.hold()
+    assert mine.epoch == 2
+
+
+def _race(folder, host, start, won):
+    lease = Lease(folder, "job", host)
+    start.wait()
+    if lease.hold():
+        won.put(host)
+        time.sleep(1)
+
+
+def test_of_many_that_want_it_at_once_one_gets_it(tmp_path):
+    start, won = multiprocessing.Event(), multiprocessing.Queue()
+    racers = [
+        multiprocessing.Process(target=_race, args=(tmp_path, host, start, won))
+        for host in range(6)
+    ]
+    for racer in racers:
+        racer.start()
+    time.sleep(0.3)
+    start.set()
+    for racer in racers:
+        racer.join()
+    assert won.qsize() == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"epoch": 1}', "[]"])
+def test_a_lease_that_cannot_be_read_is_taken_once_it_is_old(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(leases, "LEASE_S", 0.1)
+    (tmp_path / "lease-000004").write_text(content)
+    lease = Lease(tmp_path, "job", 0)
+    assert not lease.hold()
+    time.sleep(0.2)
+    assert lease.hold()
+    assert json.loads((tmp_path / "lease-000005").read_text())["pid"] == os.getpid()

@@ -1,0 +1,92 @@
+"""A training process that is stuck ends itself, and says where it was."""
+
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from exajax import InputError
+from exajax.events import EventLog, read_events
+from exajax.resilience.control import Attempt, Control
+from exajax.resilience.deadlines import DEFAULTS_S, FLOOR_S, STEPS, Deadlines
+from exajax.resilience.watchdog import STUCK, SUPERSEDED
+from exajax.train.loop import PHASES
+
+
+def process(run_dir, body):
+    """Runs a process with a watchdog `watch`, of attempt 3 on host 1, that executes `body`."""
+    program = f"""
+    import threading, time
+    from pathlib import Path
+    from exajax.events import EventLog
+    from exajax.resilience.control import Control
+    from exajax.resilience.deadlines import Deadlines
+    from exajax.resilience.watchdog import Watchdog
+    run_dir = Path({str(run_dir)!r})
+    deadlines = Deadlines.parse("step=1,checkpoint=30")
+    watch = Watchdog(
+        Control(run_dir), 1, 3, deadlines, EventLog(run_dir, 1, "worker", 3), every_step=True
+    )
+    {body}
+    """
+    (run_dir / ".job").mkdir(exist_ok=True)
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+
+
+def test_every_phase_of_training_has_a_deadline():
+    assert set(DEFAULTS_S) == {*PHASES, "silent"}
+
+
+def test_a_stuck_process_dumps_its_stacks_and_ends(tmp_path):
+    stuck = process(tmp_path, 'watch("step", 1); watch("step", 2); threading.Event().wait()')
+    assert stuck.wait(timeout=30) == STUCK
+    event = read_events(tmp_path)[-1]
+    assert (event["event"], event["phase"], event["step"]) == ("stuck", "step", 2)
+    assert 1 < event["waited_s"] < 3
+    stacks = (tmp_path / event["stacks"]).read_text()
+    assert "threading.py" in stacks
+    assert "in <module>" in stacks
+    said = Control(tmp_path).worker(1)
+    assert (said.phase, said.step, said.turns, said.attempt) == ("step", 2, 2, 3)
+
+
+def test_a_process_that_goes_on_is_left_alone(tmp_path):
+    body = "[(watch('step', n), time.sleep(0.1)) for n in range(25)]; watch('checkpoint', 25)"
+    assert process(tmp_path, body).wait(timeout=30) == 0
+    assert [e["step"] for e in read_events(tmp_path) if e["phase"] == "step"] == list(range(25))
+
+
+def test_a_process_whose_attempt_is_over_ends(tmp_path):
+    old = process(tmp_path, "watch('checkpoint', 8); threading.Event().wait()")
+    deadline = time.monotonic() + 20
+    while Control(tmp_path).worker(1) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    Control(tmp_path).publish(Attempt(4, 1, "job", "run", (0, 1)))
+    assert old.wait(timeout=10) == SUPERSEDED
+
+
+def test_once_steps_are_timed_their_median_says_how_long_one_may_take():
+    assert Deadlines({}).of("step", [1.0] * 3) == DEFAULTS_S["step"]
+    assert Deadlines({}).of("step", [5.0] * 50) == STEPS * 5.0
+    assert Deadlines({}).of("step", [0.01] * 50) == FLOOR_S
+    assert Deadlines.parse("step=7").of("step", [5.0] * 50) == 7.0
+
+
+@pytest.mark.parametrize("text", ["stepp=3", "step=", "step=-1", "step=nan", "step=inf", "step"])
+def test_an_impossible_deadline_is_named(text):
+    with pytest.raises(InputError, match=r"--deadlines: .*step"):
+        Deadlines.parse(text)
+
+
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path):
+    log = EventLog(tmp_path, 0, "worker", 1)
+    log.write("phase", phase="step", step=1)
+    log.close()
+    path = tmp_path / "events" / "0-worker.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"time": 17')
+    again = EventLog(tmp_path, 0, "worker", 2)
+    again.write("phase", phase="step", step=2)
+    again.close()
+    assert [event["step"] for event in read_events(tmp_path)] == [1, 2]
