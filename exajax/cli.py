@@ -6,14 +6,25 @@ import traceback
 from collections.abc import Sequence
 
 from exajax import distributed, runtime
-from exajax.errors import InputError
+from exajax.errors import FAILED, InputError, RunFailed
 from exajax.flags import Formatter, Parser
 from exajax.local_hosts import Interrupted, StageFailed
+from exajax.resilience.watchdog import ATTEMPT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    from exajax.commands import calibrate, doctor, export, sample, simulate, tokenise, train
+    from exajax.commands import (
+        calibrate,
+        chaos,
+        doctor,
+        export,
+        goodput,
+        sample,
+        simulate,
+        tokenise,
+        train,
+    )
 
     parser = Parser(
         prog="exajax",
@@ -21,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=Formatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, sample, export, simulate, tokenise, calibrate, doctor):
+    for module in (train, goodput, chaos, sample, export, simulate, tokenise, calibrate, doctor):
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(
@@ -57,6 +68,10 @@ def _guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
         if distributed.speaks():
             print(f"exajax: error: {error}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        if distributed.speaks():
+            print(f"exajax: failed: {error}", file=sys.stderr)
+        return FAILED if ATTEMPT in os.environ else 1
     except StageFailed as error:
         print(error, file=sys.stderr)
         return 2 if error.code == 2 else 1

@@ -40,11 +40,13 @@ class Restored:
     Attributes:
         step: updates that it has seen.
         tier: where it was: `shared` or `local`.
+        about: facts that were saved with it.
         state: on the mesh of the run.
     """
 
     step: int
     tier: str
+    about: Mapping[str, Any] = field(repr=False)
     state: TrainState = field(repr=False)
 
 
@@ -81,10 +83,11 @@ class Checkpoints:
         self._digests = digest.digester(step.state, step.mesh)
         self._lanes = {tier: Lane(tier, self._agreement) for tier in ("shared", "local")}
         self._restores = 0
-        opened = self._agreement.on("open", None, lambda _: self._open())
-        self._local = local.absolute() / opened if local else None
+        name = self._agreement.on("open", None, lambda _: self._open(named=local is not None))
+        self._local = local.absolute() / name if local else None
+        self._shared: int | None = None
         self.latest: int | None = None
-        """Step of the newest shared checkpoint that this object has saved or restored."""
+        """Step of the newest checkpoint, of any tier, that this object has saved or restored."""
 
     def restore(self, about: Mapping[str, Any]) -> Restored | None:
         """Returns the newest intact state on the mesh of the step, None if there is none at all.
@@ -104,11 +107,12 @@ class Checkpoints:
         damaged: dict[tuple[int, str], Damages] = {}
         for done, tier in self._candidates(topic):
             found = restoring.state_of(self._path(done, tier), done, tier, about)
-            if isinstance(found, TrainState):
+            if isinstance(found, tuple):
                 self._leave(topic, done, [step for step, where in damaged if where == "shared"])
                 self._tell("restored", step=done, tier=tier)
-                self.latest = done if tier == "shared" else None
-                return Restored(done, tier, found)
+                self.latest = done
+                self._shared = done if tier == "shared" else None
+                return Restored(done, tier, found[1], found[0])
             damaged[done, tier] = found
             self._report(done, tier, found)
         if damaged:
@@ -141,7 +145,7 @@ class Checkpoints:
             NotSavedError: it was to wait, and there is no checkpoint.
             NotAgreedError: another process has not come here in time.
         """
-        if done == self.latest:
+        if done == self._shared:
             return
         began_s = time.monotonic()
         lane = self._lanes[tier]
@@ -178,11 +182,11 @@ class Checkpoints:
             if lane.save:
                 lane.save.wait()
 
-    def _open(self) -> str:
-        """Makes the folder, removes what aborted saves left, and returns the name of the run."""
+    def _open(self, *, named: bool) -> str:
+        """Makes the folder, and removes what aborted saves left; returns its name, if it is one."""
         self._folder.mkdir(parents=True, exist_ok=True)
         folders.sweep(self._folder)
-        return folders.identity(self._folder)
+        return folders.identity(self._folder) if named else ""
 
     def _candidates(self, topic: str) -> list[tuple[int, str]]:
         """Returns step and tier of what may be restored, newest first, as all processes see it."""
@@ -245,8 +249,9 @@ class Checkpoints:
             self._tell("checkpoint-failed", step=saved.step, tier=saved.tier, reason=saved.problem)
             self._say(f"checkpoint {saved.step} was not saved: {saved.problem}")
             return
+        self.latest = saved.step
         if saved.tier == "shared":
-            self.latest = saved.step
+            self._shared = saved.step
         self._tell(
             "checkpoint-saved",
             step=saved.step,

@@ -1,6 +1,6 @@
 """The folder of checkpoints on disk: which are there, which of them are whole, which may go.
 
-A checkpoint is written to `STEP.saving-...` and renamed once its checksums are in it, so that a
+A checkpoint is written to `STEP.TOKEN.saving` and renamed once its checksums are in it, so that a
 folder `STEP` is one that was whole. Damaged ones are kept in `damaged/`, all but the newest until
 another checkpoint is proven.
 """
@@ -20,7 +20,7 @@ ABOUT = "about.json"
 DAMAGED = "damaged"
 IDENTITY = "id"
 SAVING = ".saving"
-UNFINISHED = (SAVING, ".replaced", ".orbax-checkpoint-tmp")
+REPLACED = ".replaced"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def commit(saving: Path, step: int, keep: int) -> None:
     folder = saving.parent
     final = folder / str(step)
     if final.exists():  # the run went back behind it and has come again
-        final.rename(folder / f"{step}.replaced")
+        final.rename(folder / f"{step}{REPLACED}")
     saving.rename(final)
     checksums.sync_folder(folder)
     sweep(folder)
@@ -135,7 +135,7 @@ def set_aside(folder: Path, steps: Iterable[int]) -> None:
 
 def _remove(checkpoint: Path) -> None:
     """Removes a checkpoint; it is none from the first moment on."""
-    going = checkpoint.with_name(f"{checkpoint.name}.replaced")
+    going = checkpoint.with_name(f"{checkpoint.name}{REPLACED}")
     checkpoint.rename(going)
     shutil.rmtree(going, ignore_errors=True)
 
@@ -144,7 +144,8 @@ def _unfinished(folder: Path) -> dict[Path, int]:
     """Returns what saves have left in a folder, and of which steps."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        step, dot, rest = path.name.partition(".")
-        if path.is_dir() and step.isdecimal() and f"{dot}{rest}".startswith(UNFINISHED):
+        step, _, rest = path.name.partition(".")
+        left = path.name.endswith((SAVING, REPLACED)) or rest.startswith("orbax-checkpoint-tmp")
+        if step.isdecimal() and left and path.is_dir():
             found[path] = int(step)
     return found

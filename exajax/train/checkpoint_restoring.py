@@ -46,8 +46,10 @@ class Restoring:
 
     def state_of(
         self, checkpoint: Path, done: int, tier: str, about: Mapping[str, Any]
-    ) -> TrainState | Damages:
-        """Returns the state of a checkpoint on the mesh of the step; or what is wrong with it.
+    ) -> tuple[TrainState, dict[str, Any]] | Damages:
+        """Returns the state of a checkpoint on the mesh of the step, and the facts saved with it.
+
+        If something is wrong with it, returns what.
 
         Args:
             checkpoint: its folder, or this process's where the tier is `local`.
@@ -79,7 +81,7 @@ class Restoring:
         if damage or isinstance(read, list):
             return damage
         damage = self._agreed(f"{topic}/digests", self._differences(read, saved, done))
-        return damage or read
+        return damage or (read, facts)
 
     def _read(self, checkpoint: Path, tier: str, saved: Manifest) -> TrainState | Damages:
         try:

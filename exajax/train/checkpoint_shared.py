@@ -53,7 +53,7 @@ class SharedPart:
         keep: int,
     ) -> None:
         self._folder, self._step, self._notes, self._keep = folder, step, notes, keep
-        self._saving = folder / f"{step}{folders.SAVING}-{token}"
+        self._saving = folder / f"{step}.{token}{folders.SAVING}"
         self._arrays = epath.Path(self._saving / folders.STATE)
         self._handler = handler()
 

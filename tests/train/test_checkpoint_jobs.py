@@ -153,8 +153,8 @@ def test_a_disk_that_is_really_full_fails_saves_until_there_is_room_again(tmp_pa
     codes, result, errors = start(run, 1, prefix, steps=3, save_every=1, width=256)
     assert codes == [0], errors
     assert (tmp_path / "first").read_text() == "1\n"
-    assert (tmp_path / "left").read_text() == "1\nid\n"
-    assert (tmp_path / "end").read_text() == "2\n3\nid\n"
+    assert (tmp_path / "left").read_text() == "1\n"
+    assert (tmp_path / "end").read_text() == "2\n3\n"
     assert result["resumed_from"] == 1
     failed = {event["step"]: event["reason"] for event in told(run, "checkpoint-failed")}
     assert 3 in failed
