@@ -14,7 +14,17 @@ from exajax.resilience.watchdog import ATTEMPT
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    from exajax.commands import calibrate, doctor, export, sample, simulate, tokenise, train
+    from exajax.commands import (
+        calibrate,
+        chaos,
+        doctor,
+        export,
+        goodput,
+        sample,
+        simulate,
+        tokenise,
+        train,
+    )
 
     parser = Parser(
         prog="exajax",
@@ -22,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=Formatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, sample, export, simulate, tokenise, calibrate, doctor):
+    for module in (train, goodput, chaos, sample, export, simulate, tokenise, calibrate, doctor):
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(

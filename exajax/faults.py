@@ -32,12 +32,14 @@ class Kind:
     Attributes:
         signals: whether it is a signal to a process, whose `role` is then to be told.
         inside: whether it happens inside the training process, which does it to itself.
+        stepwise: whether all processes must know its moment beforehand, so that it has a step.
         lasts: whether it has a duration: `no`, `yes`, or `maybe`, where none is for ever.
         details: what else can be told of it: name to default, least and most.
     """
 
     signals: bool = False
     inside: bool = False
+    stepwise: bool = False
     lasts: Literal["no", "yes", "maybe"] = "no"
     details: Mapping[str, tuple[float, float, float]] = field(
         default_factory=lambda: MappingProxyType({})
@@ -57,7 +59,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "bit-flip": Kind(details=MappingProxyType({"bits": (1, 1, 1024)})),
         "stuck": Kind(inside=True, lasts="maybe"),
         "slow-disk": Kind(inside=True, lasts="yes"),
-        "nan": Kind(inside=True),
+        "nan": Kind(inside=True, stepwise=True),
         "flip-parameter": Kind(inside=True, details=MappingProxyType({"bit": (20, 0, 31)})),
     }
 )
@@ -65,8 +67,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 
 `kill`, `terminate` and `stop` are SIGKILL, SIGTERM and SIGSTOP. A `slow-host` is stopped for a
 `share` of the time. `truncate` and `bit-flip` damage the newest proven checkpoint, which is then
-read because a worker is killed. `stuck` does not enter its collective, `slow-disk` does not commit
-its checkpoint, `nan` is a gradient's, `flip-parameter` turns one `bit` of a parameter over.
+read because a worker is killed. `stuck` does not enter its collective, `slow-disk` is late with its
+part of a checkpoint, `nan` is a gradient's, `flip-parameter` turns one `bit` of a parameter over.
 """
 
 

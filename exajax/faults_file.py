@@ -84,6 +84,8 @@ def _fault(number: int, table: Any, where: str) -> Fault:
         raise InputError(f"{where} phase", f"{phase!r} is none", nearest(str(phase), PHASES))
     if at_s is None and step is None and phase is None:
         raise InputError(f"{where} at_s", "nothing says when", "give at_s, step or phase")
+    if about.stepwise and (step is None or at_s is not None or phase is not None):
+        raise InputError(f"{where} step", f"a {kind} comes with a step", "give step alone")
     duration_s = read.number("duration_s")
     if duration_s is None and about.lasts == "yes":
         raise InputError(f"{where} duration_s", f"a {kind} lasts", "give seconds")

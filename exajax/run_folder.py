@@ -115,7 +115,12 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def _foreign(entry: Path) -> bool:
-    """Returns whether something is not what a job leaves that ended before it trained."""
+    """Returns whether something is not what a job leaves that ended before it trained.
+
+    An empty folder for the checkpoints may be there: on a disk of its own, say.
+    """
+    if entry.name == "checkpoints":
+        return not entry.is_dir() or any(path.is_dir() for path in entry.iterdir())
     return not (entry.name.startswith(".") or entry.name in (events.FOLDER, "logs"))
 
 

@@ -28,6 +28,20 @@ settings.load_profile("exajax")
 
 REPOSITORY = Path(__file__).parent.parent
 
+JOBS = ("benchmarks", "cluster", "resilience")
+"""Folders of tests that start processes which use the whole machine: they run one by one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests stay together when `-n` spreads them: real jobs, and those of one folder.
+
+    Tests of a folder share what they have compiled, within a process.
+    """
+    for item in items:
+        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        group = "jobs" if folder in JOBS else folder
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 def command(
     *args: object, cwd: Path | None = None, timeout_s: float = 300

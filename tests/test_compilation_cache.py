@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-JOB = ("--model=gpt-tiny", "--seq=32", "--precision=fp32", "--metrics-port=0", "--json")
+from tests.cluster.processes import SMALL
+
+JOB = (f"--model={SMALL}", "--precision=fp32", "--metrics-port=0", "--json")
 
 
 def train(cache, text, run_dir, *flags, **environment):

@@ -25,6 +25,8 @@ def schedules(draw):
         when = draw(st.tuples(st.none() | seconds, st.none() | st.integers(0, 99), moments))
         if when == (None, None, None):
             when = (1.5, None, None)
+        if about.stepwise:
+            when = (None, draw(st.integers(0, 99)), None)
         lasts = {"no": st.none(), "yes": seconds, "maybe": st.none() | seconds}[about.lasts]
         details = {
             name: draw(st.floats(least, most))
@@ -134,6 +136,7 @@ def test_the_phases_are_those_of_the_loop():
             "1 target: 0 does not go with a parent",
         ),
         ("[[fault]]\nkind = 'kill'\nat_s = 1\nduration_s = 2", "duration_s: a kill takes no time"),
+        ("[[fault]]\nkind = 'nan'\nat_s = 1", "1 step: a nan comes with a step"),
         ("[[fault]]\nkind = 'full-disk'\nat_s = 1", "1 duration_s: a full-disk lasts"),
         (
             "[[fault]]\nkind = 'kill'\nat_s = 1\n[[fault]]\nkind = 'slow-host'\nat_s = 1\n"

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from exajax import cluster as clusters
-from exajax import distributed, flags, local_hosts, run_folder, runtime, units
+from exajax import distributed, flags, goodput, local_hosts, run_folder, runtime, units
 from exajax.errors import InputError
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
-from exajax.resilience import watchdog
+from exajax.report.live_goodput import LiveGoodput
+from exajax.resilience import injection_inside, watchdog
 from exajax.run_folder import RunFolder
 from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
 from exajax.train.data.corpus import load_corpus
@@ -75,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
         return jobs.run(args, recipe)
     out = runtime.claim_stdout()
     result = train(args, recipe, sys.stderr if args.json else out)
-    if result is None:
-        return 0
-    if args.result:
+    if not distributed.speaks():
+        pass
+    elif args.result:
         Path(args.result).write_text(runtime.to_json(result))
     else:
         print(runtime.to_json(result) if args.json else describe(result), file=out, flush=True)
@@ -148,11 +149,13 @@ def job_of(recipe: Recipe, batches: TextBatches | ImageBatches) -> dict[str, Any
     return {"recipe": recipe.job, "data": batches.identity}
 
 
-def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, Any] | None:
-    """Trains as this process's part of the job; the first process returns the result."""
+def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, Any]:
+    """Trains as this process's part of the job; the first process returns the whole result."""
     placement = distributed.find()
     path, first = run_dir(args, recipe), placement.process == 0
     watch = watchdog.supervised(path, first)
+    inside = injection_inside.of_environment(path)
+    live = LiveGoodput(path, watch.events) if watch and first else None
     problem: InputError | None = None
     try:
         batches = check(args, recipe)
@@ -168,7 +171,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     from exajax.models import fp8, workloads
     from exajax.step import Layout, TrainStep
     from exajax.train import initial
-    from exajax.train.loop import Profile, fit
+    from exajax.train.loop import Every, Profile, Progress, fit
 
     cache = compilation_cache.enable()
     devices = jax.devices()
@@ -177,8 +180,19 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     mesh = recipe.mesh.build(devices)
     chip = clusters.load_cluster(args.cluster).chip if args.cluster else None
     chip = chip or clusters.chip_of_device(devices[0].device_kind)
-    progress = watch or (lambda phase, step: None)
+    watching: list[Progress] = [told for told in (watch, live and live.progress, inside) if told]
+
+    def before_commit(number: int) -> None:
+        if inside:
+            inside.before_commit(number)
+        if watch:
+            watch.check_current(number)
+
     opened: list[RunFolder] = []
+
+    def progress(phase: str, at: int) -> None:
+        for told in watching:
+            told(phase, at)
 
     def open_folder(compilation: Compilation) -> None:
         """Takes the run folder, once the step is known to fit the devices."""
@@ -196,7 +210,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 file=out,
                 flush=True,
             )
-        kept = _loggers(args, recipe, path, placement.process, done, out)
+        kept = _loggers(args, recipe, path, placement.process, done, out, live)
         seen = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
         return [*kept, seen] if first else kept
 
@@ -231,7 +245,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         profile=Profile(path / "profile" if first else None) if args.profile else None,
         progress=progress,
         events=watch.events if watch else None,
-        before_commit=watch.check_current if watch else (lambda step: None),
+        before_commit=before_commit,
+        callbacks=[Every(1, inside.flip)] if inside and inside.flips else [],
         measures={
             name: TrainStep.of(
                 dataclasses.replace(step.workload, loss=measure),
@@ -242,12 +257,13 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         },
     )
     if not first:
-        return None
+        return {"interrupted": result.interrupted}
     entropy = batches.corpus.unigram_entropy
     summary = summarize(path, recipe) | {
         "resumed_from": result.resumed_from,
         "interrupted": result.interrupted,
         "run_dir": str(path),
+        "goodput": goodput.account(path).to_json(),
         "compilation": dataclasses.asdict(result.compilation),
         "unigram_entropy": entropy,
         "below_unigram_entropy": (
@@ -269,7 +285,13 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
 
 
 def _loggers(
-    args: argparse.Namespace, recipe: Recipe, path: Path, process: int, done: int, out: TextIO
+    args: argparse.Namespace,
+    recipe: Recipe,
+    path: Path,
+    process: int,
+    done: int,
+    out: TextIO,
+    live: LiveGoodput | None,
 ) -> list[Logger]:
     from exajax.report.prometheus import Prometheus
     from exajax.report.tensorboard import TensorBoard
@@ -284,10 +306,14 @@ def _loggers(
         left += "; --init is not read" if args.init else ""
         print(f"  goes on from the checkpoint of step {done}: {left}", file=out, flush=True)
     print(f"  Prometheus metrics of host 0: http://127.0.0.1:{served.port}/metrics", file=out)
+    board = TensorBoard(path / "tensorboard" / "train", done)
+    if live:
+        live.sinks = [served, board]
     return [
+        *([live] if live else []),
         served,
         JsonLines(path / "metrics.jsonl", done, recipe.digest),
-        TensorBoard(path / "tensorboard" / "train", done),
+        board,
         Console(out, recipe.steps),
     ]
 
@@ -337,5 +363,6 @@ def describe(result: dict[str, Any]) -> str:
         f"{state} at step {result['step']}{again}\n"
         f"measured: {speed}\n"
         f"measured: validation loss {loss} nats, {side} the held-out data's unigram entropy of "
-        f"{result['unigram_entropy']:.3f}{named}"
+        f"{result['unigram_entropy']:.3f}{named}\n"
+        f"measured: {goodput.Goodput.from_json(result['goodput']).describe()}"
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from exajax.goodput import CAUSES
+
 GAUGES = {
     "loss": ("exajax_loss", "Training loss, nats"),
     "validation_loss": ("exajax_validation_loss", "Loss on held-out data, nats"),
@@ -19,6 +21,7 @@ GAUGES = {
     "replay_s": ("exajax_replay_seconds", "Time of the last audit's replay on this host"),
     "straggler": ("exajax_straggler", "1 where this host is slower than the others, else 0"),
     "mfu": ("exajax_mfu_ratio", "Model FLOPs a second as a share of the peak"),
+    "goodput": ("exajax_goodput_ratio", "Useful step time as a share of the wall time of the run"),
 }
 BUCKETS_S = tuple(0.01 * 2**power for power in range(14))
 
@@ -40,6 +43,11 @@ class Prometheus:
             key: Gauge(name, help_, ["host"], registry=registry).labels(label)
             for key, (name, help_) in GAUGES.items()
         }
+        lost = Gauge(
+            "exajax_lost_seconds", "Wall time of the run that was not useful", ["host", "cause"],
+            registry=registry,
+        )  # fmt: skip
+        self._gauges |= {f"lost_{cause}_s": lost.labels(label, cause) for cause in CAUSES}
         self._step = Gauge("exajax_step", "Updates done", ["host"], registry=registry).labels(label)
         total = Gauge("exajax_steps", "Updates of the whole run", ["host"], registry=registry)
         total.labels(label).set(steps)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from tensorboardX import SummaryWriter
 
+from exajax.goodput import CAUSES
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -19,6 +21,8 @@ TAGS = {
     "tokens_per_s": "speed/tokens_per_s",
     "mfu": "speed/mfu",
     "data_wait_s": "speed/data_wait_s",
+    "goodput": "goodput/ratio",
+    **{f"lost_{cause}_s": f"goodput/lost_{cause}_s" for cause in CAUSES},
     "bad_steps": "health/bad_steps",
 }
 

@@ -46,11 +46,10 @@ def named(digests: jax.Array, described: Tree) -> Digests:
 
 
 def _digest(array: jax.Array) -> jax.Array:
-    """Returns two sums over the bits of an array, each element times a number that its place has.
+    """Returns two sums over hashes of the elements of an array, each hashed with its place.
 
-    The numbers are odd: 2^b times an odd number is no multiple of 2^32 for any bit b of 32, so that
-    no single flipped bit is lost. They are hashed, so that flips do not make up for each other as
-    they would with numbers in a row.
+    The hash is one to one, so that no change of one element is lost, whichever bits of it. Of
+    changes in several elements one in 2^64 is.
     """
     bits = _bits(array)
     place = jnp.zeros(bits.shape, jnp.uint32)
@@ -59,10 +58,16 @@ def _digest(array: jax.Array) -> jax.Array:
         count = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         place += count * np.uint32(stride % 2**32)
         stride *= bits.shape[axis]
-    first = _mixed(place)
-    second = first * np.uint32(0x9E3779B1) ^ (first >> 15)
-    factors = (first | 1, second | 1)
-    return jnp.stack([jnp.sum(bits * factor, dtype=jnp.uint32) for factor in factors])
+    first = _mixed(bits ^ _mixed(place + np.uint32(0x9E3779B9)))
+    second = _mixed(first + np.uint32(0x7F4A7C15))
+    # Both sums in one pass: else the hashes would be written to memory, as large as the array.
+    both = jax.lax.reduce(
+        (first, second),
+        (np.uint32(0), np.uint32(0)),
+        lambda one, other: (one[0] + other[0], one[1] + other[1]),
+        tuple(range(bits.ndim)),
+    )
+    return jnp.stack(both)
 
 
 def _bits(array: jax.Array) -> jax.Array:

@@ -186,6 +186,11 @@ def fit(
         feed = batches.iterate(run.done, run.rows)
         sinks = loggers(run.done)
         run.sinks = sinks
+
+        def turn_to(phase: str) -> None:
+            run.settle()  # the step in flight is still a part of its step
+            progress(phase, run.done)
+
         interrupted = False
         while run.done < steps and not interrupted:
             try:
@@ -197,29 +202,27 @@ def fit(
                 last = run.done == steps
                 interrupted = stop.after(run.done) and not last
                 if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
-                    progress("evaluate", run.done)
+                    turn_to("evaluate")
                     run.evaluate(held_out())
                 for callback in callbacks:
                     if run.done % callback.steps == 0:
-                        progress("callback", run.done)
-                        run.settle()
+                        turn_to("callback")
                         callback.do(run.done, run.state)
                 saves = last or interrupted or run.done % save_every == 0
                 if policy.audit_every and (saves or run.done % policy.audit_every == 0):
-                    progress("audit", run.done)
+                    turn_to("audit")
                     run.audit()
                 if saves:
-                    progress("checkpoint", run.done)
+                    turn_to("checkpoint")
                     run.save(about or {}, wait=last or interrupted)
             except RollBack as reason:
                 progress("restore", run.done)
                 run.go_back(reason, start, about or {})
                 feed = batches.iterate(run.done, run.rows)
         if held_out and run.validation_loss is None and not interrupted:
-            progress("evaluate", run.done)
+            turn_to("evaluate")
             run.evaluate(held_out())
-        run.settle()
-        progress("end", run.done)
+        turn_to("end")
     finally:
         stop.close()
         for sink in sinks:

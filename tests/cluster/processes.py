@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 FRONT_DOOR = REPOSITORY / "launch" / "multihost.py"
+SMALL = Path(__file__).with_name("small.toml")
 
 
 def left_over(run_dir: Path) -> list[str]:

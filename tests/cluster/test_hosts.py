@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from exajax.resilience.control import Control
-from tests.cluster.processes import FRONT_DOOR, Job, left_over, wait_until
+from tests.cluster.processes import FRONT_DOOR, SMALL, Job, left_over, wait_until
 from tests.conftest import command
 
-JOB = ("--model", "llama-tiny", "--mesh", "2x2", "--precision", "fp32", "--seq", 32)
+JOB = ("--model", SMALL, "--mesh", "2x2", "--precision", "fp32")
 
 
 def train(run_dir, text, steps, *extra):
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_hundred_steps_learn_more_than_how_often_each_byte_is(tmp_path):
-    flags = ("--mesh", "1x1", "--model", "llama-tiny", "--precision", "fp32", "--seq", 64)
+    flags = ("--mesh", "1x1", "--model", SMALL, "--precision", "fp32")
     result = command(
         "train", *flags, "--learning-rate", 3e-3, "--run-dir", tmp_path / "run", "--json"
     )

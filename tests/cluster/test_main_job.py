@@ -146,7 +146,12 @@ def test_the_same_command_goes_on(finished):
 
 
 @pytest.mark.parametrize(
-    ("stage", "steps"), [("[1/4]", 30), ("s/step", STEPS + 40), ("[3/4]", STEPS + 3)]
+    ("stage", "steps"),
+    [
+        ("[1/4]", 30),
+        pytest.param("s/step", STEPS + 40, marks=pytest.mark.slow),
+        ("[3/4]", STEPS + 3),
+    ],
 )
 def test_ctrl_c_ends_everything_in_ten_seconds(tmp_path, finished, stage, steps):
     run_dir = tmp_path / "run"

@@ -6,36 +6,16 @@ import signal
 import numpy as np
 import pytest
 
-from tests.cluster.processes import Job, left_over, wait_until
+from tests.cluster.processes import SMALL, Job, left_over, wait_until
 from tests.conftest import command
 from tests.train.data.conftest import folder, tokenizer_file  # noqa: F401 - fixtures
 
-STEPS = 100
-
-MODEL = """
-name = "small"
-family = "llama"
-layers = 2
-width = 64
-heads = 4
-kv_heads = 4
-ffn = 128
-vocab = 512
-seq = 32
-"""
+STEPS = 60
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A model that compiles in seconds and has room for the small tokenizer."""
-    path = tmp_path_factory.mktemp("model") / "small.toml"
-    path.write_text(MODEL)
-    return path
-
-
-def flags(model, run_dir, data, hosts):
+def flags(run_dir, data, hosts):
     return (
-        *("--model", model, "--mesh", "2x2", "--precision", "fp32"),
+        *("--model", SMALL, "--mesh", "2x2", "--precision", "fp32"),
         *("--hosts", hosts, "--data", data, "--run-dir", run_dir, "--metrics-port", 0),
         *("--steps", STEPS, "--save-every", 4, "--json"),
     )
@@ -56,18 +36,17 @@ def mixture(tmp_path_factory, text, folder):  # noqa: F811
     return f"0.7:{out},0.3:{text}"
 
 
-def test_a_killed_run_goes_on_with_the_same_samples_on_another_number_of_hosts(
-    tmp_path, model, mixture
-):
+def test_a_killed_run_goes_on_with_the_same_samples_on_another_number_of_hosts(tmp_path, mixture):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    straight = command("train", *flags(model, undisturbed, mixture, 2))
+    checkpoints = killed / "checkpoints"
+    straight = command("train", *flags(undisturbed, mixture, 2))
     assert straight.returncode == 0, straight.stderr
-    with Job(tmp_path / "log", "train", *flags(model, killed, mixture, 2)) as job:
-        wait_until(lambda: (killed / "checkpoints" / "4").exists(), 120)
+    with Job(tmp_path / "log", "train", *flags(killed, mixture, 2)) as job:
+        wait_until(lambda: any(p.name.isdigit() for p in checkpoints.glob("*")), 120)
         job.signal(signal.SIGKILL)
         wait_until(lambda: not left_over(killed), 10)
     assert 4 <= len(samples(killed)) < STEPS
-    resumed = command("train", *flags(model, killed, mixture, 1))
+    resumed = command("train", *flags(killed, mixture, 1))
     assert resumed.returncode == 0, resumed.stderr
     before, after = json.loads(straight.stdout), json.loads(resumed.stdout)
     assert after["resumed_from"] >= 4
@@ -79,8 +58,8 @@ def test_a_killed_run_goes_on_with_the_same_samples_on_another_number_of_hosts(
     assert after["losses"] == pytest.approx(before["losses"], rel=1e-4)
 
 
-def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path, model, text, tokenizer_file):  # noqa: F811
-    job = ("--model", model, "--mesh", "1x1", "--precision", "fp32", "--metrics-port", 0)
+def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path, text, tokenizer_file):  # noqa: F811
+    job = ("--model", SMALL, "--mesh", "1x1", "--precision", "fp32", "--metrics-port", 0)
     job = (*job, "--data", text, "--run-dir", tmp_path / "run", "--steps", 2)
     first = command("train", *job, "--tokenizer", tokenizer_file)
     assert first.returncode == 0, first.stderr
@@ -91,7 +70,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(tmp_path, model, text
 
 
 def test_packed_documents_train(tmp_path, text):
-    job = ("--model=llama-tiny", "--mesh=1x1", "--seq=32", f"--data={text}", "--precision=fp32")
+    job = (f"--model={SMALL}", "--mesh=1x1", f"--data={text}", "--precision=fp32")
     rest = ("--steps=3", "--packed", f"--run-dir={tmp_path / 'run'}", "--metrics-port=0")
     result = command("train", *job, *rest)
     assert result.returncode == 0, result.stderr

@@ -23,7 +23,7 @@ def reduced_bytes(step, axes):
     return sum(moved.get(kind, 0) for kind in REDUCING)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_replicas_reduce_their_gradients_once_a_step_however_many_micro_batches(zero):
     mesh = MeshSpec(data=4)
     one, four = (step_on(mesh, "llama", zero=zero, micro_batch=4 // n) for n in (1, 4))

@@ -100,8 +100,15 @@ def test_nearly_all_flops_of_a_step_are_named_on_a_gpu(model, mesh, options):
     assert blocks | {"logits"} <= parts
 
 
-@pytest.mark.parametrize("remat", ["none", "selective"])
-@pytest.mark.parametrize("name", ["llama-tiny", "mixtral-tiny"])
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [
+        ("llama-tiny", "selective"),
+        ("mixtral-tiny", "none"),
+        pytest.param("llama-tiny", "none", marks=pytest.mark.slow),
+        pytest.param("mixtral-tiny", "selective", marks=pytest.mark.slow),
+    ],
+)
 def test_nearly_all_flops_of_a_step_are_named_on_a_cpu(name, remat):
     recipe = Recipe.of(PRESETS[name], MeshSpec(), global_batch=2, remat=remat, precision="fp32")
     mesh = MeshSpec().build(jax.devices()[:1])

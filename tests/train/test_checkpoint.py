@@ -16,6 +16,7 @@ import pytest
 from exajax import InputError, MeshSpec, Recipe
 from exajax.models import language
 from exajax.step import TrainStep
+from exajax.train import checksums
 from exajax.train.checkpoint import Checkpoints
 from exajax.train.manifest import Manifest, difference
 from exajax.train.metrics import read_jsonl
@@ -153,6 +154,12 @@ def manifest_of(folder):
     return folder / "1" / "manifest.json"
 
 
+def seal(folder):
+    """Makes of what is there now what the checksums speak of."""
+    checkpoint = folder / "1"
+    checksums.write(checkpoint, checksums.sums_of(checkpoint, checksums.files_in(checkpoint)))
+
+
 def test_a_manifest_tells_what_is_there_and_where_it_came_from(folder):
     content = json.loads(manifest_of(folder).read_text())
     assert content["mesh"]["fsdp"] == 4
@@ -160,7 +167,10 @@ def test_a_manifest_tells_what_is_there_and_where_it_came_from(folder):
     assert content["step"] == 1
     name = "params.stack.blocks.mlp.up.kernel"
     assert content["arrays"][name] == {"shape": [4, 64, 128], "dtype": "float32"}
-    assert Manifest.from_json(content) == Manifest.of(on("fsdp=4"), 1)
+    assert (content["samples"], content["seed"]) == (16, 0)
+    manifest = Manifest.from_json(content)
+    assert manifest == Manifest.of(on("fsdp=4"), 1, digests=manifest.digests)
+    assert list(manifest.digests) == list(manifest.arrays)
 
 
 def test_another_width_is_named_before_an_array_is_read(folder):
@@ -195,21 +205,21 @@ def test_another_precision_and_a_missing_array_are_named(folder):
     content = json.loads(manifest_of(folder).read_text())
     del content["arrays"]["params.stack.blocks.mlp.up.kernel"]
     manifest_of(folder).write_text(json.dumps(content))
+    seal(folder)
     with pytest.raises(InputError, match=r": params\.stack\.blocks\.mlp\.up\.kernel is not there"):
         restore(folder, on("fsdp=4"))
 
 
-@pytest.mark.parametrize("left", ['{"step": 1, "arr', '{"step": 1}', "[]", None])
-def test_a_damaged_manifest_is_told(folder, left):
-    if left is None:
-        manifest_of(folder).unlink()
-    else:
-        manifest_of(folder).write_text(left)
-    with pytest.raises(InputError, match=r"checkpoint 1 .*remove the damaged checkpoint"):
+@pytest.mark.parametrize("left", ['{"step": 1, "arr', '{"step": 1}', "[]"])
+def test_a_manifest_that_was_saved_wrong_is_told(folder, left):
+    manifest_of(folder).write_text(left)
+    seal(folder)
+    says = r"no checkpoint in .* can be used: 1: manifest\.json cannot be read .*remove the damaged"
+    with pytest.raises(InputError, match=says):
         restore(folder, on("fsdp=4"))
 
 
-def test_mesh_and_versions_are_no_difference_and_told_where_arrays_are_damaged(folder):
+def test_mesh_and_versions_are_no_difference_and_told_where_arrays_cannot_be_read(folder):
     content = json.loads(manifest_of(folder).read_text())
     content["versions"]["jax"] = "99.0"
     manifest_of(folder).write_text(json.dumps(content))
@@ -217,6 +227,7 @@ def test_mesh_and_versions_are_no_difference_and_told_where_arrays_are_damaged(f
     for arrays in folder.glob("1/state/**/d"):
         for file in arrays.iterdir():
             file.write_bytes(b"")
+    seal(folder)
     with pytest.raises(InputError) as caught:
         restore(folder, on("pipe=2"))
     says = "cannot be restored.*saved on mesh fsdp=4,.* jax 99.0.*here it is mesh pipe=2"

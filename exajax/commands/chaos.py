@@ -1,0 +1,275 @@
+"""Breaks a training job again and again, and compares what it came to with an undisturbed one."""
+
+import argparse
+import contextlib
+import dataclasses
+import signal
+import statistics
+import sys
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from exajax import faults, faults_file, flags, goodput, run_folder, runtime
+from exajax.commands import train
+from exajax.errors import InputError
+from exajax.events import read_events
+from exajax.faults import Fault
+from exajax.local_hosts import StageFailed
+from exajax.recipe import Recipe
+from exajax.resilience import injection_disk, injection_run, jobs, namespaces
+from exajax.resilience.deadlines import Deadlines
+from exajax.resilience.injection import Scene
+from exajax.resilience.injection_outcome import Outcome, outcomes
+
+HOSTS = 2
+
+SMALL_DISK = 8
+"""The small disk that is to be filled has room for so many times the undisturbed checkpoints."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags: those of `exajax train`, and what to break."""
+    train.add_flags(parser)
+    _add_own_flags(parser)
+
+
+def _add_own_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what to break").add_argument
+    add("--kills", type=int, metavar="K", help="kill any process at any moment, so many times")
+    add("--mean-gap", type=float, default=20.0, metavar="S", help="seconds between two kills")
+    add("--fault-seed", type=int, default=0, metavar="N", help="of the kills")
+    add("--faults", type=Path, metavar="FILE", help="a schedule of faults, in TOML")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains twice, undisturbed and disturbed, and reports."""
+    recipe = flags.recipe_of(args)
+    args.hosts = args.hosts or HOSTS
+    schedule = _schedule(args)
+    path = Path(args.run_dir or f"runs/chaos-{recipe.model.name}-{recipe.mesh}".replace("=", ""))
+    _check(args, recipe, path)
+    kinds = {fault.kind for fault in schedule} & {"cut-network", "full-disk"}
+    if kinds:
+        why_not = namespaces.why_not()
+        if why_not:
+            fix = f"run it as root on Linux, or leave {' and '.join(sorted(kinds))} out"
+            raise InputError("--faults", f"no namespaces to be had here ({why_not})", fix)
+        namespaces.enter()
+    # Asked to end by anyone, it ends as after Ctrl-C and leaves nothing running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    out = runtime.claim_stdout(with_jax=False)
+    began_s = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - began_s:8.1f} s  {line}", file=sys.stderr, flush=True)
+
+    report = _report(args, recipe, schedule, path, tell)
+    print(runtime.to_json(report) if args.json else describe(report), file=out, flush=True)
+    return int(not report["passed"])
+
+
+def _schedule(args: argparse.Namespace) -> tuple[Fault, ...]:
+    """Returns the faults, every one aimed at a host that is known beforehand or at the leader."""
+    if (args.kills is None) == (args.faults is None):
+        raise InputError("--kills", "nothing says what to break", "give --kills or --faults")
+    if args.faults:
+        schedule = faults_file.read(args.faults)
+    elif args.kills < 1 or not 0 < args.mean_gap < float("inf"):
+        raise InputError("--kills", f"{args.kills} every {args.mean_gap} s", "give numbers above 0")
+    else:
+        schedule = faults.kills(args.fault_seed, args.kills, args.hosts, args.mean_gap)
+    faults_file.check_targets(schedule, args.hosts)
+    return tuple(
+        dataclasses.replace(fault, target=fault.host(args.hosts))
+        if fault.target == "any"
+        else fault
+        for fault in schedule
+    )
+
+
+def _check(args: argparse.Namespace, recipe: Recipe, path: Path) -> None:
+    """Raises an `InputError` for what can be known to be wrong before anything is started."""
+    train.check_hosts(args, recipe)
+    jobs.check_flags(args, args.hosts)
+    if (path / "disturbed").exists():
+        raise InputError("--run-dir", f"{path} holds a disturbed run", "give another folder")
+    args.run_dir = path / "undisturbed"
+    train.check(args, recipe)
+
+
+def _train_argv(args: argparse.Namespace) -> list[str]:
+    """Returns the command that trains, without the run folder: this one's, less its own flags."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_own_flags(own)
+    for flag in ("--run-dir", "--metrics-port", "--hosts"):
+        own.add_argument(flag)
+    own.add_argument("--json", action="store_true")
+    _, rest = own.parse_known_args(args.argv[1:])
+    return ["train", *rest, f"--hosts={args.hosts}", "--metrics-port=0"]
+
+
+def _report(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    schedule: Sequence[Fault],
+    path: Path,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    undisturbed, disturbed = path / "undisturbed", path / "disturbed"
+    argv, mark = _train_argv(args), uuid.uuid4().hex
+    path.mkdir(parents=True, exist_ok=True)
+    if not _is_done(undisturbed, recipe.steps):
+        tell("trains undisturbed")
+        log = path / "undisturbed.log"
+        code = injection_run.train(argv, undisturbed, log, mark)
+        if code:
+            raise StageFailed(code, "the undisturbed training", log.read_text().splitlines())
+    file = path / "faults.toml"
+    faults_file.write(schedule, file)
+    tell(f"trains under {len(schedule)} faults")
+    with _surroundings(args, schedule, path) as network:
+        scene = Scene(disturbed, args.hosts, mark, path / "fired", network)
+        ended = injection_run.train_under(schedule, argv, scene, file, tell)
+    tell("compares")
+    report = _compared(undisturbed, disturbed, recipe.steps, ended) | _accounted(
+        args, undisturbed, disturbed, ended
+    )
+    (path / "chaos.json").write_text(runtime.to_json(report, indent=1) + "\n")
+    return report
+
+
+@contextlib.contextmanager
+def _surroundings(
+    args: argparse.Namespace, schedule: Sequence[Fault], path: Path
+) -> Iterator[namespaces.Network | None]:
+    """Gives a job the network and the disk that its faults need."""
+    kinds = {fault.kind for fault in schedule}
+    checkpoints = path / "disturbed" / "checkpoints"
+    with contextlib.ExitStack() as stack:
+        if "full-disk" in kinds:
+            saved = path / "undisturbed" / "checkpoints"
+            used = sum(f.stat().st_size for f in saved.rglob("*") if f.is_file())
+            injection_disk.mount_small(checkpoints, SMALL_DISK * used)
+            stack.callback(injection_disk.unmount_kept, checkpoints)
+        network = None
+        if "cut-network" in kinds:
+            network = stack.enter_context(namespaces.Network(args.hosts, path / "network"))
+        yield network
+
+
+def _is_done(run_dir: Path, steps: int) -> bool:
+    content = run_folder.read(run_dir) or {}
+    result = content.get("train", {})
+    return bool(result.get("step") == steps and not result.get("interrupted"))
+
+
+def _compared(
+    undisturbed: Path, disturbed: Path, steps: int, ended: injection_run.Ended
+) -> dict[str, Any]:
+    """Returns what the disturbed run has come to, beside the undisturbed one."""
+    runtime.import_jax()
+    from exajax.resilience import injection_end_state as ends
+
+    survived = ended.code == 0 and ends.newest(disturbed) == steps
+    difference = ends.differences(undisturbed, disturbed, steps) if survived else None
+    samples = ends.samples(undisturbed, disturbed)
+    events = read_events(disturbed)
+    meshes = {event["mesh"] for event in events if event["event"] == "attempt"}
+    bad_steps = sum(event["event"] == "bad-step" for event in events)
+    promised = len(meshes) == 1 and not bad_steps
+    identical = bool(difference and difference.identical and samples.same)
+    half = ends.half_checkpoints(disturbed)
+    locks = [lease.name for lease in sorted((disturbed / ".job").glob("lease-*"))]
+    clean = not (half or locks or ended.orphans)
+    return {
+        "survived": survived,
+        "end_state_identical": identical,
+        "passed": survived and clean and (identical or not promised),
+        "identity_promised": promised,
+        "largest_difference": difference and difference.largest,
+        "different_arrays": difference and list(difference.arrays),
+        "samples_missing": samples.missing,
+        "samples_repeated": samples.repeated,
+        "half_checkpoints": half,
+        "stale_locks": locks,
+        "orphans": list(ended.orphans),
+        "meshes": sorted(meshes),
+        "bad_steps": bad_steps,
+    }
+
+
+def _accounted(
+    args: argparse.Namespace, undisturbed: Path, disturbed: Path, ended: injection_run.Ended
+) -> dict[str, Any]:
+    """Returns what the faults cost, and how soon each was noticed."""
+    events = read_events(disturbed)
+    deadlines = Deadlines.parse(args.deadlines)
+    found = outcomes(events, ended.began_s, deadlines, _startup_s(undisturbed))
+    accounts = goodput.total(event for event in events if event["role"] != "chaos")
+    return {
+        "faults": [_fault_json(outcome) for outcome in found],
+        "not_injected": list(ended.not_injected),
+        "starts": ended.starts,
+        "attempts": max((event["attempt"] for event in events), default=0),
+        "replayed_steps": accounts.replayed_steps,
+        "wall_s": ended.wall_s,
+        "goodput": accounts.useful_s / ended.wall_s,
+        "seconds": accounts.to_json(),
+    }
+
+
+def _fault_json(outcome: Outcome) -> dict[str, Any]:
+    facts = dataclasses.asdict(outcome) | {"in_time": outcome.in_time}
+    return {
+        "kind": facts.pop("kind"),
+        "target": facts.pop("target"),
+        "at": facts.pop("at_s"),
+    } | facts
+
+
+def _is_step(event: dict[str, Any]) -> bool:
+    return bool(event["event"] == "phase" and event["phase"] == "step")
+
+
+def _startup_s(run_dir: Path) -> float:
+    """Returns the seconds from the start of a run to its first step, threefold: it was alone."""
+    events = read_events(run_dir)
+    first = next(event["time"] for event in events if _is_step(event))
+    return 3.0 * float(first - events[0]["time"])
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Returns a report in words, with a table by kind of fault."""
+    by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for fault in report["faults"]:
+        name = f"{fault['kind']} {fault['process']}" if fault["kind"] == "kill" else fault["kind"]
+        by_kind[name].append(fault)
+    lines = [f"{'':20}{'faults':>8}{'detected':>10}{'recovered':>11}  (median seconds)"]
+    for name, found in sorted(by_kind.items()):
+        times = [_median(fault[key] for fault in found) for key in ("detected_s", "recovered_s")]
+        late = sum(not fault["in_time"] for fault in found)
+        note = f"  {late} not within the deadline" if late else ""
+        lines.append(f"{name:20}{len(found):8}{times[0]:>10}{times[1]:>11}{note}")
+    same = "the same bits" if report["end_state_identical"] else "other bits"
+    if not report["survived"]:
+        same = "no end state"
+    lines += [
+        f"{'survived' if report['survived'] else 'did not survive'}: {same} as undisturbed; "
+        f"samples: {report['samples_missing']} missing, {report['samples_repeated']} repeated",
+        f"{report['replayed_steps']} steps made again, {report['starts']} starts, "
+        f"{report['attempts']} attempts in {report['wall_s']:.0f} s, "
+        f"goodput {report['goodput']:.1%}",
+    ]
+    for key in ("not_injected", "orphans", "half_checkpoints", "stale_locks"):
+        if report[key]:
+            lines.append(f"{key.replace('_', ' ')}: {', '.join(map(str, report[key]))}")
+    return "\n".join(lines)
+
+
+def _median(values: Iterator[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):.2f}" if known else "-"

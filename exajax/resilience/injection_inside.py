@@ -1,0 +1,141 @@
+"""Faults that a training process does to itself, since nothing outside of it can.
+
+Each happens once, however often the run is started again: who does it first makes a file with its
+number, which must not be there yet.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from exajax import faults_file
+from exajax.faults import Fault
+from exajax.resilience import watchdog
+from exajax.resilience.injection import leader_of
+
+FAULTS = "EXAJAX_FAULTS"
+"""Environment: the file with the schedule, written when the run was started."""
+
+FIRED = "fired"
+"""Folder beside the schedule, with a file for each fault that has happened."""
+
+FOR_EVER_S = 1e9
+
+
+class Inside:
+    """The faults of one training process. Call it with every phase that training turns to.
+
+    Args:
+        schedule: the file of the schedule; its time is the start of the run.
+        run_dir: the run folder.
+        host: number of this process's host.
+        sleep: waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        schedule: Path,
+        run_dir: Path,
+        host: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._fired = schedule.parent / FIRED
+        self._started_s = schedule.stat().st_mtime
+        self._run_dir, self._host, self._sleep = run_dir, host, sleep
+        left = [fault for fault in faults_file.read(schedule) if fault.inside]
+        # Read once, at the start: all processes of an attempt then know the same.
+        self._left = [fault for fault in left if not (self._fired / str(fault.id)).exists()]
+        self._bad_steps = {fault.step for fault in self._left if fault.kind == "nan"}
+        self._at = ("start", 0)
+
+    def __call__(self, phase: str, step: int) -> None:
+        """Takes note that training turns to a phase; may not come back from it."""
+        self._at = phase, step
+        for fault in self._mine("nan"):
+            if phase == "step" and step == fault.step:
+                self._fire(fault)
+        for fault in self._due("stuck"):
+            self._sleep(FOR_EVER_S if fault.duration_s is None else fault.duration_s)
+
+    def before_commit(self, step: int) -> None:
+        """Is late with this process's part of a checkpoint."""
+        for fault in self._due("slow-disk"):
+            self._sleep(fault.duration_s or 0.0)
+
+    def gradient_factor(self, number: int) -> float:
+        """Returns what to multiply a loss with, given the number of its batch from 0."""
+        return float("nan") if number + 1 in self._bad_steps else 1.0
+
+    @property
+    def poisons(self) -> bool:
+        """Whether a gradient is to be multiplied in this attempt."""
+        return bool(self._bad_steps)
+
+    @property
+    def flips(self) -> bool:
+        """Whether a parameter is to be changed in this attempt."""
+        return bool(self._mine("flip-parameter"))
+
+    def flip(self, step: int, state: Any) -> None:
+        """Turns a bit of a parameter over, in the memory of this process's first device.
+
+        Every element that the device holds is equally likely; which one follows from the fault.
+        """
+        import jax
+        import numpy as np
+
+        from exajax.resilience.flip import flip_bit
+
+        device = jax.local_devices()[0]
+        for fault in self._due("flip-parameter"):
+            draw = np.random.default_rng(fault.id)
+            leaves = jax.tree.leaves(state.params)
+            sizes = np.array([leaf.addressable_shards[0].data.size for leaf in leaves])
+            leaf = leaves[int(draw.choice(len(leaves), p=sizes / sizes.sum()))]
+            index = int(draw.integers(leaf.addressable_shards[0].data.size))
+            flip_bit(leaf, device, index, int(fault.detail("bit")))
+
+    def _mine(self, kind: str) -> Sequence[Fault]:
+        return [f for f in self._left if f.kind == kind and self._is_here(f)]
+
+    def _is_here(self, fault: Fault) -> bool:
+        leader = leader_of(self._run_dir) if fault.target == "leader" else 0
+        return fault.host(1, leader) == self._host
+
+    def _due(self, kind: str) -> list[Fault]:
+        """Returns the faults of a kind that happen now, and keeps them from happening again."""
+        phase, step = self._at
+        elapsed_s = time.time() - self._started_s
+        due = [
+            fault
+            for fault in self._mine(kind)
+            if (fault.at_s is None or elapsed_s >= fault.at_s)
+            and (fault.step is None or step >= fault.step)
+            and (fault.phase is None or phase == fault.phase)
+        ]
+        return [fault for fault in due if self._fire(fault)]
+
+    def _fire(self, fault: Fault) -> bool:
+        self._left.remove(fault)
+        phase, step = self._at
+        note = {"time": time.time(), "host": self._host, "phase": phase, "step": step}
+        new = self._fired / f".{fault.id}.{os.getpid()}"
+        new.write_text(json.dumps(note))
+        try:
+            os.link(new, self._fired / str(fault.id))  # fails if it is there, and is never half
+        except FileExistsError:
+            return False
+        finally:
+            new.unlink()
+        return True
+
+
+def of_environment(run_dir: Path) -> Inside | None:
+    """Returns the faults that the environment has for this process, None if it has none."""
+    if FAULTS not in os.environ or watchdog.ATTEMPT not in os.environ:
+        return None
+    host, _ = map(int, os.environ[watchdog.ATTEMPT].split(":"))
+    return Inside(Path(os.environ[FAULTS]), run_dir, host)
