@@ -403,7 +403,8 @@ class _Run:
         (number, metrics), self._in_flight = self._in_flight, None
         values = {name: float(value) for name, value in metrics.items()}
         values["data_wait_s"] = self.data_wait_s[len(self.losses)]
-        if self.health.judge(number, values["loss"], values["grad_norm"]):
+        measured = values["loss"], values["grad_norm"]
+        if self.health.judge(number, *measured, self.state, self._placed):
             values["bad_steps"] = self.health.steps.count
         now_s = time.perf_counter()
         self.losses.append(values["loss"])
