@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import json
 import signal
 import statistics
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from exajax import faults, faults_file, flags, run_folder, runtime
+from exajax import faults, faults_file, flags, goodput, run_folder, runtime
 from exajax.commands import train
 from exajax.errors import InputError
 from exajax.events import read_events
@@ -24,7 +23,7 @@ from exajax.recipe import Recipe
 from exajax.resilience import injection_disk, injection_run, jobs, namespaces
 from exajax.resilience.deadlines import Deadlines
 from exajax.resilience.injection import Scene
-from exajax.resilience.injection_outcome import Outcome, outcomes, replayed_steps
+from exajax.resilience.injection_outcome import Outcome, outcomes
 
 HOSTS = 2
 
@@ -210,16 +209,16 @@ def _accounted(
     events = read_events(disturbed)
     deadlines = Deadlines.parse(args.deadlines)
     found = outcomes(events, ended.began_s, deadlines, _startup_s(undisturbed))
-    done = {event["step"] for event in events if _is_step(event)}
-    useful_s = _step_time_s(undisturbed) * len(done)
+    accounts = goodput.total(event for event in events if event["role"] != "chaos")
     return {
         "faults": [_fault_json(outcome) for outcome in found],
         "not_injected": list(ended.not_injected),
         "starts": ended.starts,
         "attempts": max((event["attempt"] for event in events), default=0),
-        "replayed_steps": replayed_steps(events),
-        "wall_s": round(ended.wall_s, 3),
-        "goodput": useful_s / ended.wall_s,
+        "replayed_steps": accounts.replayed_steps,
+        "wall_s": ended.wall_s,
+        "goodput": accounts.useful_s / ended.wall_s,
+        "seconds": accounts.to_json(),
     }
 
 
@@ -243,16 +242,11 @@ def _startup_s(run_dir: Path) -> float:
     return 3.0 * float(first - events[0]["time"])
 
 
-def _step_time_s(run_dir: Path) -> float:
-    content = json.loads((run_dir / "run.json").read_text())
-    return float(content["train"]["step_time_s"]["p50"] or 0.0)
-
-
 def describe(report: dict[str, Any]) -> str:
     """Returns a report in words, with a table by kind of fault."""
     by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for fault in report["faults"]:
-        name = f"{fault['kind']} {fault['role']}" if fault["kind"] == "kill" else fault["kind"]
+        name = f"{fault['kind']} {fault['process']}" if fault["kind"] == "kill" else fault["kind"]
         by_kind[name].append(fault)
     lines = [f"{'':20}{'faults':>8}{'detected':>10}{'recovered':>11}  (median seconds)"]
     for name, found in sorted(by_kind.items()):

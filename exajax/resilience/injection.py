@@ -38,6 +38,7 @@ class Scene:
         mark: that its processes carry in their environment.
         fired: folder where the training processes leave a note of what they did to themselves.
         network: that joins the hosts, if it can be cut.
+        killed: processes that were killed, and may be on their way out.
     """
 
     run_dir: Path
@@ -45,6 +46,7 @@ class Scene:
     mark: str
     fired: Path
     network: Network | None = None
+    killed: set[int] = field(default_factory=set)
 
     @property
     def checkpoints(self) -> Path:
@@ -53,7 +55,13 @@ class Scene:
 
     def process(self, role: Any, host: int | None) -> processes.Found | None:
         """Returns the process with a role on a host, if it is there."""
-        return processes.of(processes.processes(self.mark), role, host)
+        found = processes.processes(self.mark)
+        return processes.of([p for p in found if p.pid not in self.killed], role, host)
+
+    def kill(self, pid: int) -> bool:
+        """Kills a process; returns whether it was there."""
+        self.killed.add(pid)
+        return processes.signalled(pid, signal.SIGKILL)
 
 
 @dataclass
@@ -166,7 +174,7 @@ class Injector:
     def _struck(self, fault: Fault, host: int, time_s: float, facts: Mapping[str, Any]) -> None:
         self.pending.remove(fault)
         target = "parent" if fault.role == "parent" else host
-        about = {"id": fault.id, "kind": fault.kind, "target": target, "role": fault.role}
+        about = {"id": fault.id, "kind": fault.kind, "target": target, "process": fault.role}
         self._events.write("injected", **{**about, **facts, "time": time_s})
         self._tell(described(fault, host, facts))
 
@@ -197,7 +205,11 @@ def described(fault: Fault, host: int, facts: Mapping[str, Any]) -> str:
 
 def _signal(scene: Scene, fault: Fault, host: int) -> Blow | None:
     target = scene.process(fault.role, host)
-    if not target or not processes.signalled(target.pid, SIGNALS[fault.kind]):
+    if not target:
+        return None
+    number = SIGNALS[fault.kind]
+    kills = number == signal.SIGKILL
+    if not (scene.kill(target.pid) if kills else processes.signalled(target.pid, number)):
         return None
     facts = {"pid": target.pid, "attempt": target.attempt or _attempt(scene)}
     return Blow(facts, lambda: _go_on(target.pid) if fault.kind == "stop" else None)
@@ -209,7 +221,7 @@ def _lost_coordinator(scene: Scene, fault: Fault, host: int) -> Blow | None:
     if not attempt or attempt.state != "run" or not attempt.members:
         return None
     target = scene.process("worker", attempt.members[0])
-    if not target or not processes.signalled(target.pid, signal.SIGKILL):
+    if not target or not scene.kill(target.pid):
         return None
     facts = {"pid": target.pid, "attempt": target.attempt, "target": attempt.members[0]}
     return Blow(facts)
@@ -262,7 +274,7 @@ def _damage(scene: Scene, fault: Fault, host: int) -> Blow | None:
     try:
         time.sleep(HELD_S)
         facts = disk.damage(fault, disk.proven(scene.checkpoints)[-1])
-        processes.signalled(target.pid, signal.SIGKILL)
+        scene.kill(target.pid)
     finally:
         for pid in held:
             _go_on(pid)

@@ -61,7 +61,7 @@ class Outcome:
         id: its number in the schedule.
         kind: what it was.
         target: the host, or `parent`.
-        role: which process of it.
+        process: worker, supervisor or parent.
         at_s: when it struck, since the start of the run.
         phase: what the host's worker was at.
         step: the update that it was at or behind.
@@ -75,7 +75,7 @@ class Outcome:
     id: int
     kind: str
     target: int | str
-    role: str
+    process: str
     at_s: float
     phase: str
     step: int
@@ -124,7 +124,7 @@ def _outcome(
     later = [event for event in events if event["time"] >= since_s]
     detected = next((event for event in later if _notices(event, fault)), None)
     recovered = _recovered(fault, later, detected, lifted)
-    limit_s = deadline_s(kind, fault["role"], deadlines, startup_s)
+    limit_s = deadline_s(kind, fault["process"], deadlines, startup_s)
     lasted_s = None if lifted is None else lifted - since_s
     may_pass = kind in ("stop", "cut-network", "slow-host", "slow-disk", "full-disk", "stuck")
     if may_pass and detected is None and lasted_s is not None and lasted_s < limit_s:
@@ -135,7 +135,7 @@ def _outcome(
         fault["id"],
         kind,
         fault["target"],
-        fault["role"],
+        fault["process"],
         round(since_s - started_s, 3),
         fault.get("phase", ""),
         fault.get("step", 0),
@@ -153,10 +153,10 @@ def _notices(event: Event, fault: Event) -> bool:
         return True
     if kind in QUIET:
         return False
-    if fault["role"] == "parent":
+    if fault["process"] == "parent":
         return bool(name == "left")
     if name == "job":
-        return bool(fault["role"] == "supervisor" and event["host"] == fault["target"])
+        return bool(fault["process"] == "supervisor" and event["host"] == fault["target"])
     if name == "worker-ended":
         return bool(event["host"] == fault["target"])
     return bool(name in ("fault", "left"))
@@ -217,15 +217,3 @@ def deadline_s(kind: str, role: str, deadlines: Deadlines, startup_s: float) -> 
         "bit-flip": startup_s,
     }
     return by_kind[kind] + SLACK_S
-
-
-def replayed_steps(events: Iterable[Event]) -> int:
-    """Returns how many updates were made again, as the first process of each attempt tells."""
-    first: dict[int, int] = {}
-    made: list[int] = []
-    for event in events:
-        if event["event"] == "attempt":
-            first[event["attempt"]] = event["members"][0]
-        elif event["event"] == "phase" and event["phase"] == "step":
-            made += [event["step"]] * (event["host"] == first.get(event["attempt"], 0))
-    return len(made) - len(set(made))

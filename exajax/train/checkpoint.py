@@ -36,11 +36,13 @@ class Restored:
     Attributes:
         step: updates that it has seen.
         tier: where it was: `shared`.
+        about: facts that were saved with it.
         state: on the mesh of the run.
     """
 
     step: int
     tier: str
+    about: Mapping[str, Any] = field(repr=False)
     state: TrainState = field(repr=False)
 
 
@@ -100,7 +102,8 @@ class Checkpoints:
                 self._agreement.on(f"{topic}/aside", None, lambda _: self._set_aside(damaged))
                 self._tell("restored", step=done, tier="shared")
                 self.latest = done
-                return Restored(done, "shared", found)
+                facts = json.loads((self._folder / str(done) / folders.ABOUT).read_bytes())
+                return Restored(done, "shared", facts, found)
             damaged[done] = found
             self._report(done, found)
         if damaged:
