@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +18,7 @@ from exajax.report.live_goodput import LiveGoodput
 from exajax.resilience import injection_inside, watchdog
 from exajax.run_folder import RunFolder
 from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
+from exajax.train.data.batches import HostBatch
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.sampling import TextBatches
 from exajax.train.data.skipping import Skipping
@@ -169,6 +170,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     from exajax import compilation_cache, memory
     from exajax.compilation_cache import Compilation
     from exajax.models import fp8, workloads
+    from exajax.resilience.poison import PoisonedBatches, poisoned, with_poison
     from exajax.step import Layout, TrainStep
     from exajax.train import initial
     from exajax.train.loop import Every, Profile, Progress, fit
@@ -215,20 +217,26 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         return [*kept, seen] if first else kept
 
     platform = devices[0].platform
+    poisons = inside if inside and inside.poisons else None
+
+    def held_out() -> Iterator[HostBatch]:
+        clean = batches.held_out(EVALUATION_BATCHES)
+        return map(with_poison, clean) if poisons else clean
 
     def step_of(recipe: Recipe) -> TrainStep:
         layout: Layout = {**recipe.layout, "skip_bad": args.on_nan == "skip"}
-        return TrainStep.of(workloads.workload(recipe, platform), mesh, **layout)
+        workload = workloads.workload(recipe, platform)
+        return TrainStep.of(poisoned(workload) if poisons else workload, mesh, **layout)
 
     capacity = memory.capacity_bytes(jax.local_devices()[0])
     recipe, step = memory.first_that_fits(recipe.levels, step_of, capacity)
-    source = Skipping(batches)
+    source = Skipping(PoisonedBatches(batches, poisons.gradient_factor) if poisons else batches)
     result = fit(
         step,
         source,
         steps=recipe.steps,
         seed=recipe.seed,
-        held_out=lambda: batches.held_out(EVALUATION_BATCHES),
+        held_out=held_out,
         before_writing=open_folder,
         checkpoints=path / "checkpoints",
         save_every=args.save_every,
