@@ -211,8 +211,10 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 flush=True,
             )
         kept = _loggers(args, recipe, path, placement.process, done, out, live)
+        if not first:
+            return kept
         seen = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
-        return [*kept, seen] if first else kept
+        return [*kept, seen]
 
     platform = devices[0].platform
 
