@@ -209,7 +209,8 @@ def _accounted(
     events = read_events(disturbed)
     deadlines = Deadlines.parse(args.deadlines)
     found = outcomes(events, ended.began_s, deadlines, _startup_s(undisturbed))
-    accounts = goodput.total(event for event in events if event["role"] != "chaos")
+    accounts = goodput.total(events)
+    events = sorted([*events, *read_events(disturbed.parent)], key=lambda event: event["time"])
     return {
         "faults": [_fault_json(outcome) for outcome in found],
         "not_injected": list(ended.not_injected),
