@@ -6,9 +6,10 @@ import traceback
 from collections.abc import Sequence
 
 from exajax import distributed, runtime
-from exajax.errors import InputError
+from exajax.errors import FAILED, InputError, RunFailed
 from exajax.flags import Formatter, Parser
 from exajax.local_hosts import Interrupted, StageFailed
+from exajax.resilience.watchdog import ATTEMPT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +68,10 @@ def _guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
         if distributed.speaks():
             print(f"exajax: error: {error}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        if distributed.speaks():
+            print(f"exajax: failed: {error}", file=sys.stderr)
+        return FAILED if ATTEMPT in os.environ else 1
     except StageFailed as error:
         print(error, file=sys.stderr)
         return 2 if error.code == 2 else 1

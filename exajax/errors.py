@@ -1,4 +1,4 @@
-"""The one error type for bad input."""
+"""The error types that commands print on one line: bad input, and a run that failed."""
 
 import difflib
 from collections.abc import Iterable
@@ -16,6 +16,14 @@ class InputError(ValueError):
     def __init__(self, field: str, problem: str, fix: str) -> None:
         self.field, self.problem, self.fix = field, problem, fix
         super().__init__(" ".join(f"{field}: {problem}; {fix}".split()))
+
+
+FAILED = 70
+"""Exit code of a supervised process after `RunFailed`: starting it again would not help."""
+
+
+class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
+    """A run ended for what happened in it. Commands print it on one line and exit with code 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

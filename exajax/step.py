@@ -7,7 +7,7 @@ time and priced. Both roads start at `TrainStep.of`.
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -66,6 +66,7 @@ class Layout(TypedDict, total=False):
     micro_batches: int
     schedule: str
     rules: Rules
+    skip_bad: bool
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class TrainStep:
             given state's memory is reused.
         evaluate: `evaluate(params, batch)` returns the loss.
         schedule: of the pipeline, None without one.
+        layout: the options that it was made with.
     """
 
     workload: Workload
@@ -92,6 +94,7 @@ class TrainStep:
     update: Any
     evaluate: Any
     schedule: Schedule | None = None
+    layout: Layout = field(default_factory=Layout)
 
     @classmethod
     def of(
@@ -104,6 +107,7 @@ class TrainStep:
         micro_batches: int = 1,
         schedule: str = "1f1b",
         rules: Rules = RULES,
+        skip_bad: bool = False,
     ) -> "TrainStep":
         """Jits a workload over a mesh, with the shardings of inputs and outputs pinned.
 
@@ -116,6 +120,8 @@ class TrainStep:
                 the pipeline.
             schedule: of a pipeline, one of `exajax.pipeline.SCHEDULES`.
             rules: mesh axes that divide the logical axes of parameters and activations.
+            skip_bad: whether an update is left out whose loss or gradient norm is not finite:
+                parameters and optimizer keep their bits, and the step counts.
 
         Raises:
             InputError: the mesh does not divide the batch or the layers, or the module holds
@@ -132,7 +138,7 @@ class TrainStep:
         if mesh.shape["pipe"] > 1:
             assert isinstance(workload.loss, Stages)
             plan = Schedule.of(schedule, mesh.shape["pipe"], workload.loss.parts, micro_batches)
-        value, value_and_grad = _losses(
+        value, value_and_grad = losses(
             workload, module, spec["gradients"], mesh, zero, micro_batches, plan
         )
 
@@ -162,6 +168,13 @@ class TrainStep:
                 )
                 params = optax.apply_updates(state.params, changes)
                 metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+                if skip_bad:
+                    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+                    params, moments = jax.tree.map(
+                        functools.partial(jnp.where, good),
+                        (params, moments),
+                        (state.params, state.optimizer),
+                    )
             return TrainState(params, moments, state.step + 1), metrics
 
         whole = NamedSharding(mesh, PartitionSpec())
@@ -199,10 +212,18 @@ class TrainStep:
                 loss, in_shardings=(shardings.params, batch_shardings), out_shardings=whole
             ),
             schedule=plan,
+            layout={
+                "zero": zero,
+                "precision": precision,
+                "micro_batches": micro_batches,
+                "schedule": schedule,
+                "rules": rules,
+                "skip_bad": skip_bad,
+            },
         )
 
 
-def _losses(
+def losses(
     workload: Workload,
     module: Callable[[Tree], nnx.Module],
     gradients: Tree,

@@ -17,8 +17,10 @@ from exajax.recipe import Recipe
 from exajax.report.live_goodput import LiveGoodput
 from exajax.resilience import injection_inside, watchdog
 from exajax.run_folder import RunFolder
+from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.sampling import TextBatches
+from exajax.train.data.skipping import Skipping
 from exajax.train.image_batches import ImageBatches
 from exajax.train.images import load_images
 from exajax.train.metrics import JsonLines, Logger, SampleLog, percentiles, read_jsonl
@@ -53,6 +55,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
     add("--result", help=argparse.SUPPRESS)
     add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints")
+    add = parser.add_argument_group("faults").add_argument
+    add("--on-nan", choices=ON_NAN, default="stop", help="where loss or gradient is not finite")
+    add("--on-spike", choices=ON_SPIKE, default="ignore", help="where the loss leaps up")
+    add(
+        "--audit-every",
+        type=int,
+        default=0,
+        metavar="K",
+        help="steps between comparisons of what replicas hold and compute; 0 for none",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,6 +107,7 @@ def check(args: argparse.Namespace, recipe: Recipe) -> TextBatches | ImageBatche
         InputError: a flag, the data or the run folder cannot be used.
     """
     flags.check_run_flags(args)
+    policy_of(args)
     if args.cluster:
         clusters.load_cluster(args.cluster).chip.peak(recipe.precision)
     batches = open_data(args, recipe)
@@ -119,6 +132,11 @@ def check_hosts(args: argparse.Namespace, recipe: Recipe) -> None:
             f"{recipe.mesh}",
             "make hosts x devices-per-host the devices of the mesh",
         )
+
+
+def policy_of(args: argparse.Namespace) -> Policy:
+    """Returns what the flags say to do about bad arithmetic."""
+    return Policy(args.on_nan, args.on_spike, args.audit_every)
 
 
 def run_dir(args: argparse.Namespace, recipe: Recipe) -> Path:
@@ -151,7 +169,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     from exajax import compilation_cache, memory
     from exajax.compilation_cache import Compilation
     from exajax.models import fp8, workloads
-    from exajax.step import TrainStep
+    from exajax.step import Layout, TrainStep
     from exajax.train import initial
     from exajax.train.loop import Every, Profile, Progress, fit
 
@@ -193,18 +211,21 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 flush=True,
             )
         kept = _loggers(args, recipe, path, placement.process, done, out, live)
-        return [*kept, SampleLog(path / "samples.jsonl", done, batches.ids)] if first else kept
+        seen = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
+        return [*kept, seen] if first else kept
 
     platform = devices[0].platform
 
     def step_of(recipe: Recipe) -> TrainStep:
-        return TrainStep.of(workloads.workload(recipe, platform), mesh, **recipe.layout)
+        layout: Layout = {**recipe.layout, "skip_bad": args.on_nan == "skip"}
+        return TrainStep.of(workloads.workload(recipe, platform), mesh, **layout)
 
     capacity = memory.capacity_bytes(jax.local_devices()[0])
     recipe, step = memory.first_that_fits(recipe.levels, step_of, capacity)
+    source = Skipping(batches)
     result = fit(
         step,
-        batches,
+        source,
         steps=recipe.steps,
         seed=recipe.seed,
         held_out=lambda: batches.held_out(EVALUATION_BATCHES),
@@ -219,6 +240,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         },
         loggers=loggers,
         peak_flops=chip.peak(recipe.precision) if chip else None,
+        policy=policy_of(args),
+        host=watch.events.host if watch else None,
         profile=Profile(path / "profile" if first else None) if args.profile else None,
         progress=progress,
         events=watch.events if watch else None,

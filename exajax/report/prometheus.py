@@ -17,6 +17,9 @@ GAUGES = {
     "tokens_per_s": ("exajax_tokens_per_second", "Tokens a second over the whole job"),
     "samples_per_s": ("exajax_samples_per_second", "Sequences a second over the whole job"),
     "data_wait_s": ("exajax_data_wait_seconds", "Time that the last step waited for its batch"),
+    "bad_steps": ("exajax_bad_steps", "Steps so far of which loss or gradient was bad"),
+    "replay_s": ("exajax_replay_seconds", "Time of the last audit's replay on this host"),
+    "straggler": ("exajax_straggler", "1 where this host is slower than the others, else 0"),
     "mfu": ("exajax_mfu_ratio", "Model FLOPs a second as a share of the peak"),
     "goodput": ("exajax_goodput_ratio", "Useful step time as a share of the wall time of the run"),
 }

@@ -23,6 +23,7 @@ TAGS = {
     "data_wait_s": "speed/data_wait_s",
     "goodput": "goodput/ratio",
     **{f"lost_{cause}_s": f"goodput/lost_{cause}_s" for cause in CAUSES},
+    "bad_steps": "health/bad_steps",
 }
 
 
@@ -35,7 +36,13 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, resumed_from: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=resumed_from + 1)
+        self._folder = str(folder)
+        self._writer = SummaryWriter(self._folder, purge_step=resumed_from + 1)
+
+    def rewind(self, step: int) -> None:
+        """Hides what was written of later steps."""
+        self._writer.close()
+        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes the values of a step."""

@@ -28,10 +28,13 @@ class Console:
         last = step == self._steps
         if "validation_loss" not in values and not last and now_s - self._printed_s < EVERY_S:
             return
+        words = describe(values)
+        if not words:
+            return
         self._printed_s = now_s
         width = len(str(self._steps))
         print(
-            f"  step {step:>{width}}/{self._steps}  {describe(values)}",
+            f"  step {step:>{width}}/{self._steps}  {words}",
             file=self._out,
             flush=True,
         )

@@ -15,6 +15,7 @@ DEFAULTS_S: Mapping[str, float] = {  # `exajax.train.loop.PHASES`, and `silent`
     "step": 600.0,  # until enough steps were timed; the first one also sets up communication
     "evaluate": 1800.0,
     "callback": 1800.0,
+    "audit": 1800.0,
     "checkpoint": 1800.0,
     "end": 1800.0,  # waiting for the last checkpoint
     SILENT: 30.0,  # a process that does not even say where it is: stopped, or its machine is

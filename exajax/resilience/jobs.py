@@ -7,7 +7,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from exajax import distributed, local_hosts
+from exajax import distributed, local_hosts, wall_time
 from exajax.commands import train
 from exajax.errors import InputError
 from exajax.events import FOLDER
@@ -57,6 +57,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "callback, checkpoint, end, or be silent (default: a step 20 times its median, at least "
         "30 s; silent 30 s; others 10 minutes to an hour)",
     )
+    add(
+        "--wall-time",
+        metavar="HH:MM:SS",
+        help="save and end in time for the end of an allocation of this length, counted from now "
+        "(default: what Slurm or PBS say)",
+    )
+    add(
+        "--save-before-end",
+        type=float,
+        metavar="S",
+        help="so many seconds before it, or more if the run's checkpoints take longer "
+        "(default: 120, at most a quarter of the allocation)",
+    )
 
 
 def check_flags(args: argparse.Namespace, hosts: int) -> None:
@@ -82,6 +95,7 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     """Runs a job under supervision; returns its exit code."""
     run_dir = train.run_dir(args, recipe)
     name = distributed.launcher()
+    wall_time.announce(args.wall_time, args.save_before_end)
     if name == "single" and args.hosts is not None:
         train.check_hosts(args, recipe)
         check_flags(args, args.hosts)
@@ -114,7 +128,8 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     # What follows from the mesh must not change with it.
     argv = [*args.argv, f"--global-batch={recipe.global_batch}", f"--run-dir={run_dir}"]
     try:
-        code = Supervisor(place, argv, run_dir, deadlines, policy).run()
+        clock = wall_time.WallTime(run_dir, args.save_before_end)
+        code = Supervisor(place, argv, run_dir, deadlines, policy, clock).run()
     finally:
         if name == "single":
             _tidy(run_dir)

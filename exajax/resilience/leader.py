@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from exajax.errors import FAILED
 from exajax.events import EventLog
 from exajax.resilience import elastic
 from exajax.resilience.control import (
@@ -144,6 +145,8 @@ class Leader:
             self._over(now, 0, "done")
         elif 2 in ended.values():
             self._over(now, 2, "bad input")
+        elif FAILED in ended.values():
+            self._over(now, 1, "the run has failed, and would again")
         elif (silent or any(ended.values())) and self._settled(len(ended) == len(members)):
             self._fail(now, here, ended, silent)
         elif any(host and host.leaving for host in members):

@@ -25,6 +25,7 @@ from exajax.resilience.deadlines import SILENT, Deadlines
 from exajax.resilience.leader import Leader, Policy
 from exajax.resilience.lease import Lease
 from exajax.runtime import LIFELINE
+from exajax.wall_time import WallTime
 
 ROUND_S = {True: 0.05, False: 0.5}
 """Time between rounds, by whether all hosts are on this machine; others share a file system."""
@@ -65,6 +66,7 @@ class Supervisor:
         run_dir: the run folder.
         deadlines: of the worker.
         policy: what the leader goes by.
+        wall_time: says when the job has to save, because its allocation ends.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class Supervisor:
         run_dir: Path,
         deadlines: Deadlines,
         policy: Policy,
+        wall_time: WallTime,
     ) -> None:
         self._place, self._argv, self._deadlines = place, argv, deadlines
         self._control = Control(run_dir)
         self._lease = Lease(self._control.folder, place.job, place.host)
         self._events = EventLog(run_dir, place.host, "supervisor")
         self._leader = Leader(self._control, place.job, place.hosts, policy, self._events)
+        self._wall_time, self._time_is_up = wall_time, False
         self._asked: list[int] = []
         self._worker: subprocess.Popen[bytes] | None = None
         self._said: Worker | None = None
@@ -113,6 +117,20 @@ class Supervisor:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._asked.append(number)
+
+    @property
+    def _is_to_stop(self) -> bool:
+        return self._time_is_up or bool(self._asked)
+
+    def _mind_wall_time(self) -> None:
+        """Ends the job in time for a last checkpoint; asked of who leads it."""
+        if self._is_to_stop or not (why := self._wall_time.due()):
+            return
+        self._time_is_up = True
+        self._events.write("preempted", step=self._said.step if self._said else 0, why=why)
+        print(
+            f"exajax: {why}: it saves; give the same command to go on", file=sys.stderr, flush=True
+        )
 
     def _wait_for_lease(self) -> None:
         """Waits until the folder is this job's, which is at once or never unless a job has died."""
@@ -156,7 +174,8 @@ class Supervisor:
             self._watch_worker()
             self._publish()
             if self._lease.hold():
-                self._leader.decide(self._lease.epoch, bool(self._asked))
+                self._mind_wall_time()
+                self._leader.decide(self._lease.epoch, self._is_to_stop)
             attempt = self._control.attempt()
             if attempt and attempt.job == self._place.job:
                 over = self._follow(attempt)
@@ -180,7 +199,7 @@ class Supervisor:
             beat=self._me.beat + 1,
             port=self._me.port or local_hosts.free_port(),
             running=self._worker is not None,
-            leaving=bool(self._asked) or self._control.drained(self._place.host),
+            leaving=self._is_to_stop or self._control.drained(self._place.host),
         )
         self._control.publish(self._me)
 
@@ -191,7 +210,7 @@ class Supervisor:
                 return None
             self._kill("the job is over")
             return attempt.code
-        if self._asked:
+        if self._is_to_stop:
             self._stopping(True)
         if attempt.state == "end" or (
             self._worker is not None and attempt.number > self._me.attempt
@@ -202,7 +221,7 @@ class Supervisor:
         elif (
             attempt.number > self._me.attempt
             and self._place.host in attempt.members
-            and not self._asked
+            and not self._is_to_stop
         ):
             self._start(attempt)
         return None

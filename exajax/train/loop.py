@@ -13,19 +13,33 @@ import numpy as np
 
 from exajax import compilation_cache, memory, xla
 from exajax.compilation_cache import Compilation
+from exajax.errors import InputError
 from exajax.events import EventLog
 from exajax.step import TrainState, TrainStep
-from exajax.train import profiling
+from exajax.train import bad_steps, profiling
+from exajax.train.bad_steps import Policy, RollBack
 from exajax.train.checkpoint import Checkpoints
 from exajax.train.data.batches import Batches, HostBatch, WholeBatches
-from exajax.train.metrics import Logger
+from exajax.train.data.skipping import Skipping
+from exajax.train.health import Health
+from exajax.train.metrics import History, Logger
 from exajax.train.placing import local_rows, place
 from exajax.train.stopping import StopRequest
 
 Progress = Callable[[str, int], None]
 """Told what the loop turns to: `progress(phase, step)`, one of `PHASES`, behind so many updates."""
 
-PHASES = ("start", "compile", "restore", "step", "evaluate", "callback", "checkpoint", "end")
+PHASES = (
+    "start",
+    "compile",
+    "restore",
+    "step",
+    "evaluate",
+    "callback",
+    "audit",
+    "checkpoint",
+    "end",
+)
 """What a loop can be at. `step` is told before every update, with its number, counted from 1."""
 
 Measure = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
@@ -106,8 +120,12 @@ def fit(
     callbacks: Sequence[Every] = (),
     profile: Profile | None = None,
     progress: Progress = lambda phase, step: None,
+    policy: Policy = bad_steps.DEFAULT,
+    host: int | None = None,
     events: EventLog | None = None,
     before_commit: Callable[[int], None] = lambda step: None,
+    local: Path | None = None,
+    local_every: int = 10,
 ) -> Fit:
     """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
 
@@ -135,18 +153,30 @@ def fit(
         callbacks: what else to do, and how often.
         profile: a step to trace, the same on every process.
         progress: told, on every process, before the loop turns to something else.
-        events: told what becomes of checkpoints.
+        policy: what to do about bad steps, and how often to look for corruption and slow hosts.
+        host: number of this process's host, by which others know it; None is JAX's.
+        events: told what becomes of checkpoints, and of the run's health.
         before_commit: called with the step of a checkpoint, in the thread that saves it, before it
             counts.
+        local: folder on a disk of each process's host for checkpoints of its own, which are quick
+            and go on on the same mesh only; None saves none.
+        local_every: steps between them.
 
     Raises:
         InputError: a step does not fit a device's memory, or a checkpoint is there that is not
             of this workload or of this data, or none that is whole.
         NotSavedError: the last checkpoint could not be saved.
+        RunFailed: a step was bad, or a host corrupt, and there is nothing to be done about it.
     """
-    source = batches if isinstance(batches, Batches) else WholeBatches(batches)
+    if policy.on_nan == "skip" and not step.layout.get("skip_bad"):
+        raise InputError("on_nan", "the step does not skip", "build it with skip_bad=True")
+    if not isinstance(batches, Skipping):
+        batches = Skipping(batches if isinstance(batches, Batches) else WholeBatches(batches))
     progress("compile", 0)
-    run = _Run(step, peak_flops, {"loss": step.evaluate} | dict(measures))
+    run = _Run(step, peak_flops, {"loss": step.evaluate} | dict(measures), batches)
+    run.health = Health(
+        step, policy, jax.process_index() if host is None else host, events, run.newest
+    )
     before_writing(run.compilation)
     stop = StopRequest()
     sinks: Sequence[Logger] = ()
@@ -155,10 +185,15 @@ def fit(
         start = initial or functools.partial(step.init, np.uint32(seed))
         if checkpoints:
             run.store = Checkpoints(
-                checkpoints, step, seed=seed, events=events, before_commit=before_commit
+                checkpoints,
+                step,
+                seed=seed,
+                events=events,
+                before_commit=before_commit,
+                local=local,
             )
         run.begin(start, about or {})
-        feed = source.iterate(run.done, run.rows)
+        feed = batches.iterate(run.done, run.rows)
         sinks = loggers(run.done)
         run.sinks = sinks
 
@@ -168,23 +203,34 @@ def fit(
 
         interrupted = False
         while run.done < steps and not interrupted:
-            progress("step", run.done + 1)
-            if profile and len(run.data_wait_s) == profile.after:
-                run.trace(feed, profile.folder)
-            else:
-                run.advance(feed)
-            last = run.done == steps
-            interrupted = stop.after(run.done) and not last
-            if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
-                turn_to("evaluate")
-                run.evaluate(held_out())
-            for callback in callbacks:
-                if run.done % callback.steps == 0:
-                    turn_to("callback")
-                    callback.do(run.done, run.state)
-            if last or interrupted or run.done % save_every == 0:
-                turn_to("checkpoint")
-                run.save(about or {}, wait=last or interrupted)
+            try:
+                progress("step", run.done + 1)
+                if profile and len(run.data_wait_s) == profile.after:
+                    run.trace(feed, profile.folder)
+                else:
+                    run.advance(feed)
+                last = run.done == steps
+                interrupted = stop.after(run.done) and not last
+                if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
+                    turn_to("evaluate")
+                    run.evaluate(held_out())
+                for callback in callbacks:
+                    if run.done % callback.steps == 0:
+                        turn_to("callback")
+                        callback.do(run.done, run.state)
+                saves = last or interrupted or run.done % save_every == 0
+                tier = "shared" if saves else "local"
+                saves = saves or (local is not None and run.done % local_every == 0)
+                if policy.audit_every and (saves or run.done % policy.audit_every == 0):
+                    turn_to("audit")
+                    run.audit()
+                if saves:
+                    turn_to("checkpoint")
+                    run.save(about or {}, tier=tier, wait=last or interrupted)
+            except RollBack as reason:
+                progress("restore", run.done)
+                run.go_back(reason, start, about or {})
+                feed = batches.iterate(run.done, run.rows)
         if held_out and run.validation_loss is None and not interrupted:
             turn_to("evaluate")
             run.evaluate(held_out())
@@ -212,11 +258,17 @@ class _Run:
     """The state of a loop: one step is always in flight while the last one is being recorded."""
 
     state: TrainState
+    health: Health
 
     def __init__(
-        self, step: TrainStep, peak_flops: float | None, measures: Mapping[str, Measure]
+        self,
+        step: TrainStep,
+        peak_flops: float | None,
+        measures: Mapping[str, Measure],
+        batches: Skipping,
     ) -> None:
         self.step, self.peak_flops, self.measures = step, peak_flops, measures
+        self.batches = batches
         self.sinks: Sequence[Logger] = ()
         self.losses: list[float] = []
         self.step_times_s: list[float] = []
@@ -232,6 +284,8 @@ class _Run:
         self.store: Checkpoints | None = None
         self.resumed_from: int | None = None
         self.done = 0
+        self._placed: dict[str, jax.Array] = {}
+        self._dispatch_s: list[float] = []
         self._in_flight: tuple[int, dict[str, jax.Array]] | None = None
         self._last_end_s: float | None = None
 
@@ -241,8 +295,47 @@ class _Run:
         if restored:
             self.state, self.done = restored.state, restored.step
             self.resumed_from = restored.step
+            self._recall(restored.about)
         else:
             self.state = initial()
+
+    def newest(self) -> int | None:
+        """Returns the step of the newest checkpoint, once nothing is being saved."""
+        if self.store is None:
+            return None
+        self.store.close()
+        return self.store.latest
+
+    def go_back(
+        self, reason: RollBack, initial: Callable[[], TrainState], about: Mapping[str, Any]
+    ) -> None:
+        """Restores the newest checkpoint, or where there is none begins again; skips batches."""
+        self._in_flight = self._last_end_s = None
+        del self.state  # a device may not have room for two
+        began = self.resumed_from or 0
+        if self.store and self.newest() is not None:
+            restored = self.store.restore(about)
+            assert restored
+            self.state, self.done = restored.state, restored.step
+            self._recall(restored.about)
+        else:
+            self.state, self.done = initial(), 0
+            self._recall({})
+        steps = range(max(self.done, reason.step - reason.batches), reason.step)
+        self.batches.skip([self.batches.number(step) for step in steps])
+        del self.losses[self.done - began :], self.data_wait_s[self.done - began :]
+        for sink in self.sinks:
+            if isinstance(sink, History):
+                sink.rewind(self.done)
+        self._dispatch_s.clear()
+        if reason.batches:
+            self._log(self.done, {"bad_steps": self.health.steps.count})
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        """Takes up what a checkpoint knows of the steps before it."""
+        known = about.get("bad_steps", {})
+        self.health.steps.restore(known)
+        self.batches.skip(known.get("skipped", ()))
 
     def advance(self, feed: Iterator[HostBatch]) -> None:
         """Starts the next update, its batch placed while the one before it is still computed.
@@ -252,7 +345,10 @@ class _Run:
         started_s = time.perf_counter()
         batch = next(feed)
         self.data_wait_s.append(time.perf_counter() - started_s)
-        self.state, metrics = self._update(self.state, place(batch, self.rows, self.step.batch))
+        started_s = time.thread_time()  # of this thread's work: it may have to wait for the devices
+        self._placed = place(batch, self.rows, self.step.batch)
+        self.state, metrics = self._update(self.state, self._placed)
+        self._dispatch_s.append(time.thread_time() - started_s)
         self._record()
         self.done += 1
         self._in_flight = self.done, metrics
@@ -282,11 +378,24 @@ class _Run:
         self.validation_loss = means["validation_loss"]
         self._log(self.done, means)
 
-    def save(self, about: Mapping[str, Any], *, wait: bool) -> None:
+    def save(self, about: Mapping[str, Any], *, tier: str = "shared", wait: bool = False) -> None:
         """Starts to save the state; waits for its end if it is the last."""
         self.settle()
         if self.store:
-            self.store.save(self.done, self.state, about, wait=wait)
+            known = {"bad_steps": self.health.steps.to_json(self.batches.skipped)}
+            self.store.save(self.done, self.state, {**about, **known}, tier=tier, wait=wait)
+
+    def audit(self) -> None:
+        """Looks at the state and at the hosts, by the steps since the last look."""
+        self.settle()
+        steps = len(self._dispatch_s)
+        times_s = (
+            float(np.median(self.step_times_s[-steps:] or [0.0])),
+            float(np.median(self.data_wait_s[-steps:])),
+            float(np.median(self._dispatch_s)),
+        )
+        self._dispatch_s.clear()
+        self._log(self.done, self.health.audit(self.done, self.state, self._placed, times_s))
 
     def _record(self) -> None:
         if self._in_flight is None:
@@ -294,6 +403,9 @@ class _Run:
         (number, metrics), self._in_flight = self._in_flight, None
         values = {name: float(value) for name, value in metrics.items()}
         values["data_wait_s"] = self.data_wait_s[len(self.losses)]
+        measured = values["loss"], values["grad_norm"]
+        if self.health.judge(number, *measured, self.state, self._placed):
+            values["bad_steps"] = self.health.steps.count
         now_s = time.perf_counter()
         self.losses.append(values["loss"])
         if self._last_end_s is not None:

@@ -5,7 +5,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,14 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """Writes out what is pending."""
+
+
+@runtime_checkable
+class History(Logger, Protocol):
+    """A logger that keeps the history of the state: where the run goes back, so does it."""
+
+    def rewind(self, step: int) -> None:
+        """Drops what was logged of later steps; the run goes on from this one."""
 
 
 class JsonLines:
@@ -37,12 +45,21 @@ class JsonLines:
 
     def __init__(self, path: Path, resumed_from: int, program: str | None = None) -> None:
         self._facts = {"program": program} if program else {}
-        kept = [record for record in read_jsonl(path) if record["step"] <= resumed_from]
-        new = path.with_name(f".{path.name}.new")
+        self._path = path
+        self._open(resumed_from)
+
+    def _open(self, resumed_from: int) -> None:
+        kept = [record for record in read_jsonl(self._path) if record["step"] <= resumed_from]
+        new = self._path.with_name(f".{self._path.name}.new")
         new.write_text("".join(to_json(record) + "\n" for record in kept))
-        new.replace(path)
-        self._file = path.open("a", buffering=1)
+        new.replace(self._path)
+        self._file = self._path.open("a", buffering=1)
         self._validated = {r["step"] for r in kept if "validation_loss" in r}
+
+    def rewind(self, step: int) -> None:
+        """Drops the records of later steps."""
+        self._file.close()
+        self._open(step)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends a record; a step that was validated before a resume is not recorded twice."""
@@ -71,6 +88,10 @@ class SampleLog:
         """Writes down the samples of a step that has trained; records count steps from 1."""
         if "loss" in values:
             self._lines.log(step, {"ids": self._ids(step - 1).tolist()})
+
+    def rewind(self, step: int) -> None:
+        """Drops the samples of later steps."""
+        self._lines.rewind(step)
 
     def close(self) -> None:
         """Closes the file."""
