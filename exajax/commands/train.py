@@ -210,8 +210,10 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 flush=True,
             )
         kept = _loggers(args, recipe, path, placement.process, done, out, live)
-        seen = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
-        return [*kept, seen] if first else kept
+        if not first:  # a second writer would take the file away from the first
+            return kept
+        ids = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
+        return [*kept, ids]
 
     platform = devices[0].platform
 
