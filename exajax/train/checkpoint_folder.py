@@ -1,10 +1,11 @@
 """The folder of checkpoints on disk: which are there, which of them are whole, which may go.
 
-A checkpoint is written to `STEP.saving` and renamed once its checksums are in it, so that a folder
-`STEP` is one that was whole. What damaged ones leave is kept in `damaged/` until a newer checkpoint
-is proven.
+A checkpoint is written to `STEP.TOKEN.saving` and renamed once its checksums are in it, so that a
+folder `STEP` is one that was whole. Damaged ones are kept in `damaged/`, all but the newest until
+another checkpoint is proven.
 """
 
+import secrets
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ STATE = "state"
 MANIFEST = "manifest.json"
 ABOUT = "about.json"
 DAMAGED = "damaged"
+IDENTITY = "id"
 SAVING = ".saving"
-UNFINISHED = (SAVING, ".replaced", ".orbax-checkpoint-tmp")
+REPLACED = ".replaced"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def verify(folder: Path) -> list[Found]:
     return sorted(found, key=lambda entry: entry.step, reverse=True)
 
 
-def damage_of(checkpoint: Path, *, part: int = 0, parts: int = 1) -> list[Damage]:
+def damage_of(checkpoint: Path, part: int = 0, parts: int = 1) -> list[Damage]:
     """Returns what is wrong with a checkpoint.
 
     Args:
@@ -86,6 +88,14 @@ def sums_or_damage(checkpoint: Path) -> Sums | Damage:
     return Damage(checksums.NAME, f"does not know {min(missing)}") if missing else sums
 
 
+def identity(folder: Path) -> str:
+    """Returns a name that no other folder of checkpoints has, and gives it where there is none."""
+    path = folder / IDENTITY
+    if not path.exists():
+        checksums.write_text(path, secrets.token_hex(8))
+    return path.read_text().strip()
+
+
 def sweep(folder: Path, but: Path | None = None) -> None:
     """Removes what saves that never ended have left, but for that which is still going on."""
     for path in _unfinished(folder):
@@ -104,7 +114,7 @@ def commit(saving: Path, step: int, keep: int) -> None:
     folder = saving.parent
     final = folder / str(step)
     if final.exists():  # the run went back behind it and has come again
-        final.rename(folder / f"{step}.replaced")
+        final.rename(folder / f"{step}{REPLACED}")
     saving.rename(final)
     checksums.sync_folder(folder)
     sweep(folder)
@@ -125,7 +135,7 @@ def set_aside(folder: Path, steps: Iterable[int]) -> None:
 
 def _remove(checkpoint: Path) -> None:
     """Removes a checkpoint; it is none from the first moment on."""
-    going = checkpoint.with_name(f"{checkpoint.name}.replaced")
+    going = checkpoint.with_name(f"{checkpoint.name}{REPLACED}")
     checkpoint.rename(going)
     shutil.rmtree(going, ignore_errors=True)
 
@@ -134,7 +144,8 @@ def _unfinished(folder: Path) -> dict[Path, int]:
     """Returns what saves have left in a folder, and of which steps."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        step, dot, rest = path.name.partition(".")
-        if path.is_dir() and step.isdecimal() and f"{dot}{rest}".startswith(UNFINISHED):
+        step, _, rest = path.name.partition(".")
+        left = path.name.endswith((SAVING, REPLACED)) or rest.startswith("orbax-checkpoint-tmp")
+        if step.isdecimal() and left and path.is_dir():
             found[path] = int(step)
     return found

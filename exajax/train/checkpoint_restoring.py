@@ -16,14 +16,16 @@ import jax
 from exajax.errors import InputError
 from exajax.step import TrainState, TrainStep
 from exajax.train import checkpoint_folder as folders
-from exajax.train import digest, regroup
+from exajax.train import checkpoint_local, checkpoint_shared, digest
 from exajax.train.agreement import Agreement
-from exajax.train.checkpoint_saving import read_arrays
 from exajax.train.checksums import Damage
 from exajax.train.manifest import Manifest, difference
 from exajax.workload import Tree
 
 Damages = list[Damage]
+
+READ = {"shared": checkpoint_shared.read_state, "local": checkpoint_local.read_state}
+"""By tier: what reads a state."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,24 @@ class Restoring:
     topic: str
 
     def state_of(
-        self, checkpoint: Path, done: int, about: Mapping[str, Any]
-    ) -> TrainState | Damages:
-        """Returns the state of a checkpoint on the mesh of the step; or what is wrong with it.
+        self, checkpoint: Path, done: int, tier: str, about: Mapping[str, Any]
+    ) -> tuple[TrainState, dict[str, Any]] | Damages:
+        """Returns the state of a checkpoint on the mesh of the step, and the facts saved with it.
+
+        If something is wrong with it, returns what.
+
+        Args:
+            checkpoint: its folder, or this process's where the tier is `local`.
+            done: updates that the state has seen.
+            tier: `shared` or `local`.
+            about: facts of the run; what it has under `data` must be what the checkpoint has.
 
         Raises:
             InputError: it is of another workload or of other data, which is known before an array
                 is read.
         """
-        damage = self._agreed(done, "notes", folders.damage_of_small_files(checkpoint))
+        topic = f"{self.topic}/{tier}-{done}"
+        damage = self._agreed(f"{topic}/notes", folders.damage_of_small_files(checkpoint))
         if damage:
             return damage
         notes = read_notes(checkpoint)
@@ -60,22 +71,21 @@ class Restoring:
         saved, facts = notes
         check_workload(done, saved, Manifest.of(self.step, done))
         check_data(done, facts, about)
-        part = {"part": jax.process_index(), "parts": jax.process_count()}
-        damage = self._agreed(done, "files", folders.damage_of(checkpoint, **part))
+        shares = (jax.process_index(), jax.process_count()) if tier == "shared" else (0, 1)
+        damage = self._agreed(f"{topic}/files", folders.damage_of(checkpoint, *shares))
         if damage:
             return damage
-        read = self._read(checkpoint, saved)
+        read = self._read(checkpoint, tier, saved)
         found = read if isinstance(read, list) else []
-        damage = self._agreed(done, "arrays", found)
+        damage = self._agreed(f"{topic}/arrays", found)
         if damage or isinstance(read, list):
             return damage
-        damage = self._agreed(done, "digests", self._differences(read, saved, done))
-        return damage or read
+        damage = self._agreed(f"{topic}/digests", self._differences(read, saved, done))
+        return damage or (read, facts)
 
-    def _read(self, checkpoint: Path, saved: Manifest) -> TrainState | Damages:
-        form = regroup.as_saved(self.step.state, saved.arrays)
+    def _read(self, checkpoint: Path, tier: str, saved: Manifest) -> TrainState | Damages:
         try:
-            return regroup.regrouped(read_arrays(checkpoint, form), self.step.state)
+            return READ[tier](checkpoint, self.step, saved)
         except (ValueError, KeyError, TypeError, OSError) as error:
             here = Manifest.of(self.step, saved.step)
             origin = f"(saved on {saved.origin}; here it is {here.origin})"
@@ -93,7 +103,7 @@ class Restoring:
             differ.append(Damage("step", f"is {step} in the state of checkpoint {done}"))
         return differ
 
-    def _agreed(self, done: int, what: str, mine: Damages) -> Damages:
+    def _agreed(self, topic: str, mine: Damages) -> Damages:
         """Returns the damage that any process has found."""
 
         def union(found: list[list[list[str]]]) -> list[list[str]]:
@@ -101,7 +111,7 @@ class Restoring:
             return [[file, how] for file, how in by_file.items()]
 
         said = [[damage.file, damage.how] for damage in mine]
-        agreed = self.agreement.on(f"{self.topic}/{done}/{what}", said, union)
+        agreed = self.agreement.on(topic, said, union)
         return [Damage(file, how) for file, how in agreed]
 
 

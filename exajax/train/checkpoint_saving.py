@@ -1,33 +1,36 @@
 """Saving beside the training: the arrays are copied to the host, the rest is a thread's work.
 
-Orbax writes the arrays, every process its own. When they are on the disk each process adds the
-checksums of what it wrote, the first one adds its own and renames the folder. What fails on one
-process fails on all, and leaves the checkpoints that were there as they were.
+What fails on one process fails on all of them, and leaves the checkpoints that were there as they
+were. What is written, and where, is a `Part`: of the shared folder or of a local disk.
 """
 
-import asyncio
-import shutil
+import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import jax
-import orbax.checkpoint as ocp
-from etils import epath
-
-from exajax.train import checkpoint_folder as folders
-from exajax.train import checksums
 from exajax.train.agreement import Agreement
-from exajax.train.checksums import Sums
 
 LIMIT_S = 1800.0
 """Time that a process has to write its part after the first one has."""
 
-OWNED = "process_"
-"""Orbax puts what process N writes under a name that ends so, with N."""
+
+class Part(Protocol):
+    """What this process does for a checkpoint. All is called in the thread of the save."""
+
+    def copy(self, state: Any) -> None:
+        """Copies the arrays to the host; when it returns they may be written over."""
+
+    def write(self) -> Any:
+        """Writes them, and returns what the first process is to know of it, as JSON."""
+
+    def commit(self, reports: list[Any]) -> int:
+        """Makes it a checkpoint, and returns its bytes; on the first process, once all wrote."""
+
+    def clean(self, *, failed: bool) -> None:
+        """Removes what there is no use for, once it is a checkpoint or will be none."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Saved:
 
     Attributes:
         step: of the checkpoint.
+        tier: `shared` or `local`.
         seconds: from its begin until it was proven.
         stall_s: of these, until the state might be written over.
         size_bytes: of its files.
@@ -43,37 +47,11 @@ class Saved:
     """
 
     step: int
+    tier: str
     seconds: float
     stall_s: float
     size_bytes: int = 0
     problem: str | None = None
-
-
-def handler() -> ocp.PyTreeCheckpointHandler:
-    """Returns what writes and reads the arrays: OCDBT without compression.
-
-    zstd, Orbax's default, saves 8% of the bytes of random fp32 and takes four times as long.
-    """
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
-
-
-def read_arrays(checkpoint: Path, described: Any, *, partial: bool = False) -> Any:
-    """Returns arrays of a checkpoint in the types and shardings of `described`.
-
-    Args:
-        checkpoint: its folder.
-        described: a tree of shapes, types and shardings.
-        partial: whether the checkpoint may hold more than that.
-
-    Raises:
-        ValueError, KeyError, TypeError, OSError: they are not there, or damaged.
-    """
-    wanted = ocp.args.PyTreeRestore(
-        item=described,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(described),
-        partial_restore=partial,
-    )
-    return handler().restore(epath.Path(checkpoint.absolute() / folders.STATE), args=wanted)
 
 
 class Save:
@@ -81,14 +59,12 @@ class Save:
 
     Args:
         step: updates that the state has seen.
-        folder: of the checkpoints.
+        tier: `shared` or `local`.
         state: what to save; it must stay as it is until `copied` returns.
-        notes: called in the thread of the first process, returns further files of the checkpoint
-            by name, as JSON.
+        part: what this process does.
         agreement: where the processes agree.
         topic: on what, one for each save.
-        keep: how many checkpoints stay.
-        before_commit: called with the step when this process's files are written.
+        before_commit: called with the step when this process's part is written.
         ended: called at the end, in the thread.
         began_s: when the loop began to wait, by `time.monotonic`.
     """
@@ -96,29 +72,25 @@ class Save:
     def __init__(
         self,
         step: int,
-        folder: Path,
+        tier: str,
         state: Any,
-        notes: Callable[[], Mapping[str, Any]],
+        part: Part,
         *,
         agreement: Agreement,
         topic: str,
-        keep: int,
         before_commit: Callable[[int], None],
         ended: Callable[[Saved], None],
         began_s: float,
     ) -> None:
-        self.step, self.topic = step, topic
-        self._folder, self._keep = folder, keep
-        self._saving = folder / f"{step}{folders.SAVING}"
-        self._agreement, self._before_commit = agreement, before_commit
-        self._began_s = began_s
-        self._stall_s = 0.0
-        self._arrays = handler()
+        self.step, self.tier = step, tier
+        self._part, self._agreement, self._topic = part, agreement, topic
+        self._before_commit, self._ended, self._began_s = before_commit, ended, began_s
         self._copied = threading.Event()
-        self.result: Saved | None = None
+        self._stall_s = 0.0
+        self._result: Saved | None = None
         # A daemon: an end that does not wait for it, as after an error, is not to hang.
         self._thread = threading.Thread(
-            target=self._run, args=(state, notes, ended), name=f"save-{step}", daemon=True
+            target=self._run, args=(state,), name=f"save-{step}", daemon=True
         )
         self._thread.start()
 
@@ -134,31 +106,34 @@ class Save:
     def wait(self) -> Saved:
         """Waits for the end."""
         self._thread.join()
-        assert self.result
-        return self.result
+        assert self._result
+        return self._result
 
-    def _run(
-        self, state: Any, notes: Callable[[], Mapping[str, Any]], ended: Callable[[Saved], None]
-    ) -> None:
-        first = jax.process_index() == 0
-        try:
-            report: dict[str, Any] = {"sums": self._write(state)}
-        except Exception as error:
-            report = {"problem": _reason(error)}
-        finally:
-            self._free()
+    def _run(self, state: Any) -> None:
         size_bytes, problem = 0, None
         try:
-            size_bytes = self._agreement.on(
-                self.topic, report, lambda reports: self._commit(reports, notes()), LIMIT_S
-            )
+            report = {"wrote": self._write(state)}
         except Exception as error:
-            problem = _reason(error)
-            if first:
-                shutil.rmtree(self._saving, ignore_errors=True)
-        seconds = time.monotonic() - self._began_s
-        self.result = Saved(self.step, seconds, self._stall_s, size_bytes, problem)
-        ended(self.result)
+            report = {"problem": reason(error)}
+        finally:
+            self._free()
+        try:
+            size_bytes = self._agreement.on(self._topic, report, self._commit, LIMIT_S)
+        except Exception as error:
+            problem = reason(error)
+        try:
+            self._part.clean(failed=problem is not None)
+        finally:
+            seconds = time.monotonic() - self._began_s
+            self._result = Saved(self.step, self.tier, seconds, self._stall_s, size_bytes, problem)
+            self._ended(self._result)
+
+    def _write(self, state: Any) -> Any:
+        self._part.copy(state)
+        self._free()
+        wrote = self._part.write()
+        self._before_commit(self.step)
+        return wrote
 
     def _free(self) -> None:
         """Lets the loop write over the state."""
@@ -166,46 +141,49 @@ class Save:
             self._stall_s = time.monotonic() - self._began_s
             self._copied.set()
 
-    def _write(self, state: Any) -> Sums:
-        """Writes this process's part; returns the checksums of its files."""
-        where = epath.Path(self._saving.absolute() / folders.STATE)
-        writes = asyncio.run(self._arrays.async_save(where, args=ocp.args.PyTreeSave(state)))
-        self._free()
-        if jax.process_index() == 0:  # what a failed save left may be what fills the disk
-            folders.sweep(self._folder, but=self._saving)
-        for write in writes or ():
-            write.result(timeout=LIMIT_S)
-        me = jax.process_index()
-        files = checksums.files_in(self._saving)
-        sums = checksums.sums_of(self._saving, [file for file in files if _owner(file) == me])
-        self._before_commit(self.step)
-        return sums
-
-    def _commit(self, reports: list[dict[str, Any]], notes: Mapping[str, Any]) -> int:
-        """Makes a checkpoint of what all processes wrote; returns its bytes."""
+    def _commit(self, reports: list[dict[str, Any]]) -> int:
         for process, report in enumerate(reports):
             if "problem" in report:
                 raise OSError(f"process {process}: {report['problem']}")
-        self._arrays.finalize(epath.Path(self._saving.absolute() / folders.STATE))
-        for name, content in notes.items():
-            checksums.write_json(self._saving / name, content)
-        sums = {file: entry for report in reports for file, entry in report["sums"].items()}
-        rest = [file for file in checksums.files_in(self._saving) if file not in sums]
-        sums |= checksums.sums_of(self._saving, rest)
-        checksums.write(self._saving, sums)
-        folders.commit(self._saving, self.step, self._keep)
-        return sum(size for size, _ in sums.values())
+        return self._part.commit([report["wrote"] for report in reports])
 
 
-def _owner(file: str) -> int | None:
-    """Returns the process that alone writes a file of Orbax; None if it is of all of them."""
-    for part in Path(file).parts:
-        number = part.rpartition(OWNED)[2]
-        if OWNED in part and number.isdecimal():
-            return int(number)
-    return None
+class Lane:
+    """The saves of one tier, one after the other.
+
+    Args:
+        tier: its name.
+        agreement: where the processes agree.
+    """
+
+    def __init__(self, tier: str, agreement: Agreement) -> None:
+        self._tier, self._agreement = tier, agreement
+        self._turns = self._remembered = 0
+        self.save: Save | None = None
+
+    def turn(self, *, wait: bool) -> tuple[str, str | None]:
+        """Returns the topic of the next save, and a word for it; None if one is still going on.
+
+        Args:
+            wait: whether to wait for the end of that one.
+        """
+        if wait and self.save:
+            self.save.wait()
+        self._turns += 1
+        topic = f"{self._tier}-{self._turns}"
+
+        def decide(busy: list[bool]) -> str | None:
+            return None if any(busy) else secrets.token_hex(4)
+
+        busy = self.save is not None and self.save.running
+        token = self._agreement.on(f"{topic}/busy", busy, decide)
+        if token:  # every process is through with all that was said before
+            for turn in range(self._remembered, self._turns):
+                self._agreement.forget(f"{self._tier}-{turn}")
+            self._remembered = self._turns
+        return topic, token
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Returns an error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -114,11 +114,15 @@ def damage_of(folder: Path, files: Iterable[str], sums: Sums) -> list[Damage]:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes JSON that is there as a whole and on the disk, or not at all."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: Path, content: str) -> None:
     """Writes a file that is there as a whole and on the disk, or not at all."""
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+        file.write(content + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -48,8 +48,20 @@ class Health:
             self._stragglers = Stragglers(self._audit.hosts, self._audit.groups)
             self._say(f"audit every {policy.audit_every} steps: {self._audit}")
 
-    def judge(self, number: int, loss: float, grad_norm: float) -> bool:
+    def judge(
+        self, number: int, loss: float, grad_norm: float, state: TrainState, batch: Batch
+    ) -> bool:
         """Returns whether a step is bad, and nothing else to do but to take note.
+
+        Where there are audits, one goes first: of a bad step that corruption has made, the samples
+        are not to blame.
+
+        Args:
+            number: of the step, from 1.
+            loss: of the step.
+            grad_norm: of the step.
+            state: the newest.
+            batch: the last one.
 
         Raises:
             RollBack: the loop has to go back.
@@ -58,6 +70,9 @@ class Health:
         kind = self.steps.kind(loss, grad_norm)
         if kind is None:
             return False
+        finding = self._audit.look(state, batch).finding if self._audit else None
+        if finding:
+            raise self._corrupt(number, finding)
         action, newest = self.steps.action(kind), None
         if action != "skip":
             newest = self._newest()

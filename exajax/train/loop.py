@@ -124,6 +124,8 @@ def fit(
     host: int | None = None,
     events: EventLog | None = None,
     before_commit: Callable[[int], None] = lambda step: None,
+    local: Path | None = None,
+    local_every: int = 10,
 ) -> Fit:
     """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
 
@@ -156,6 +158,9 @@ def fit(
         events: told what becomes of checkpoints, and of the run's health.
         before_commit: called with the step of a checkpoint, in the thread that saves it, before it
             counts.
+        local: folder on a disk of each process's host for checkpoints of its own, which are quick
+            and go on on the same mesh only; None saves none.
+        local_every: steps between them.
 
     Raises:
         InputError: a step does not fit a device's memory, or a checkpoint is there that is not
@@ -180,7 +185,12 @@ def fit(
         start = initial or functools.partial(step.init, np.uint32(seed))
         if checkpoints:
             run.store = Checkpoints(
-                checkpoints, step, seed=seed, events=events, before_commit=before_commit
+                checkpoints,
+                step,
+                seed=seed,
+                events=events,
+                before_commit=before_commit,
+                local=local,
             )
         run.begin(start, about or {})
         feed = batches.iterate(run.done, run.rows)
@@ -209,12 +219,14 @@ def fit(
                         turn_to("callback")
                         callback.do(run.done, run.state)
                 saves = last or interrupted or run.done % save_every == 0
+                tier = "shared" if saves else "local"
+                saves = saves or (local is not None and run.done % local_every == 0)
                 if policy.audit_every and (saves or run.done % policy.audit_every == 0):
                     turn_to("audit")
                     run.audit()
                 if saves:
                     turn_to("checkpoint")
-                    run.save(about or {}, wait=last or interrupted)
+                    run.save(about or {}, tier=tier, wait=last or interrupted)
             except RollBack as reason:
                 progress("restore", run.done)
                 run.go_back(reason, start, about or {})
@@ -366,12 +378,12 @@ class _Run:
         self.validation_loss = means["validation_loss"]
         self._log(self.done, means)
 
-    def save(self, about: Mapping[str, Any], *, wait: bool) -> None:
+    def save(self, about: Mapping[str, Any], *, tier: str = "shared", wait: bool = False) -> None:
         """Starts to save the state; waits for its end if it is the last."""
         self.settle()
         if self.store:
             known = {"bad_steps": self.health.steps.to_json(self.batches.skipped)}
-            self.store.save(self.done, self.state, {**about, **known}, wait=wait)
+            self.store.save(self.done, self.state, {**about, **known}, tier=tier, wait=wait)
 
     def audit(self) -> None:
         """Looks at the state and at the hosts, by the steps since the last look."""
@@ -391,7 +403,8 @@ class _Run:
         (number, metrics), self._in_flight = self._in_flight, None
         values = {name: float(value) for name, value in metrics.items()}
         values["data_wait_s"] = self.data_wait_s[len(self.losses)]
-        if self.health.judge(number, values["loss"], values["grad_norm"]):
+        measured = values["loss"], values["grad_norm"]
+        if self.health.judge(number, *measured, self.state, self._placed):
             values["bad_steps"] = self.health.steps.count
         now_s = time.perf_counter()
         self.losses.append(values["loss"])

@@ -10,7 +10,7 @@ from exajax.errors import InputError
 from exajax.models.presets import ModelConfig
 from exajax.train import checkpoint_folder as folders
 from exajax.train.checkpoint_restoring import nothing_proven, read_notes
-from exajax.train.checkpoint_saving import read_arrays
+from exajax.train.checkpoint_shared import read_arrays
 from exajax.workload import Tree
 
 

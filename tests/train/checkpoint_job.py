@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -43,6 +44,10 @@ def main(run_dir: Path, hosts: int, host: int, port: int, options: dict) -> None
         if [host, number] == options.get("kill"):
             os._exit(9)
 
+    def pace(phase: str, number: int) -> None:
+        if phase == "step":
+            time.sleep(options.get("pace_s", 0))
+
     events = EventLog(run_dir, host, "worker")
     fit = exajax.fit(
         step,
@@ -52,7 +57,9 @@ def main(run_dir: Path, hosts: int, host: int, port: int, options: dict) -> None
         checkpoints=run_dir / "checkpoints",
         events=events,
         before_commit=before_commit,
-        **({} if "local" not in options else {"local": run_dir / "local", "local_every": 1}),
+        progress=pace,
+        local=run_dir / "local" if "local_every" in options else None,
+        local_every=options.get("local_every", 0),
     )
     if host == 0:
         print(json.dumps({"resumed_from": fit.resumed_from, "losses": fit.losses}))

@@ -306,6 +306,6 @@ def test_two_processes_stop_alike_with_one_line(tmp_path, text):
     assert "Traceback" not in result.stderr
     (event,) = bad_ones(tmp_path / "run")
     saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert max(saved) == event["step"] - 1
+    assert max(saved) < event["step"]
     assert f"step {event['step']} is bad (nan" in line
     assert f"newest checkpoint is of step {max(saved)}" in line

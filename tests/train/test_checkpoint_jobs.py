@@ -89,7 +89,7 @@ def test_the_full_disk_of_one_process_fails_a_save_of_all_and_nobody_waits(tmp_p
     (event,) = told(tmp_path / "run", "checkpoint-failed")
     assert event["step"] == 2
     assert event["reason"].startswith("OSError: process 1: OSError: [Errno 28] No space left")
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+    assert [found.step for found in verify(tmp_path / "run" / "checkpoints")] == [4]
 
 
 def test_its_last_save_ends_the_job(tmp_path):
@@ -110,6 +110,21 @@ def test_a_process_killed_in_a_commit_leaves_nothing_half(healthy, tmp_path):
     assert codes == [0], errors
     assert result["resumed_from"] == 4
     assert {found.state for found in verify(run / "checkpoints")} == {"proven"}
+
+
+def test_the_newest_that_all_hosts_have_on_their_own_disks_goes_on(tmp_path):
+    run, often = tmp_path / "run", {"local_every": 1, "save_every": 3, "pace_s": 0.4}
+    codes, _, errors = start(run, 2, steps=6, fail=[1, 6], **often)
+    assert codes == [1, 1], errors
+    assert [found.step for found in verify(run / "checkpoints")] == [3]
+    (local,) = (run / "local").iterdir()
+    assert sorted(path.name for path in local.iterdir()) == ["4", "5"]
+    shutil.rmtree(local / "5" / "host-1")
+    codes, result, errors = start(run, 2, steps=6, **often)
+    assert codes == [0, 0], errors
+    assert result["resumed_from"] == 4
+    (event,) = told(run, "restored")
+    assert (event["step"], event["tier"]) == (4, "local")
 
 
 SPACE = ("unshare", "-Urm")
@@ -144,4 +159,4 @@ def test_a_disk_that_is_really_full_fails_saves_until_there_is_room_again(tmp_pa
     failed = {event["step"]: event["reason"] for event in told(run, "checkpoint-failed")}
     assert 3 in failed
     assert all("No space left on device" in reason for reason in failed.values())
-    assert "of the good ones the newest stays: it is of step 1" in errors
+    assert "the newest good one is of step 1" in errors
