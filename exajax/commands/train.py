@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +18,6 @@ from exajax.report.live_goodput import LiveGoodput
 from exajax.resilience import injection_inside, watchdog
 from exajax.run_folder import RunFolder
 from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
-from exajax.train.data.batches import HostBatch
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.sampling import TextBatches
 from exajax.train.data.skipping import Skipping
@@ -56,6 +55,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
     add("--result", help=argparse.SUPPRESS)
     add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints")
+    add("--local-checkpoints", type=Path, metavar="DIR", help="save on a disk of each host too")
+    add("--local-every", type=int, default=10, metavar="N", help="steps between those")
     add = parser.add_argument_group("faults").add_argument
     add("--on-nan", choices=ON_NAN, default="stop", help="where loss or gradient is not finite")
     add("--on-spike", choices=ON_SPIKE, default="ignore", help="where the loss leaps up")
@@ -108,6 +109,8 @@ def check(args: argparse.Namespace, recipe: Recipe) -> TextBatches | ImageBatche
         InputError: a flag, the data or the run folder cannot be used.
     """
     flags.check_run_flags(args)
+    if args.local_every < 1:
+        raise InputError("--local-every", f"{args.local_every}", "give a whole number from 1 on")
     policy_of(args)
     if args.cluster:
         clusters.load_cluster(args.cluster).chip.peak(recipe.precision)
@@ -170,7 +173,6 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     from exajax import compilation_cache, memory
     from exajax.compilation_cache import Compilation
     from exajax.models import fp8, workloads
-    from exajax.resilience.poison import PoisonedBatches, poisoned, with_poison
     from exajax.step import Layout, TrainStep
     from exajax.train import initial
     from exajax.train.loop import Every, Profile, Progress, fit
@@ -185,8 +187,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     watching: list[Progress] = [told for told in (watch, live and live.progress, inside) if told]
 
     def before_commit(number: int) -> None:
-        if inside:
-            inside.before_commit(number)
+        inside.before_commit(number)
         if watch:
             watch.check_current(number)
 
@@ -213,30 +214,27 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 flush=True,
             )
         kept = _loggers(args, recipe, path, placement.process, done, out, live)
-        seen = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
-        return [*kept, seen] if first else kept
+        if not first:  # a second writer would take the file away from the first
+            return kept
+        ids = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
+        return [*kept, ids]
 
     platform = devices[0].platform
-    poisons = inside if inside and inside.poisons else None
-
-    def held_out() -> Iterator[HostBatch]:
-        clean = batches.held_out(EVALUATION_BATCHES)
-        return map(with_poison, clean) if poisons else clean
 
     def step_of(recipe: Recipe) -> TrainStep:
         layout: Layout = {**recipe.layout, "skip_bad": args.on_nan == "skip"}
-        workload = workloads.workload(recipe, platform)
-        return TrainStep.of(poisoned(workload) if poisons else workload, mesh, **layout)
+        workload = inside.workload(workloads.workload(recipe, platform))
+        return TrainStep.of(workload, mesh, **layout)
 
     capacity = memory.capacity_bytes(jax.local_devices()[0])
     recipe, step = memory.first_that_fits(recipe.levels, step_of, capacity)
-    source = Skipping(PoisonedBatches(batches, poisons.gradient_factor) if poisons else batches)
+    source = Skipping(inside.batches(batches))
     result = fit(
         step,
         source,
         steps=recipe.steps,
         seed=recipe.seed,
-        held_out=held_out,
+        held_out=lambda: inside.held_out(batches.held_out(EVALUATION_BATCHES)),
         before_writing=open_folder,
         checkpoints=path / "checkpoints",
         save_every=args.save_every,
@@ -254,7 +252,9 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         progress=progress,
         events=watch.events if watch else None,
         before_commit=before_commit,
-        callbacks=[Every(1, inside.flip)] if inside and inside.flips else [],
+        local=args.local_checkpoints,
+        local_every=args.local_every,
+        callbacks=[Every(1, inside.flip)] if inside.flips else [],
         measures={
             name: TrainStep.of(
                 dataclasses.replace(step.workload, loss=measure),
