@@ -55,6 +55,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
     add("--result", help=argparse.SUPPRESS)
     add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints")
+    add("--local-checkpoints", type=Path, metavar="DIR", help="save on a disk of each host too")
+    add("--local-every", type=int, default=10, metavar="N", help="steps between those")
     add = parser.add_argument_group("faults").add_argument
     add("--on-nan", choices=ON_NAN, default="stop", help="where loss or gradient is not finite")
     add("--on-spike", choices=ON_SPIKE, default="ignore", help="where the loss leaps up")
@@ -107,6 +109,8 @@ def check(args: argparse.Namespace, recipe: Recipe) -> TextBatches | ImageBatche
         InputError: a flag, the data or the run folder cannot be used.
     """
     flags.check_run_flags(args)
+    if args.local_every < 1:
+        raise InputError("--local-every", f"{args.local_every}", "give a whole number from 1 on")
     policy_of(args)
     if args.cluster:
         clusters.load_cluster(args.cluster).chip.peak(recipe.precision)
@@ -248,6 +252,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         progress=progress,
         events=watch.events if watch else None,
         before_commit=before_commit,
+        local=args.local_checkpoints,
+        local_every=args.local_every,
         callbacks=[Every(1, inside.flip)] if inside.flips else [],
         measures={
             name: TrainStep.of(
