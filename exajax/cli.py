@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -10,6 +11,9 @@ from exajax.errors import FAILED, InputError, RunFailed
 from exajax.flags import Formatter, Parser
 from exajax.local_hosts import Interrupted, StageFailed
 from exajax.resilience.watchdog import ATTEMPT
+
+LAST_WORD_S = 5.0
+"""Time that the first process has to say why a run has failed, before the others end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +74,9 @@ def _guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
         return 2
     except RunFailed as error:
         if distributed.speaks():
-            print(f"exajax: failed: {error}", file=sys.stderr)
+            print(f"exajax: failed: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(LAST_WORD_S)  # who ends first ends the job
         return FAILED if ATTEMPT in os.environ else 1
     except StageFailed as error:
         print(error, file=sys.stderr)

@@ -31,7 +31,7 @@ class Placement:
     """A process's place in its job.
 
     Attributes:
-        launcher: `single`, `local`, `mpi`, `pals` or `slurm`.
+        launcher: `single`, `local`, `mpi`, `pals`, `slurm` or `kubernetes`.
         processes: number of processes.
         process: number of this one.
         local_process: number of this one on its node.
@@ -51,6 +51,9 @@ class Placement:
     address: str = "127.0.0.1"
 
 
+POD, PODS = "JOB_COMPLETION_INDEX", "EXAJAX_PODS"
+"""Environment of a pod: its number, from Kubernetes, and how many there are, from the manifest."""
+
 SINGLE = Placement("single", 1, 0, 0, None, "no launcher in the environment")
 
 
@@ -67,14 +70,14 @@ def launcher(env: Mapping[str, str] = os.environ) -> str:
         return "slurm"
     if env.get("PMI_SIZE", env.get("OMPI_COMM_WORLD_SIZE", "1")) != "1":
         return "mpi"
-    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+    if POD in env and "KUBERNETES_SERVICE_HOST" in env and env.get(PODS) != "1":
         return "kubernetes"
     return "single"
 
 
 def speaks(env: Mapping[str, str] = os.environ) -> bool:
     """Returns whether this is the job's first process, which speaks for all of them."""
-    ranks = (HOST, "PALS_RANKID", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+    ranks = (HOST, "PALS_RANKID", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK", POD)
     return next((env[rank] == "0" for rank in ranks if rank in env), True)
 
 
@@ -84,14 +87,14 @@ def find(env: Mapping[str, str] = os.environ) -> Placement:
     Raises:
         InputError: the launcher's variables contradict themselves, or mpi4py is missing under MPI.
     """
-    readers = {"local": _local, "pals": _pals, "slurm": _slurm, "mpi": _mpi}
+    readers = {
+        "local": _local,
+        "pals": _pals,
+        "slurm": _slurm,
+        "mpi": _mpi,
+        "kubernetes": _kubernetes,
+    }
     name = launcher(env)
-    if name == "kubernetes":
-        raise InputError(
-            "JOB_COMPLETION_INDEX",
-            "jobs of several Kubernetes pods are not supported yet",
-            "start one pod, or use MPI, Slurm or PBS",
-        )
     return readers[name](env) if name in readers else SINGLE
 
 
@@ -148,6 +151,32 @@ def _slurm(env: Mapping[str, str]) -> Placement:
         "SLURM_STEP_NUM_TASKS, SLURM_PROCID",
         "-".join(env.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")),
         socket.gethostname(),
+    )
+
+
+def _kubernetes(env: Mapping[str, str]) -> Placement:
+    """A pod of an Indexed Job; Kubernetes says which one, the manifest of it all else.
+
+    The pods have names of a headless service, `HOSTNAME.SERVICE`: who knows that of the first one
+    knows its own (kubernetes.io, "Job with Pod-to-Pod Communication").
+    """
+    for key, example in ((COORDINATOR, "train-hosts-0-0.train:8476"), (JOB, "the Job's uid")):
+        if not env.get(key):
+            raise InputError(
+                key,
+                "the manifest does not set it",
+                f"set it to the same on every pod ({example}), as launch/kubernetes.yaml does",
+            )
+    service = env[COORDINATOR].rpartition(":")[0].partition(".")[2]
+    return Placement(
+        "kubernetes",
+        _number(env, PODS),
+        _number(env, POD),
+        0,
+        env[COORDINATOR],
+        f"{POD}, {PODS}",
+        f"kubernetes-{env[JOB]}",
+        f"{env.get('HOSTNAME') or socket.gethostname()}.{service}",
     )
 
 

@@ -18,7 +18,9 @@ ROLES: tuple[Role, ...] = ("worker", "supervisor", "parent")
 TARGETS = ("any", "leader", "parent")
 """Targets beside the number of a host: one that is drawn, the one that leads, the parent."""
 
-PHASES = ("start", "compile", "restore", "step", "evaluate", "callback", "checkpoint", "end")
+PHASES = (
+    "start", "compile", "restore", "step", "evaluate", "callback", "audit", "checkpoint", "end",
+)  # fmt: skip
 """What a worker can be at, as it tells itself (`exajax.train.loop.PHASES`)."""
 
 COMMIT = "commit"

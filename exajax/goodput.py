@@ -10,7 +10,7 @@ once, under one name. The rules, for a span that begins with a phase:
 | `step`, a number that was made before | recomputed |
 | `compile`, `checkpoint`, `evaluate` | compile, checkpoint, evaluation |
 | `start`, `restore`, or no phase yet | start in the first attempt of a job, else restart |
-| `callback`, `end` | other |
+| `callback`, `audit`, `end` | other |
 
 What an attempt was at when its end cut it off was for nothing: as much of it as this phase had
 taken before (the median) counts under the phase, a step under recomputed, and the rest was spent
@@ -32,13 +32,7 @@ from typing import Any
 
 from exajax.events import read_events
 
-COUNTED_AS = {
-    "compile": "compile",
-    "checkpoint": "checkpoint",
-    "evaluate": "evaluation",
-    "callback": "other",
-    "end": "other",
-}
+COUNTED_AS = {"compile": "compile", "checkpoint": "checkpoint", "evaluate": "evaluation"}
 CAUSES = (
     *("recomputed", "checkpoint", "restart", "compile"),
     *("stalled", "start", "evaluation", "other"),
@@ -214,7 +208,7 @@ class Accountant:
         usual_s = self._usual_s.setdefault(phase.name, collections.deque(maxlen=1000))
         usual_s.append(end_s - phase.since_s)
         if phase.name != "step":
-            self._count(COUNTED_AS.get(phase.name, self._between), end_s)
+            self._count(self._kind(phase), end_s)
             return
         kind = "useful" if phase.step > self._newest else "recomputed"
         self._newest = max(self._newest, phase.step)
@@ -239,9 +233,15 @@ class Accountant:
             own_s = min(own_s, statistics.median(usual_s))
         elif self._stuck:
             own_s = 0.0
-        kind = "recomputed" if phase.name == "step" else COUNTED_AS.get(phase.name, self._between)
+        kind = "recomputed" if phase.name == "step" else self._kind(phase)
         self._count(kind, phase.since_s + own_s)
         self._count(kind if phase.name == "end" else "stalled", over_s)
+
+    def _kind(self, phase: _Phase) -> str:
+        """Returns what a phase that makes no step counts as."""
+        if phase.name in ("start", "restore"):
+            return self._between
+        return COUNTED_AS.get(phase.name, "other")
 
     def _settle(self) -> None:
         """Counts the time up to the last event."""

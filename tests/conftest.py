@@ -32,15 +32,21 @@ JOBS = ("benchmarks", "cluster", "resilience")
 """Folders of tests that start processes which use the whole machine: they run one by one."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests stay together when `-n` spreads them: real jobs, and those of one folder.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Spreads tests under `-n`: all real jobs are one lot, and so is every other folder.
 
     Tests of a folder share what they have compiled, within a process.
     """
-    for item in items:
-        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        group = "jobs" if folder in JOBS else folder
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder = nodeid.split("::")[0].split("/")[1]
+            return "jobs" if folder in JOBS else folder
+
+    config.option.loadscopereorder = False  # jobs first: they take longest
+    return ByFolder(config, log)
 
 
 def command(

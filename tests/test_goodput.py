@@ -107,6 +107,13 @@ def test_a_fault_that_an_attempt_outlives_costs_nothing_by_itself():
     assert seconds([*STRAIGHT, said(13, "fault", kind="slow-disk")]) == seconds(STRAIGHT)
 
 
+def test_a_roll_back_is_a_restart_and_an_audit_is_not():
+    events = [said(0, "job", job="a"), begin(1, 1), *phases(0, 1, (1, "start", 0), (2, "step", 1))]
+    events += phases(0, 1, (3, "step", 2), (4, "audit", 2), (6, "restore", 2), (9, "step", 2))
+    events += [*phases(0, 1, (10, "step", 3), (11, "end", 3)), said(12, "stopped", code=0)]
+    assert seconds(events) == {"start": 2, "useful": 3, "recomputed": 1, "restart": 3, "other": 3}
+
+
 def test_the_first_member_speaks_also_when_host_0_is_lost():
     alone = [begin(30.5, 2, [1]), *phases(1, 2, (31, "start", 0), (32, "step", 4))]
     alone += [*phases(1, 2, (36, "end", 4)), said(37, "stopped", code=0, host=1)]

@@ -35,6 +35,9 @@ def test_nothing_generic_lands_in_site_packages(wheel):
         "exajax/meshes/chips/h100.toml",
         "exajax/launch/multihost.py",
         "exajax/launch/monitoring/grafana-dashboard.json",
+        "exajax/launch/polaris.pbs",
+        "exajax/launch/frontier.sbatch",
+        "exajax/launch/kubernetes.yaml",
         "exajax/report/page.html.j2",
     ):
         assert needed in names

@@ -99,6 +99,13 @@ def _check(args: argparse.Namespace, recipe: Recipe, path: Path) -> None:
         raise InputError("--run-dir", f"{path} holds a disturbed run", "give another folder")
     args.run_dir = path / "undisturbed"
     train.check(args, recipe)
+    made = _made(args.run_dir)
+    if made is not None and made != recipe.steps:
+        raise InputError(
+            "--steps",
+            f"the undisturbed run in {path} has made {made}, and here are {recipe.steps}",
+            f"give {made}, or another --run-dir",
+        )
 
 
 def _train_argv(args: argparse.Namespace) -> list[str]:
@@ -122,7 +129,7 @@ def _report(
     undisturbed, disturbed = path / "undisturbed", path / "disturbed"
     argv, mark = _train_argv(args), uuid.uuid4().hex
     path.mkdir(parents=True, exist_ok=True)
-    if not _is_done(undisturbed, recipe.steps):
+    if _made(undisturbed) is None:
         tell("trains undisturbed")
         log = path / "undisturbed.log"
         code = injection_run.train(argv, undisturbed, log, mark)
@@ -161,10 +168,10 @@ def _surroundings(
         yield network
 
 
-def _is_done(run_dir: Path, steps: int) -> bool:
-    content = run_folder.read(run_dir) or {}
-    result = content.get("train", {})
-    return bool(result.get("step") == steps and not result.get("interrupted"))
+def _made(run_dir: Path) -> int | None:
+    """Returns the steps of a run that is done, None if there is none."""
+    result = (run_folder.read(run_dir) or {}).get("train", {})
+    return None if result.get("interrupted", True) else int(result["step"])
 
 
 def _compared(
@@ -209,7 +216,8 @@ def _accounted(
     events = read_events(disturbed)
     deadlines = Deadlines.parse(args.deadlines)
     found = outcomes(events, ended.began_s, deadlines, _startup_s(undisturbed))
-    accounts = goodput.total(event for event in events if event["role"] != "chaos")
+    accounts = goodput.total(events)
+    events = sorted([*events, *read_events(disturbed.parent)], key=lambda event: event["time"])
     return {
         "faults": [_fault_json(outcome) for outcome in found],
         "not_injected": list(ended.not_injected),

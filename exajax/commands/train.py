@@ -187,8 +187,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     watching: list[Progress] = [told for told in (watch, live and live.progress, inside) if told]
 
     def before_commit(number: int) -> None:
-        if inside:
-            inside.before_commit(number)
+        inside.before_commit(number)
         if watch:
             watch.check_current(number)
 
@@ -215,24 +214,27 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 flush=True,
             )
         kept = _loggers(args, recipe, path, placement.process, done, out, live)
-        seen = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
-        return [*kept, seen] if first else kept
+        if not first:  # a second writer would take the file away from the first
+            return kept
+        ids = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
+        return [*kept, ids]
 
     platform = devices[0].platform
 
     def step_of(recipe: Recipe) -> TrainStep:
         layout: Layout = {**recipe.layout, "skip_bad": args.on_nan == "skip"}
-        return TrainStep.of(workloads.workload(recipe, platform), mesh, **layout)
+        workload = inside.workload(workloads.workload(recipe, platform))
+        return TrainStep.of(workload, mesh, **layout)
 
     capacity = memory.capacity_bytes(jax.local_devices()[0])
     recipe, step = memory.first_that_fits(recipe.levels, step_of, capacity)
-    source = Skipping(batches)
+    source = Skipping(inside.batches(batches))
     result = fit(
         step,
         source,
         steps=recipe.steps,
         seed=recipe.seed,
-        held_out=lambda: batches.held_out(EVALUATION_BATCHES),
+        held_out=lambda: inside.held_out(batches.held_out(EVALUATION_BATCHES)),
         before_writing=open_folder,
         checkpoints=path / "checkpoints",
         save_every=args.save_every,
@@ -252,7 +254,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         before_commit=before_commit,
         local=args.local_checkpoints,
         local_every=args.local_every,
-        callbacks=[Every(1, inside.flip)] if inside and inside.flips else [],
+        callbacks=[Every(1, inside.flip)] if inside.flips else [],
         measures={
             name: TrainStep.of(
                 dataclasses.replace(step.workload, loss=measure),

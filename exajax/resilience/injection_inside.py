@@ -7,17 +7,21 @@ number, which must not be there yet.
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exajax import faults_file
 from exajax.faults import Fault
 from exajax.resilience import watchdog
 from exajax.resilience.injection import leader_of
 
+if TYPE_CHECKING:  # what is read here is read before JAX is
+    from exajax.train.data.batches import Batches, HostBatch
+    from exajax.workload import Workload
+
 FAULTS = "EXAJAX_FAULTS"
-"""Environment: the file with the schedule, written when the run was started."""
+"""Environment: the file with the schedule; its time is the start of the run."""
 
 FIRED = "fired"
 """Folder beside the schedule, with a file for each fault that has happened."""
@@ -29,7 +33,9 @@ class Inside:
     """The faults of one training process. Call it with every phase that training turns to.
 
     Args:
-        schedule: the file of the schedule; its time is the start of the run.
+        faults: the schedule.
+        fired: folder with a file for each fault that has happened.
+        started_s: when the run began, in seconds since 1970.
         run_dir: the run folder.
         host: number of this process's host.
         sleep: waits so many seconds.
@@ -37,17 +43,17 @@ class Inside:
 
     def __init__(
         self,
-        schedule: Path,
+        faults: Sequence[Fault],
+        fired: Path,
+        started_s: float,
         run_dir: Path,
         host: int,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._fired = schedule.parent / FIRED
-        self._started_s = schedule.stat().st_mtime
+        self._fired, self._started_s = fired, started_s
         self._run_dir, self._host, self._sleep = run_dir, host, sleep
-        left = [fault for fault in faults_file.read(schedule) if fault.inside]
         # Read once, at the start: all processes of an attempt then know the same.
-        self._left = [fault for fault in left if not (self._fired / str(fault.id)).exists()]
+        self._left = [f for f in faults if f.inside and not (fired / str(f.id)).exists()]
         self._bad_steps = {fault.step for fault in self._left if fault.kind == "nan"}
         self._at = ("start", 0)
 
@@ -65,14 +71,26 @@ class Inside:
         for fault in self._due("slow-disk"):
             self._sleep(fault.duration_s or 0.0)
 
-    def gradient_factor(self, number: int) -> float:
-        """Returns what to multiply a loss with, given the number of its batch from 0."""
-        return float("nan") if number + 1 in self._bad_steps else 1.0
+    def workload(self, workload: "Workload") -> "Workload":
+        """Returns a workload whose gradient can be spoilt, if one is to be in this attempt."""
+        from exajax.resilience import poison
 
-    @property
-    def poisons(self) -> bool:
-        """Whether a gradient is to be multiplied in this attempt."""
-        return bool(self._bad_steps)
+        return poison.poisoned(workload) if self._bad_steps else workload
+
+    def batches(self, batches: "Batches") -> "Batches":
+        """Returns the batches for that workload."""
+        from exajax.resilience.poison import PoisonedBatches
+
+        return PoisonedBatches(batches, self._factor) if self._bad_steps else batches
+
+    def held_out(self, batches: "Iterable[HostBatch]") -> "Iterable[HostBatch]":
+        """Returns batches to evaluate that workload on."""
+        from exajax.resilience.poison import with_poison
+
+        return map(with_poison, batches) if self._bad_steps else batches
+
+    def _factor(self, number: int) -> float:
+        return float("nan") if number + 1 in self._bad_steps else 1.0
 
     @property
     def flips(self) -> bool:
@@ -133,9 +151,11 @@ class Inside:
         return True
 
 
-def of_environment(run_dir: Path) -> Inside | None:
-    """Returns the faults that the environment has for this process, None if it has none."""
+def of_environment(run_dir: Path) -> Inside:
+    """Returns the faults that the environment has for this process."""
     if FAULTS not in os.environ or watchdog.ATTEMPT not in os.environ:
-        return None
+        return Inside((), run_dir, 0.0, run_dir, 0)
+    schedule = Path(os.environ[FAULTS])
     host, _ = map(int, os.environ[watchdog.ATTEMPT].split(":"))
-    return Inside(Path(os.environ[FAULTS]), run_dir, host)
+    faults = faults_file.read(schedule)
+    return Inside(faults, schedule.parent / FIRED, schedule.stat().st_mtime, run_dir, host)

@@ -78,7 +78,8 @@ def train_under(
         faults: what strikes.
         argv: arguments behind `python -m exajax`, but for the run folder.
         scene: where; its run folder is made.
-        schedule: the file with the faults, which the training processes read.
+        schedule: the file with the faults, which the training processes read. What was injected is
+            told in events beside it: those of a run that has not trained yet may be removed.
         tell: takes lines for the person who watches.
     """
     (schedule.parent / FIRED).mkdir()
@@ -86,7 +87,7 @@ def train_under(
     env |= scene.network.environment if scene.network else {}
     began_s = time.time()
     os.utime(schedule, (began_s, began_s))  # the training processes count from there
-    events = EventLog(scene.run_dir, 0, "chaos")
+    events = EventLog(schedule.parent, 0, "chaos")
     injector = Injector(faults, scene, events, tell)
     code, starts, struck = 1, 0, 0
     try:

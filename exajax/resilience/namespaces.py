@@ -1,7 +1,8 @@
 """Hosts of this machine with a network of their own, which can be cut: Linux network namespaces.
 
 Every host is a namespace that a pair of virtual Ethernet devices joins to one bridge; to cut a host
-off is to set its device down. It takes root, or a user namespace (`unshare -Urmn`).
+off is to set its device down. It has a name of its own, too: Gloo listens where the name of its
+machine leads to. It takes root, or a user namespace (`unshare -Urmn`).
 """
 
 import os
@@ -18,6 +19,9 @@ INSIDE = "EXAJAX_NAMESPACES"
 
 PREFIX = "EXAJAX_HOST_PREFIX"
 """Environment: what starts the supervisor of a host (`exajax.resilience.local_job`)."""
+
+HOLD = "echo {name} > /proc/sys/kernel/hostname; echo; exec cat"
+"""What lives in the namespace of a host, and keeps it, until its standard input ends."""
 
 TOOLS = ("unshare", "nsenter", "ip", "mount", "umount")
 
@@ -41,6 +45,7 @@ def enter() -> None:
     It takes the place of this process, so that signals and exit code stay as they are.
     """
     if os.environ.get(INSIDE):
+        _ip("link", "set", "lo", "up")  # a new network has not even that
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -69,7 +74,10 @@ class Network:
 
     def __enter__(self) -> "Network":
         self._folder.mkdir(parents=True, exist_ok=True)
-        _ip("link", "set", "lo", "up")
+        names = self._folder / "hosts"
+        lines = [f"{address_of(host)} {name_of(host)}\n" for host in range(self._hosts)]
+        names.write_text("127.0.0.1 localhost\n" + "".join(lines))
+        _run(["mount", "--bind", str(names), "/etc/hosts"])
         _ip("link", "add", "exajax0", "type", "bridge")
         _ip("link", "set", "exajax0", "up")
         try:
@@ -86,12 +94,14 @@ class Network:
             holder.kill()
             holder.wait()
         _ip("link", "del", "exajax0")
+        _run(["umount", "/etc/hosts"])
 
     @property
     def environment(self) -> dict[str, str]:
         """What the parent of a local job needs to start every supervisor in its namespace."""
         address = f"{ADDRESS}={address_of('{host}')}"
-        return {PREFIX: f"env {address} nsenter --net={self._folder}/{{host}}"}
+        names = f"--net={self._folder}/{{host}}-net --uts={self._folder}/{{host}}-uts"
+        return {PREFIX: f"env {address} nsenter {names}"}
 
     def cut(self, host: int) -> None:
         """Cuts a host off from all others."""
@@ -104,16 +114,17 @@ class Network:
     def _join(self, host: int) -> None:
         """Makes the namespace of a host. It lasts as long as a process is in it."""
         holder = subprocess.Popen(
-            ["unshare", "-n", "sh", "-c", "echo; exec cat"],  # until its standard input ends
+            ["unshare", "-nu", "sh", "-c", HOLD.format(name=name_of(host))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         self._holders.append(holder)
         assert holder.stdout
         holder.stdout.readline()  # from now on it is in the namespace
-        name = self._folder / str(host)
-        name.unlink(missing_ok=True)
-        name.symlink_to(f"/proc/{holder.pid}/ns/net")
+        for kind in ("net", "uts"):
+            link = self._folder / f"{host}-{kind}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"/proc/{holder.pid}/ns/{kind}")
         ends = ["peer", "name", "eth0", "netns", str(holder.pid)]
         _ip("link", "add", f"host{host}", "type", "veth", *ends)
         _ip("link", "set", f"host{host}", "master", "exajax0", "up")
@@ -122,12 +133,17 @@ class Network:
             ["address", "add", f"{address_of(host)}/16", "dev", "eth0"],
             ["link", "set", "eth0", "up"],
         ):
-            _run(["nsenter", f"--net={name}", "ip", *command])
+            _run(["nsenter", f"--net={self._folder}/{host}-net", "ip", *command])
 
 
 def address_of(host: int | str) -> str:
     """Returns the address of a host in the network."""
     return f"10.77.{host}.1"
+
+
+def name_of(host: int) -> str:
+    """Returns the name of a host's machine."""
+    return f"exajax-host-{host}"
 
 
 def _ip(*command: str) -> None:

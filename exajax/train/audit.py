@@ -132,18 +132,18 @@ class Audit:
         return Report(found, _gathered(np.array(measured_s, np.float32)))
 
     def _own(self, table: jax.Array) -> np.ndarray:
-        """Returns the part of a table that is of devices of this process, [devices, arrays]."""
+        """Returns the part of a table that is of this process's devices, [devices, arrays, 2]."""
         found = {
-            part.device: np.asarray(part.data).reshape(-1) for part in table.addressable_shards
+            part.device: np.asarray(part.data).reshape(-1, 2) for part in table.addressable_shards
         }
         flat = self._devices.reshape(-1)
         return np.stack([found[flat[place]] for place in self._places[jax.process_index()]])
 
     def _whole(self, own: np.ndarray) -> np.ndarray:
-        """Returns the table of all processes, [axes of the mesh, arrays]."""
-        whole = np.empty((self._devices.size, own.shape[1]), own.dtype)
+        """Returns the table of all processes, uint64 [axes of the mesh, arrays]."""
+        whole = np.empty((self._devices.size, *own.shape[1:]), own.dtype)
         whole[np.concatenate(self._places)] = _gathered(own).reshape(whole.shape)
-        return whole.reshape(*self._devices.shape, -1)
+        return whole.view(np.uint64).reshape(*self._devices.shape, -1)
 
     def _compare(
         self, what: str, tree: Tree, table: np.ndarray, divided: Callable[[Any], Sequence[str]]

@@ -14,39 +14,18 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from exajax.mesh import AXES
+from exajax.train.digest import digest_of
 
 Tree = Any
 
-BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-"""What an element of so many bytes is read as; one of eight bytes is two."""
-
-
-def digest(x: jax.Array) -> jax.Array:
-    """Returns a digest of an array, uint32, that any change to one element changes.
-
-    It is the sum of the elements, each mixed with its place. Mixing is one to one, so a single
-    change is always seen; several escape by chance, once in 2^32.
-    """
-    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    bits = jax.lax.bitcast_convert_type(x, BITS[x.dtype.itemsize]).astype(jnp.uint32).reshape(-1)
-    places = jax.lax.iota(jnp.uint32, bits.size)
-    return jnp.sum(_mix(bits ^ _mix(places)), dtype=jnp.uint32)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """Returns MurmurHash3's 32-bit finalizer of each element (A. Appleby, public domain)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
 
 def digests(tree: Tree) -> jax.Array:
-    """Returns the digests of a tree's arrays as one device's part of a table, uint32 [1, .., n].
+    """Returns the digests of a tree's arrays as one device's part of a table.
 
-    The table has the axes of the mesh before the arrays'.
+    The table is uint32 [axes of the mesh, arrays, 2]; the part of a device has one place of it.
     """
-    found = jnp.stack([digest(leaf) for leaf in jax.tree.leaves(tree)])
-    return found.reshape((1,) * len(AXES) + (-1,))
+    found = jnp.stack([digest_of(leaf) for leaf in jax.tree.leaves(tree)])
+    return found.reshape((1,) * len(AXES) + found.shape)
 
 
 def local_digests(state: Tree) -> Callable[[Tree], jax.Array]:
@@ -56,8 +35,8 @@ def local_digests(state: Tree) -> Callable[[Tree], jax.Array]:
         state: shapes and shardings of its arrays.
 
     Returns:
-        A function of the state to digests, uint32 [axes of the mesh, arrays], each with the device
-        that it is of.
+        A function of the state to digests, uint32 [axes of the mesh, arrays, 2], each with the
+        device that it is of.
     """
     leaves = jax.tree.leaves(state)
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state)
@@ -65,7 +44,7 @@ def local_digests(state: Tree) -> Callable[[Tree], jax.Array]:
         digests,
         mesh=leaves[0].sharding.mesh,
         in_specs=(specs,),
-        out_specs=PartitionSpec(*AXES, None),
+        out_specs=PartitionSpec(*AXES),
         check_vma=False,
     )
     return jax.jit(mapped)

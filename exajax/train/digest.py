@@ -28,7 +28,7 @@ def digester(described: Tree, mesh: Mesh) -> Callable[[Tree], jax.Array]:
     """
 
     def digests(state: Tree) -> jax.Array:
-        return jnp.stack([_digest(leaf) for leaf in jax.tree.leaves(state)])
+        return jnp.stack([digest_of(leaf) for leaf in jax.tree.leaves(state)])
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     lowered = jax.jit(digests, out_shardings=everywhere).lower(described)
@@ -45,7 +45,7 @@ def named(digests: jax.Array, described: Tree) -> Digests:
     }
 
 
-def _digest(array: jax.Array) -> jax.Array:
+def digest_of(array: jax.Array) -> jax.Array:
     """Returns two sums over hashes of the elements of an array, each hashed with its place.
 
     The hash is one to one, so that no change of one element is lost, whichever bits of it. Of

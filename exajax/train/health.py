@@ -139,8 +139,7 @@ class Health:
     def _straggles(self, number: int, slow: Straggler) -> None:
         self._tell(
             "straggler", f"step {number}: {slow}",
-            step=number, host=slow.hosts[0] if len(slow.hosts) == 1 else None, hosts=slow.hosts,
-            ratio=slow.ratio, what=slow.what,
+            step=number, hosts=slow.hosts, ratio=slow.ratio, what=slow.what,
         )  # fmt: skip
 
     def _tell(self, event: str, line: str, **facts: Any) -> None:

@@ -30,8 +30,8 @@ class Replay:
             that is computed with, gathered where `data` or `fsdp` divides them, and the first
             samples of the batch. A replica that has its own copy of a parameter keeps it.
         gradient: `gradient(*shared)` returns digests of the gradient, uint32 [axes of the mesh,
-            parameters], each with the device that it is of. Between replicas nothing is exchanged;
-            within one, what `GROUP` divides is.
+            parameters, 2], each with the device that it is of. Between replicas nothing is
+            exchanged; within one, what `GROUP` divides is.
 
     Args:
         step: the workload on its mesh.
@@ -114,7 +114,7 @@ def _group_digests(gradients: Tree, place: Tree, mesh: Mesh) -> jax.Array:
 
 
 def _table(axes: Any) -> PartitionSpec:
-    return PartitionSpec(*[axis if axis in axes else None for axis in AXES], None)
+    return PartitionSpec(*[axis if axis in axes else None for axis in AXES])
 
 
 def _compiled(program: Any, mesh: Mesh, *described: Any) -> jax.stages.Compiled:

@@ -46,6 +46,39 @@ def test_a_shell_inside_a_slurm_allocation_is_no_step():
     assert distributed.find({"SLURM_NTASKS": "16", "SLURM_PROCID": "0"}).launcher == "single"
 
 
+def pod(number, **env):
+    """What a pod of launch/kubernetes.yaml has in its environment."""
+    return {
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+        "JOB_COMPLETION_INDEX": str(number),
+        "HOSTNAME": f"train-hosts-0-{number}",
+        "EXAJAX_PODS": "4",
+        "EXAJAX_COORDINATOR": "train-hosts-0-0.train:8476",
+        "EXAJAX_JOB": "3f0c2d1e",
+    } | env
+
+
+def test_pods_meet_on_the_first_one_and_know_their_own_names():
+    placements = [distributed.find(pod(number)) for number in range(4)]
+    assert {p.launcher for p in placements} == {"kubernetes"}
+    assert [p.process for p in placements] == [0, 1, 2, 3]
+    assert {(p.processes, p.local_process, p.job) for p in placements} == {
+        (4, 0, "kubernetes-3f0c2d1e")
+    }
+    assert {p.coordinator for p in placements} == {"train-hosts-0-0.train:8476"}
+    assert placements[2].address == "train-hosts-0-2.train"
+
+
+@pytest.mark.parametrize("key", ["EXAJAX_PODS", "EXAJAX_COORDINATOR", "EXAJAX_JOB"])
+def test_what_a_manifest_leaves_out_is_named(key):
+    with pytest.raises(InputError, match=key):
+        distributed.find({name: value for name, value in pod(1).items() if name != key})
+
+
+def test_a_pod_that_is_alone_is_single():
+    assert distributed.launcher(pod(3, EXAJAX_PODS="1")) == "single"
+
+
 @pytest.mark.parametrize("value", ["", "two"])
 def test_a_broken_variable_is_named(value):
     with pytest.raises(InputError, match="SLURM_LOCALID"):
@@ -59,6 +92,8 @@ def test_a_broken_variable_is_named(value):
         ({"PMI_RANK": "0"}, True),
         ({"PMI_RANK": "1"}, False),
         ({"SLURM_PROCID": "3"}, False),
+        ({"JOB_COMPLETION_INDEX": "0"}, True),
+        ({"JOB_COMPLETION_INDEX": "2"}, False),
     ],
 )
 def test_one_process_speaks_for_all(env, speaks):

@@ -1,9 +1,13 @@
 import json
 import re
+import time
 import urllib.request
 
 from exajax import MeshSpec, Recipe, load_cluster, scaling
+from exajax.events import EventLog
+from exajax.goodput import CAUSES
 from exajax.models.presets import lookup
+from exajax.report.live_goodput import LiveGoodput
 from exajax.report.prometheus import Prometheus
 from exajax.runtime import to_json
 from tests.conftest import REPOSITORY
@@ -82,3 +86,27 @@ def test_efficiency_is_of_the_smallest_mesh_that_fits():
     curve = scaling.curve([point(8, 900.0, fits=False), point(16, 1600.0), point(64, 5760.0)])
     assert curve["tokens_per_s"] == {16: 1600.0, 64: 5760.0}
     assert curve["efficiency"] == {16: 1.0, 64: 0.9}
+
+
+def test_where_time_went_is_served_and_written_while_a_run_goes_on(tmp_path):
+    events = EventLog(tmp_path, 0, "worker", 1)
+    events.write("phase", phase="start", step=0)
+    live = LiveGoodput(tmp_path, events)
+    host = Prometheus(0, 0, 100)
+    live.sinks = [host]
+    try:
+        for phase, step in (("compile", 0), ("step", 1), ("step", 2), ("checkpoint", 2)):
+            time.sleep(0.02)
+            live.progress(phase, step)
+        live.log(2, {"loss": 2.0})
+        text = served(host.port)
+    finally:
+        host.close()
+    ratio = float(re.search(r'^exajax_goodput_ratio\{host="0"\} (\S+)', text, re.MULTILINE)[1])
+    assert 0 < ratio < 1
+    lost = dict(
+        re.findall(r'^exajax_lost_seconds\{cause="(\w+)",host="0"\} (\S+)', text, re.MULTILINE)
+    )
+    assert set(lost) == set(CAUSES)
+    assert float(lost["compile"]) >= 0.02
+    assert float(lost["stalled"]) == 0

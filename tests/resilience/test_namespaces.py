@@ -45,7 +45,8 @@ def reaches(here, there):
 
 with namespaces.Network(3, folder / "net") as network:
     prefix = network.environment[namespaces.PREFIX].replace("{host}", "1")
-    listen = "import os, socket; s = socket.create_server((os.environ['EXAJAX_ADDRESS'], 7000));"
+    listen = "import os, socket; s = socket.create_server((socket.gethostname(), 7000));"
+    listen += "assert s.getsockname()[0] == os.environ['EXAJAX_ADDRESS'];"
     listen += "print(flush=True); s.accept(); input()"
     server = subprocess.Popen([*shlex.split(prefix), sys.executable, "-c", listen],
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)

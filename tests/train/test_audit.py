@@ -16,7 +16,7 @@ from exajax.events import EventLog, read_events
 from exajax.resilience.flip import flip_bit
 from exajax.train.audit import Audit
 from exajax.train.bad_steps import Policy
-from exajax.train.copies import digest, odd_ones
+from exajax.train.copies import odd_ones
 from exajax.train.replay import GROUP
 from tests.test_step import step_on
 
@@ -94,26 +94,6 @@ def test_any_flipped_bit_in_any_copy_is_found_and_its_device_named(running, data
     assert found.what.startswith("state (")
 
 
-@given(st.data(), st.sampled_from(["float32", "bfloat16", "float16", "int8", "bool", "int32"]))
-def test_a_digest_changes_with_every_bit(data, dtype):
-    x = np.array(data.draw(st.lists(st.booleans(), min_size=3, max_size=9)), dtype)
-    changed = x.copy()
-    raw = changed.view(np.uint8)
-    raw[data.draw(st.integers(0, raw.size - 1))] ^= 1 << (
-        0 if dtype == "bool" else data.draw(st.integers(0, 7))
-    )
-    assert int(digest(jnp.array(x))) != int(digest(jnp.array(changed)))
-
-
-def test_signs_that_flip_together_and_elements_that_change_places_do_not_cancel_out():
-    x = np.arange(1, 65, dtype=np.float32)
-    two = x.copy()
-    two[[3, 40]] *= -1
-    swapped = x.copy()
-    swapped[[3, 40]] = x[[40, 3]]
-    assert len({int(digest(jnp.array(value))) for value in (x, two, swapped)}) == 3
-
-
 def test_two_copies_cannot_tell_which_is_right():
     step = build("2x2", zero=0, precision="fp32")
     state, batch = after_a_step(step, whole(0))
@@ -162,7 +142,7 @@ def test_replicas_exchange_nothing(running):
     flip_bit(state.params["first"]["kernel"], device, 0, 30)
     try:
         shared = audit._replay.share(state.params, batch)
-        table = np.asarray(audit._replay.gradient(*shared))
+        table = np.asarray(audit._replay.gradient(*shared))[..., 0]
     finally:
         flip_bit(state.params["first"]["kernel"], device, 0, 30)
     odd = np.any([odd_ones(table[..., n], GROUP)[0] for n in range(table.shape[-1])], axis=0)
