@@ -176,6 +176,11 @@ class Checkpoints:
                 f"checkpoint {done}, the last one, could not be saved: {saved.problem}; {newest}"
             )
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being saved."""
+        return any(lane.save and lane.save.running for lane in self._lanes.values())
+
     def close(self) -> None:
         """Waits until what is being saved is on disk."""
         for lane in self._lanes.values():

@@ -21,6 +21,9 @@ from exajax.train.checkpoint_saving import LIMIT_S
 from exajax.train.checksums import Sums
 from exajax.train.manifest import Manifest
 
+FILE_BYTES = 256 * 2**20
+"""Size of a data file of Orbax: several threads sum several files at a time."""
+
 OWNED = "process_"
 """Orbax puts what process N writes under a name that ends so, with N."""
 
@@ -28,7 +31,8 @@ OWNED = "process_"
 def handler() -> ocp.PyTreeCheckpointHandler:
     """Returns what writes and reads the arrays: OCDBT without compression.
 
-    zstd, Orbax's default, saves 8% of the bytes of random fp32 and takes four times as long.
+    zstd, Orbax's default, saves 8% of the bytes of random fp32 and takes four times as long
+    (measured: 1 GiB in 3.9 s against 1.0 s, on 2 cores).
     """
     return ocp.PyTreeCheckpointHandler(use_compression=False)
 
@@ -59,7 +63,8 @@ class SharedPart:
 
     def copy(self, state: TrainState) -> None:
         """Copies the arrays to the host; Orbax begins to write at once."""
-        saving = self._handler.async_save(self._arrays, args=ocp.args.PyTreeSave(state))
+        args = ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=FILE_BYTES)
+        saving = self._handler.async_save(self._arrays, args=args)
         self._writes = asyncio.run(saving) or []
 
     def write(self) -> Sums:

@@ -13,7 +13,7 @@ from exajax.local_hosts import free_port
 from exajax.train.checkpoint_folder import verify
 from tests.conftest import REPOSITORY
 
-TIME_S = 90
+TIME_S = 240
 
 
 def start(run_dir, hosts, prefix=(), **options):
