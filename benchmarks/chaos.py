@@ -37,9 +37,12 @@ OUT = Path(__file__).parent / "data" / "chaos.json"
 KILLS, OTHERS = 200, 10
 """Aims: kills in all, and faults of every other kind."""
 
-KILLS_A_RUN, NANS_A_RUN = 12, 5
+KILLS_A_RUN, NANS_A_RUN = 25, 5
 
-PACE = 1.2
+HOSTS = (2, 2, 3, 2, 2, 4)
+"""Processes of a run under kills, by its seed."""
+
+PACE = 0.8
 """Mean time between two kills, as a share of what it takes to start."""
 
 FIRST_STEP, EVERY_STEPS = 40, 50
@@ -211,7 +214,7 @@ def runs(only: str | None, seeds: range | None, folder: Path) -> Iterator[dict[s
     if only != "others":
         killed, number = 0, 0
         for seed in seeds or range(1, 1000):
-            report = measure(GROUPS[f"kills-{2 + seed % 3}"], seed, folder)
+            report = measure(GROUPS[f"kills-{HOSTS[seed % len(HOSTS)]}"], seed, folder)
             killed, number = killed + len(report["faults"]), number + 1
             yield report
             if not seeds and killed >= KILLS:
