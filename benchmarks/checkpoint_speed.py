@@ -187,7 +187,11 @@ def measure(hosts: int, folder: Path, gib: float, rounds: int) -> dict[str, Any]
         )
         for host in range(hosts)
     ]
-    outs = [job.communicate()[0] for job in jobs]
+    try:
+        outs = [job.communicate()[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
     if any(job.returncode for job in jobs):
         raise SystemExit("a process has failed, see above")
     subprocess.run(["rm", "-r", str(folder)], check=True)
