@@ -94,8 +94,8 @@ class Inside:
 
     @property
     def flips(self) -> bool:
-        """Whether a parameter is to be changed in this attempt."""
-        return bool(self._mine("flip-parameter"))
+        """Whether a parameter is to be changed in this attempt, on whichever host."""
+        return any(fault.kind == "flip-parameter" for fault in self._left)
 
     def flip(self, step: int, state: Any) -> None:
         """Turns a bit of a parameter over, in the memory of this process's first device.

@@ -150,7 +150,7 @@ def fit(
             before anything is written.
         initial: makes the state that training begins with; None draws its parameters from `seed`.
         measures: of held-out batches, by name; `loss` stands in for the step's own.
-        callbacks: what else to do, and how often.
+        callbacks: what else to do, and how often; as often on every process.
         profile: a step to trace, the same on every process.
         progress: told, on every process, before the loop turns to something else.
         policy: what to do about bad steps, and how often to look for corruption and slow hosts.

@@ -69,7 +69,7 @@ WANTED = ("exajax_straggler", "exajax_replay_seconds")
 
 
 def flip(number, state):
-    if number == 7 and not flip.done:
+    if jax.process_index() == 1 and number == 7 and not flip.done:
         flip.done = True
         device = jax.local_devices()[1]
         flip_bit(state.params["kernel"], device, 3, 2)
@@ -100,7 +100,7 @@ def main():
         checkpoints=run_dir / "checkpoints" if fault == "flip" else None,
         policy=Policy(audit_every=2),
         events=EventLog(run_dir, placement.process, "worker"),
-        callbacks=[exajax.Every(1, flip)] if fault == "flip" and guilty else [],
+        callbacks=[exajax.Every(1, flip)] if fault == "flip" else [],
         loggers=lambda resumed: [
             Gauges(run_dir / f"gauges-{placement.process}", placement.process)
         ],
