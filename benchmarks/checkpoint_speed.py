@@ -35,7 +35,7 @@ OUT = Path(__file__).parent / "data" / "checkpoint_speed.json"
 AIM = 0.7
 LAYERS = 8
 SAMPLES = 64
-ALONE = 4
+ALONE = 3
 GB = 1e9
 SPEEDS = ("dd_write", "dd_read", "save", "restore")
 
@@ -79,7 +79,7 @@ def build(hosts: int, gib: float) -> Any:
         batch={"x": jax.ShapeDtypeStruct((SAMPLES, width), jnp.float32)},
         optimizer=optax.adam(1e-4),
     )
-    return exajax.train_step(workload, f"fsdp={hosts}", precision="fp32")
+    return exajax.train_step(workload, f"model={hosts}", precision="fp32")
 
 
 def dd(folder: Path, size_bytes: int, *, read: bool) -> None:
@@ -187,7 +187,11 @@ def measure(hosts: int, folder: Path, gib: float, rounds: int) -> dict[str, Any]
         )
         for host in range(hosts)
     ]
-    outs = [job.communicate()[0] for job in jobs]
+    try:
+        outs = [job.communicate()[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
     if any(job.returncode for job in jobs):
         raise SystemExit("a process has failed, see above")
     subprocess.run(["rm", "-r", str(folder)], check=True)

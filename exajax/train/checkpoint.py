@@ -28,6 +28,9 @@ from exajax.train.checkpoint_saving import Lane, Part, Save, Saved
 from exajax.train.checkpoint_shared import SharedPart
 from exajax.train.manifest import Manifest
 
+CLOSE_S = 60.0
+"""Time that a save has to end when the run does; the last one of a run is always waited for."""
+
 
 class NotSavedError(RuntimeError):
     """The last checkpoint of a run could not be saved."""
@@ -181,11 +184,17 @@ class Checkpoints:
         """Whether anything is being saved."""
         return any(lane.save and lane.save.running for lane in self._lanes.values())
 
-    def close(self) -> None:
-        """Waits until what is being saved is on disk."""
+    def settle(self) -> None:
+        """Waits until nothing is being saved."""
         for lane in self._lanes.values():
             if lane.save:
                 lane.save.wait()
+
+    def close(self) -> None:
+        """Gives what is being saved some time to end; after an error there may be no end to it."""
+        for lane in self._lanes.values():
+            if lane.save:
+                lane.save.join(CLOSE_S)
 
     def _open(self, *, named: bool) -> str:
         """Makes the folder, and removes what aborted saves left; returns its name, if it is one."""

@@ -103,9 +103,13 @@ class Save:
         """Waits until the state may be written over."""
         self._copied.wait()
 
+    def join(self, limit_s: float | None = None) -> None:
+        """Waits for the end, no longer than a limit if there is one."""
+        self._thread.join(limit_s)
+
     def wait(self) -> Saved:
-        """Waits for the end."""
-        self._thread.join()
+        """Waits for the end, and returns how it was."""
+        self.join()
         assert self._result
         return self._result
 

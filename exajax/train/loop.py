@@ -303,7 +303,7 @@ class _Run:
         """Returns the step of the newest checkpoint, once nothing is being saved."""
         if self.store is None:
             return None
-        self.store.close()
+        self.store.settle()
         return self.store.latest
 
     def go_back(
