@@ -11,10 +11,10 @@ TIMES = ("step", "data", "dispatch", "replay")
 for a batch, and its own work to place the batch and start the update (time on a processor: waiting
 for the devices is not its own); and a replayed micro-batch, the same work everywhere."""
 
-RECENT = 5
+RECENT = 7
 """Audits whose median counts, so that one hiccup is not a straggler."""
 
-FEWEST = 3
+FEWEST = 5
 """Audits before which nobody is named."""
 
 DEVIATIONS = 5.0
