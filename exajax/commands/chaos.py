@@ -214,10 +214,10 @@ def _accounted(
 ) -> dict[str, Any]:
     """Returns what the faults cost, and how soon each was noticed."""
     events = read_events(disturbed)
-    deadlines = Deadlines.parse(args.deadlines)
-    found = outcomes(events, ended.began_s, deadlines, _startup_s(undisturbed))
     accounts = goodput.total(events)
     events = sorted([*events, *read_events(disturbed.parent)], key=lambda event: event["time"])
+    deadlines = Deadlines.parse(args.deadlines)
+    found = outcomes(events, ended.began_s, deadlines, _startup_s(undisturbed))
     return {
         "faults": [_fault_json(outcome) for outcome in found],
         "not_injected": list(ended.not_injected),

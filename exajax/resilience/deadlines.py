@@ -64,6 +64,9 @@ class Deadlines:
                 )
         return cls(given)
 
+    def __str__(self) -> str:
+        return ",".join(f"{phase}={seconds}" for phase, seconds in self.given.items())
+
     def of(self, phase: str, step_times_s: list[float]) -> float:
         """Returns how long a phase may take.
 

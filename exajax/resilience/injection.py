@@ -175,6 +175,7 @@ class Injector:
         self.pending.remove(fault)
         target = "parent" if fault.role == "parent" else host
         about = {"id": fault.id, "kind": fault.kind, "target": target, "process": fault.role}
+        about["attempt"] = self._whereabouts.of(host).attempt
         self._events.write("injected", **{**about, **facts, "time": time_s})
         self._tell(described(fault, host, facts))
 

@@ -238,6 +238,7 @@ class Supervisor:
             local_hosts.ROLE: "worker",
             local_hosts.LAUNCHER: self._place.why,
             watchdog.ATTEMPT: f"{self._place.host}:{attempt.number}",
+            watchdog.DEADLINES: str(self._deadlines),
             LIFELINE: "1",
         }
         speaks = attempt.members[0] == self._place.host

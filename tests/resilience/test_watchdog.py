@@ -39,6 +39,12 @@ def test_every_phase_of_training_has_a_deadline():
     assert set(DEFAULTS_S) == {*PHASES, "silent"}
 
 
+def test_deadlines_are_handed_on_as_they_were_given():
+    given = Deadlines.parse("step=1.5,silent=30")
+    assert Deadlines.parse(str(given)) == given
+    assert Deadlines.parse(str(Deadlines.parse(""))) == Deadlines.parse("")
+
+
 def test_a_stuck_process_dumps_its_stacks_and_ends(tmp_path):
     stuck = process(tmp_path, 'watch("step", 1); watch("step", 2); threading.Event().wait()')
     assert stuck.wait(timeout=30) == STUCK
