@@ -45,7 +45,7 @@ HOSTS = (2, 2, 3, 2, 2, 4)
 PACE = 0.8
 """Mean time between two kills, as a share of what it takes to start."""
 
-FIRST_STEP, EVERY_STEPS = 40, 50
+FIRST_STEP, EVERY_STEPS = 30, 30
 """When the other kinds come."""
 
 LIMIT_S = 1800.0
