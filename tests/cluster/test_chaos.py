@@ -59,7 +59,9 @@ def test_five_faults_of_different_kinds_change_no_bit(flags, tmp_path):
     schedule = tmp_path / "faults.toml"
     schedule.write_text(FAULTS)
     run_dir = tmp_path / "run"
-    done = command("chaos", *flags, "--faults", schedule, "--run-dir", run_dir, "--json")
+    done = command(
+        "chaos", *flags, "--faults", schedule, "--run-dir", run_dir, "--json", timeout_s=500
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout)
     assert report["survived"]
