@@ -13,17 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from exajax import faults, faults_file, flags, goodput, run_folder, runtime
+from exajax import faults, faults_file, flags, run_folder, runtime
 from exajax.commands import train
 from exajax.errors import InputError
-from exajax.events import read_events
 from exajax.faults import Fault
 from exajax.local_hosts import StageFailed
 from exajax.recipe import Recipe
-from exajax.resilience import injection_disk, injection_run, jobs, namespaces
+from exajax.resilience import injection_disk, injection_report, injection_run, jobs, namespaces
 from exajax.resilience.deadlines import Deadlines
-from exajax.resilience.injection import Scene
-from exajax.resilience.injection_outcome import Outcome, outcomes
+from exajax.resilience.injection_strikes import Scene
 
 HOSTS = 2
 
@@ -142,8 +140,8 @@ def _report(
         scene = Scene(disturbed, args.hosts, mark, path / "fired", network)
         ended = injection_run.train_under(schedule, argv, scene, file, tell)
     tell("compares")
-    report = _compared(undisturbed, disturbed, recipe.steps, ended) | _accounted(
-        args, undisturbed, disturbed, ended
+    report = injection_report.report(
+        undisturbed, disturbed, recipe.steps, ended, Deadlines.parse(args.deadlines)
     )
     (path / "chaos.json").write_text(runtime.to_json(report, indent=1) + "\n")
     return report
@@ -172,82 +170,6 @@ def _made(run_dir: Path) -> int | None:
     """Returns the steps of a run that is done, None if there is none."""
     result = (run_folder.read(run_dir) or {}).get("train", {})
     return None if result.get("interrupted", True) else int(result["step"])
-
-
-def _compared(
-    undisturbed: Path, disturbed: Path, steps: int, ended: injection_run.Ended
-) -> dict[str, Any]:
-    """Returns what the disturbed run has come to, beside the undisturbed one."""
-    runtime.import_jax()
-    from exajax.resilience import injection_end_state as ends
-
-    survived = ended.code == 0 and ends.newest(disturbed) == steps
-    difference = ends.differences(undisturbed, disturbed, steps) if survived else None
-    samples = ends.samples(undisturbed, disturbed)
-    events = read_events(disturbed)
-    meshes = {event["mesh"] for event in events if event["event"] == "attempt"}
-    bad_steps = sum(event["event"] == "bad-step" for event in events)
-    promised = len(meshes) == 1 and not bad_steps
-    identical = bool(difference and difference.identical and samples.same)
-    half = ends.half_checkpoints(disturbed)
-    locks = [lease.name for lease in sorted((disturbed / ".job").glob("lease-*"))]
-    clean = not (half or locks or ended.orphans)
-    return {
-        "survived": survived,
-        "end_state_identical": identical,
-        "passed": survived and clean and (identical or not promised),
-        "identity_promised": promised,
-        "largest_difference": difference and difference.largest,
-        "different_arrays": difference and list(difference.arrays),
-        "samples_missing": samples.missing,
-        "samples_repeated": samples.repeated,
-        "half_checkpoints": half,
-        "stale_locks": locks,
-        "orphans": list(ended.orphans),
-        "meshes": sorted(meshes),
-        "bad_steps": bad_steps,
-    }
-
-
-def _accounted(
-    args: argparse.Namespace, undisturbed: Path, disturbed: Path, ended: injection_run.Ended
-) -> dict[str, Any]:
-    """Returns what the faults cost, and how soon each was noticed."""
-    events = read_events(disturbed)
-    accounts = goodput.total(events)
-    events = sorted([*events, *read_events(disturbed.parent)], key=lambda event: event["time"])
-    deadlines = Deadlines.parse(args.deadlines)
-    found = outcomes(events, ended.began_s, deadlines, _startup_s(undisturbed))
-    return {
-        "faults": [_fault_json(outcome) for outcome in found],
-        "not_injected": list(ended.not_injected),
-        "starts": ended.starts,
-        "attempts": max((event["attempt"] for event in events), default=0),
-        "replayed_steps": accounts.replayed_steps,
-        "wall_s": ended.wall_s,
-        "goodput": accounts.useful_s / ended.wall_s,
-        "seconds": accounts.to_json(),
-    }
-
-
-def _fault_json(outcome: Outcome) -> dict[str, Any]:
-    facts = dataclasses.asdict(outcome) | {"in_time": outcome.in_time}
-    return {
-        "kind": facts.pop("kind"),
-        "target": facts.pop("target"),
-        "at": facts.pop("at_s"),
-    } | facts
-
-
-def _is_step(event: dict[str, Any]) -> bool:
-    return bool(event["event"] == "phase" and event["phase"] == "step")
-
-
-def _startup_s(run_dir: Path) -> float:
-    """Returns the seconds from the start of a run to its first step, threefold: it was alone."""
-    events = read_events(run_dir)
-    first = next(event["time"] for event in events if _is_step(event))
-    return 3.0 * float(first - events[0]["time"])
 
 
 def describe(report: dict[str, Any]) -> str:

@@ -18,10 +18,11 @@ from exajax.resilience import injection_disk, watchdog
 from exajax.resilience import injection_processes as processes
 from exajax.resilience.control import Attempt, Control, alive
 from exajax.resilience.deadlines import Deadlines
-from exajax.resilience.injection import Injector, Scene
+from exajax.resilience.injection import Injector
 from exajax.resilience.injection_end_state import samples
 from exajax.resilience.injection_inside import Inside
 from exajax.resilience.injection_outcome import outcomes
+from exajax.resilience.injection_strikes import Scene
 from exajax.train.metrics import JsonLines
 from tests.cluster.processes import wait_until
 
