@@ -167,13 +167,8 @@ def _recovered(
 ) -> Event | None:
     """Returns what shows that a job goes on after a fault."""
     trace = TRACES[fault["kind"]]
-    attempt = fault.get("attempt", 0)
-    restarted = trace.ends or any(
-        event["event"] == "fault" and detected and event["time"] <= detected["time"] + SLACK_S
-        for event in later
-    )
-    if restarted and fault["kind"] not in ("full-disk", "slow-disk"):
-        return _first(later, lambda e: _goes_on(e) and e["attempt"] > attempt)
+    if trace.ends:
+        return _first(later, lambda e: _goes_on(e) and e["attempt"] > fault["attempt"])
     over_s = max(
         detected["time"] if detected else fault["time"], fault["time"] if lifted is None else lifted
     )

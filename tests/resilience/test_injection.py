@@ -332,6 +332,17 @@ def test_damage_is_noticed_by_who_reads_it_not_by_the_end_of_a_process():
     assert (found.detected_s, found.recovered_s) == (6.0, 8.0)
 
 
+def test_a_run_that_goes_back_by_itself_is_not_held_for_restarted_by_a_later_fault():
+    found = outcome(
+        struck(110, "flip-parameter"),
+        event(111, "corruption", step=4),
+        event(112, "phase", phase="step", step=3),
+        event(113, "fault"),
+        event(130, "phase", phase="step", step=3, attempt=2),
+    )
+    assert (found.detected_s, found.recovered_s) == (1.0, 2.0)
+
+
 def test_a_full_disk_is_overcome_by_the_next_checkpoint_behind_it():
     found = outcome(
         struck(110, "full-disk"),
