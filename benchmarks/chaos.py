@@ -42,8 +42,9 @@ KILLS_A_RUN, NANS_A_RUN = 25, 5
 HOSTS = (2, 2, 3, 2, 2, 4)
 """Processes of a run under kills, by its seed."""
 
-PACE = 0.8
-"""Mean time between two kills, as a share of what it takes to start."""
+PACES = (0.3, 0.8, 0.8, 0.3, 0.3, 0.3)
+"""Mean time between two kills, as a share of what it takes to start, by the seed: the quick ones
+hit what starts again, the slow ones what trains and saves."""
 
 FIRST_STEP, EVERY_STEPS = 30, 30
 """When the other kinds come."""
@@ -135,7 +136,7 @@ def schedule(group: Group, seed: int, startup_s: float) -> tuple[Fault, ...]:
         startup_s: from the start of the undisturbed run to its first step.
     """
     if group.name.startswith("kills"):
-        return faults.kills(seed, KILLS_A_RUN, group.hosts, PACE * startup_s)
+        return faults.kills(seed, KILLS_A_RUN, group.hosts, PACES[seed % len(PACES)] * startup_s)
     draw = np.random.default_rng(seed)
     if group.name.startswith("nan"):
         steps = sorted(draw.choice(range(20, 160), NANS_A_RUN, replace=False).tolist())

@@ -45,6 +45,7 @@ def named(digests: jax.Array, described: Tree) -> Digests:
     }
 
 
+@jax.jit  # traced once for all arrays of a shape: parameters and their moments
 def digest_of(array: jax.Array) -> jax.Array:
     """Returns two sums over hashes of the elements of an array, each hashed with its place.
 
