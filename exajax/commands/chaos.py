@@ -19,9 +19,12 @@ from exajax.errors import InputError
 from exajax.faults import Fault
 from exajax.local_hosts import StageFailed
 from exajax.recipe import Recipe
-from exajax.resilience import injection_disk, injection_report, injection_run, jobs, namespaces
+from exajax.resilience import jobs
 from exajax.resilience.deadlines import Deadlines
-from exajax.resilience.injection_strikes import Scene
+from exajax.resilience.injection import disk, namespaces
+from exajax.resilience.injection import report as reports
+from exajax.resilience.injection import run as runs
+from exajax.resilience.injection.strikes import Scene
 
 HOSTS = 2
 
@@ -130,7 +133,7 @@ def _report(
     if _made(undisturbed) is None:
         tell("trains undisturbed")
         log = path / "undisturbed.log"
-        code = injection_run.train(argv, undisturbed, log, mark)
+        code = runs.train(argv, undisturbed, log, mark)
         if code:
             raise StageFailed(code, "the undisturbed training", log.read_text().splitlines())
     file = path / "faults.toml"
@@ -138,9 +141,9 @@ def _report(
     tell(f"trains under {len(schedule)} faults")
     with _surroundings(args, schedule, path) as network:
         scene = Scene(disturbed, args.hosts, mark, path / "fired", network)
-        ended = injection_run.train_under(schedule, argv, scene, file, tell)
+        ended = runs.train_under(schedule, argv, scene, file, tell)
     tell("compares")
-    report = injection_report.report(
+    report = reports.report(
         undisturbed, disturbed, recipe.steps, ended, Deadlines.parse(args.deadlines)
     )
     (path / "chaos.json").write_text(runtime.to_json(report, indent=1) + "\n")
@@ -158,8 +161,8 @@ def _surroundings(
         if "full-disk" in kinds:
             saved = path / "undisturbed" / "checkpoints"
             used = sum(f.stat().st_size for f in saved.rglob("*") if f.is_file())
-            injection_disk.mount_small(checkpoints, SMALL_DISK * used)
-            stack.callback(injection_disk.unmount_kept, checkpoints)
+            disk.mount_small(checkpoints, SMALL_DISK * used)
+            stack.callback(disk.unmount_kept, checkpoints)
         network = None
         if "cut-network" in kinds:
             network = stack.enter_context(namespaces.Network(args.hosts, path / "network"))

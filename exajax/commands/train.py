@@ -15,7 +15,8 @@ from exajax.errors import InputError
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
 from exajax.report.live_goodput import LiveGoodput
-from exajax.resilience import injection_inside, watchdog
+from exajax.resilience import watchdog
+from exajax.resilience.injection import inside as injection
 from exajax.run_folder import RunFolder
 from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
 from exajax.train.data.corpus import load_corpus
@@ -158,7 +159,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     placement = distributed.find()
     path, first = run_dir(args, recipe), placement.process == 0
     watch = watchdog.supervised(path, first)
-    inside = injection_inside.of_environment(path)
+    inside = injection.of_environment(path)
     live = LiveGoodput(path, watch.events) if watch and first else None
     problem: InputError | None = None
     try:

@@ -14,15 +14,15 @@ import pytest
 from exajax import local_hosts
 from exajax.events import EventLog, read_events
 from exajax.faults import Fault
-from exajax.resilience import injection_disk, watchdog
-from exajax.resilience import injection_processes as processes
+from exajax.resilience import watchdog
 from exajax.resilience.control import Attempt, Control, alive
 from exajax.resilience.deadlines import Deadlines
-from exajax.resilience.injection import Injector
-from exajax.resilience.injection_end_state import samples
-from exajax.resilience.injection_inside import Inside
-from exajax.resilience.injection_outcome import outcomes
-from exajax.resilience.injection_strikes import Scene
+from exajax.resilience.injection import disk, processes
+from exajax.resilience.injection.end_state import samples
+from exajax.resilience.injection.injector import Injector
+from exajax.resilience.injection.inside import Inside
+from exajax.resilience.injection.outcome import outcomes
+from exajax.resilience.injection.strikes import Scene
 from exajax.train.metrics import JsonLines
 from tests.cluster.processes import wait_until
 
@@ -219,7 +219,7 @@ def test_a_truncated_file_has_lost_its_share_and_the_same_fault_hits_the_same_fi
     sizes = []
     for step in (1, 2):
         folder = checkpoint(scene, step)
-        facts = injection_disk.damage(Fault(5, "truncate", at_s=0.0), folder)
+        facts = disk.damage(Fault(5, "truncate", at_s=0.0), folder)
         sizes.append((facts["file"], (folder / facts["file"]).stat().st_size, facts["bytes"]))
     assert sizes[0] == sizes[1]
     assert sizes[0][1] == sizes[0][2] // 2

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from exajax.resilience import namespaces
+from exajax.resilience.injection import namespaces
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.skipif(
@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(
 BEGIN = """
 import json, shlex, subprocess, sys
 from pathlib import Path
-from exajax.resilience import injection_disk, namespaces
+from exajax.resilience.injection import disk as disks
+from exajax.resilience.injection import namespaces
 namespaces.enter()
 folder = Path(sys.argv[1])
 """
@@ -70,9 +71,9 @@ def test_a_host_is_cut_off_and_joined_again_while_the_others_reach_each_other(tm
 
 SMALL = """
 disk = folder / "checkpoints"
-injection_disk.mount_small(disk, 2**20)
+disks.mount_small(disk, 2**20)
 (disk / "kept").write_text("whole")
-filler = injection_disk.fill(disk)
+filler = disks.fill(disk)
 try:
     (disk / "more").write_text("x")
     (disk / "more").write_text("x" * 8192)
@@ -81,7 +82,7 @@ except OSError as error:
     full = error.errno == 28
 filler.unlink()
 (disk / "more").write_text("x" * 8192)
-injection_disk.unmount_kept(disk)
+disks.unmount_kept(disk)
 print(json.dumps({"full": full, "mounted": disk.is_mount()}))
 """
 
@@ -95,7 +96,7 @@ def test_a_small_disk_is_filled_and_emptied_and_what_it_held_stays(tmp_path):
 
 
 def test_what_is_mounted_inside_is_not_seen_outside(tmp_path):
-    script = "injection_disk.mount_small(folder / 'disk', 2**20)\n"
+    script = "disks.mount_small(folder / 'disk', 2**20)\n"
     script += "(folder / 'disk' / 'file').write_text('x')\nprint('{}')"
     inside(script, tmp_path)
     assert not list((tmp_path / "disk").iterdir())

@@ -18,7 +18,7 @@ import exajax
 from exajax import distributed
 from exajax.events import EventLog
 from exajax.report.prometheus import Prometheus
-from exajax.resilience.flip import flip_bit
+from exajax.resilience.injection.flip import flip_bit
 from exajax.train.bad_steps import Policy
 from exajax.train.data.batches import WholeBatches
 

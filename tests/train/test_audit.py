@@ -13,7 +13,7 @@ import exajax
 from exajax import MeshSpec, TrainStep
 from exajax.errors import RunFailed
 from exajax.events import EventLog, read_events
-from exajax.resilience.flip import flip_bit
+from exajax.resilience.injection.flip import flip_bit
 from exajax.train.audit import Audit
 from exajax.train.bad_steps import Policy
 from exajax.train.copies import odd_ones

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import exajax
 from exajax.errors import RunFailed
 from exajax.events import EventLog, read_events
-from exajax.resilience.poison import PoisonedBatches, poisoned
+from exajax.resilience.injection.poison import PoisonedBatches, poisoned
 from exajax.train.bad_steps import FEWEST, ROLL_BACKS, SKIPS, WINDOW, BadSteps, Policy, is_spike
 from exajax.train.data.batches import WholeBatches
 from exajax.train.data.skipping import Skipping

@@ -7,8 +7,8 @@ from typing import Any
 from exajax import goodput, runtime
 from exajax.events import read_events
 from exajax.resilience.deadlines import Deadlines
-from exajax.resilience.injection_outcome import Outcome, outcomes
-from exajax.resilience.injection_run import Ended
+from exajax.resilience.injection.outcome import Outcome, outcomes
+from exajax.resilience.injection.run import Ended
 
 
 def report(
@@ -30,7 +30,7 @@ def report(
 def _compared(undisturbed: Path, disturbed: Path, steps: int, ended: Ended) -> dict[str, Any]:
     """Returns what the disturbed run has come to, beside the undisturbed one."""
     runtime.import_jax()
-    from exajax.resilience import injection_end_state as ends
+    from exajax.resilience.injection import end_state as ends
 
     survived = ended.code == 0 and ends.newest(disturbed) == steps
     difference = ends.differences(undisturbed, disturbed, steps) if survived else None

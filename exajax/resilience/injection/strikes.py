@@ -9,10 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from exajax.faults import Fault
-from exajax.resilience import injection_disk as disk
-from exajax.resilience import injection_processes as processes
 from exajax.resilience.control import Control
-from exajax.resilience.namespaces import Network
+from exajax.resilience.injection import disk, processes
+from exajax.resilience.injection.namespaces import Network
 
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.SIGSTOP}
 

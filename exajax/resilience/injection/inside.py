@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exajax import faults_file
 from exajax.faults import Fault
 from exajax.resilience import watchdog
-from exajax.resilience.injection import leader_of
+from exajax.resilience.injection.injector import leader_of
 
 if TYPE_CHECKING:  # what is read here is read before JAX is
     from exajax.train.data.batches import Batches, HostBatch
@@ -73,19 +73,19 @@ class Inside:
 
     def workload(self, workload: "Workload") -> "Workload":
         """Returns a workload whose gradient can be spoilt, if one is to be in this attempt."""
-        from exajax.resilience import poison
+        from exajax.resilience.injection import poison
 
         return poison.poisoned(workload) if self._bad_steps else workload
 
     def batches(self, batches: "Batches") -> "Batches":
         """Returns the batches for that workload."""
-        from exajax.resilience.poison import PoisonedBatches
+        from exajax.resilience.injection.poison import PoisonedBatches
 
         return PoisonedBatches(batches, self._factor) if self._bad_steps else batches
 
     def held_out(self, batches: "Iterable[HostBatch]") -> "Iterable[HostBatch]":
         """Returns batches to evaluate that workload on."""
-        from exajax.resilience.poison import with_poison
+        from exajax.resilience.injection.poison import with_poison
 
         return map(with_poison, batches) if self._bad_steps else batches
 
@@ -105,7 +105,7 @@ class Inside:
         import jax
         import numpy as np
 
-        from exajax.resilience.flip import flip_bit
+        from exajax.resilience.injection.flip import flip_bit
 
         device = jax.local_devices()[0]
         for fault in self._due("flip-parameter"):

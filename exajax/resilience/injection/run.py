@@ -11,11 +11,11 @@ from pathlib import Path
 
 from exajax.events import EventLog, read_events
 from exajax.faults import Fault
-from exajax.resilience import injection_processes as processes
 from exajax.resilience.control import Control
-from exajax.resilience.injection import Injector
-from exajax.resilience.injection_inside import FAULTS, FIRED
-from exajax.resilience.injection_strikes import Scene
+from exajax.resilience.injection import processes
+from exajax.resilience.injection.injector import Injector
+from exajax.resilience.injection.inside import FAULTS, FIRED
+from exajax.resilience.injection.strikes import Scene
 from exajax.runtime import LIFELINE
 
 ROUND_S = 0.02

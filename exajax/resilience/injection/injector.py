@@ -9,9 +9,9 @@ from typing import Any
 
 from exajax.events import EventLog
 from exajax.faults import COMMIT, Fault
-from exajax.resilience import injection_disk as disk
-from exajax.resilience.injection_strikes import STRIKES, Blow, Scene
-from exajax.resilience.injection_whereabouts import Whereabouts
+from exajax.resilience.injection import disk
+from exajax.resilience.injection.strikes import STRIKES, Blow, Scene
+from exajax.resilience.injection.whereabouts import Whereabouts
 
 
 class Injector:
