@@ -342,6 +342,7 @@ def main() -> None:
     groups = [dataclasses.asdict(group) for group in GROUPS.values()]
     kept |= {"summary": shown, "groups": groups, "runs": reports}
     args.out.write_text(json.dumps(kept, indent=1) + "\n")
+    sys.exit(not all(report["passed"] for report in reports))
 
 
 if __name__ == "__main__":

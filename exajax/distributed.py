@@ -193,7 +193,7 @@ def _mpi(env: Mapping[str, str]) -> Placement:
     world = MPI.COMM_WORLD
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
     one_node = node.Get_size() == world.Get_size()
-    host = "127.0.0.1" if one_node else socket.gethostbyname(socket.gethostname())
+    host = "127.0.0.1" if one_node else socket.gethostname()
     first = world.Get_rank() == 0
     coordinator, job = world.bcast(
         (f"{host}:{free_port()}", f"mpi-{uuid.uuid4().hex[:12]}") if first else None, root=0
@@ -259,9 +259,7 @@ def initialize(placement: Placement, mesh: MeshSpec, *, saves: bool = True) -> N
     if placement.processes == 1:
         return
     cpu = getattr(jax.config, "jax_platforms", None) == "cpu"
-    # A launcher that hides the other processes' devices has numbered the rest anew.
-    alone = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == share
-    first = 0 if alone else placement.local_process * share
+    first = first_device(placement.local_process, share)
     jax.distributed.initialize(
         coordinator_address=placement.coordinator,
         num_processes=placement.processes,
@@ -271,3 +269,19 @@ def initialize(placement: Placement, mesh: MeshSpec, *, saves: bool = True) -> N
         cluster_detection_method="slurm" if placement.coordinator is None else "deactivate",
         initialization_timeout=120,
     )
+
+
+def first_device(local_process: int, share: int, env: Mapping[str, str] = os.environ) -> int:
+    """Returns the number of the first device of its node that a process takes.
+
+    A launcher that hides the other processes' devices has numbered the rest anew.
+
+    Args:
+        local_process: number of the process on its node.
+        share: devices that each takes.
+        env: its environment.
+    """
+    names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+    visible = next((env[name] for name in names if env.get(name)), None)
+    alone = visible is not None and len(visible.split(",")) == share
+    return 0 if alone else local_process * share

@@ -32,11 +32,12 @@ class EventLog:
         self.host, self.attempt = host, attempt
 
     def write(self, event: str, **facts: Any) -> None:
-        """Appends an event with the time of now, in seconds since 1970."""
+        """Appends an event with the time of now, in seconds since 1970; lost on a full disk."""
         line = {"time": time.time(), "attempt": self.attempt, "host": self.host, "event": event}
         # A line that an earlier process could not finish stays a line of its own.
         begin, self._cut = "\n" if self._cut else "", False
-        self._file.write((begin + to_json(line | facts) + "\n").encode())
+        with contextlib.suppress(OSError):
+            self._file.write((begin + to_json(line | facts) + "\n").encode())
 
     def close(self) -> None:
         """Closes the file."""

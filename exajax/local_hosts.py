@@ -106,9 +106,9 @@ def hosts(
 
 
 def free_port() -> int:
-    """Returns a TCP port of the loopback interface that nobody listens on."""
+    """Returns a TCP port that nobody of this machine listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 

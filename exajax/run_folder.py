@@ -76,9 +76,16 @@ def check(path: Path, job: Mapping[str, Any]) -> None:
     content = read(path)
     if content is not None:
         _check_same(path, content["job"], json.loads(to_json(job)))
+    check_writable(path, "--run-dir")
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raises an `InputError` if a folder is none, or cannot be made or written. Writes nothing."""
     nearest = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(flag, f"{nearest} is not a folder", "give a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError("--run-dir", f"cannot write to {path}", "give another folder")
+        raise InputError(flag, f"cannot write to {path}", "give another folder")
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from exajax import cluster as clusters
 from exajax import distributed, flags, goodput, local_hosts, run_folder, runtime, units
 from exajax.errors import InputError
+from exajax.events import read_events
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
 from exajax.report.live_goodput import LiveGoodput
@@ -112,6 +113,8 @@ def check(args: argparse.Namespace, recipe: Recipe) -> TextBatches | ImageBatche
     flags.check_run_flags(args)
     if args.local_every < 1:
         raise InputError("--local-every", f"{args.local_every}", "give a whole number from 1 on")
+    if args.local_checkpoints:
+        run_folder.check_writable(Path(args.local_checkpoints), "--local-checkpoints")
     policy_of(args)
     if args.cluster:
         clusters.load_cluster(args.cluster).chip.peak(recipe.precision)
@@ -206,6 +209,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
             opened.append(RunFolder.open(path, job_of(recipe, batches), lock=False))
 
     def loggers(done: int) -> Sequence[Logger]:
+        if first and not done:
+            _check_nothing_is_gone(path)
         if first:
             print(
                 f"training {recipe.model.described} on {placement.processes} processes x "
@@ -291,6 +296,21 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         folder.write(train=summary | {"losses": None, "when": when})
     return summary
+
+
+def _check_nothing_is_gone(path: Path) -> None:
+    """Raises an `InputError` if a run that begins had saved checkpoints: a disk may be missing."""
+    saved = [
+        event["step"]
+        for event in read_events(path)
+        if event["event"] == "checkpoint-saved" and event.get("tier") == "shared"
+    ]
+    if saved:
+        raise InputError(
+            "--run-dir",
+            f"{path} has had a checkpoint of step {saved[-1]}, and has none any more",
+            "put its checkpoints back, or give another folder to begin anew",
+        )
 
 
 def _loggers(

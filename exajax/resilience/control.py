@@ -5,6 +5,7 @@ one writer and is replaced as a whole, so that a reader sees an old or a new one
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -145,9 +146,18 @@ class Control:
         self._replace(f"worker-{host}", asdict(said))
 
     def _replace(self, name: str, content: Mapping[str, Any]) -> None:
-        new = self.folder / f".{name}.{os.getpid()}"
-        new.write_text(to_json(content))
-        new.replace(self.folder / f"{name}.json")
+        new, path = self.folder / f".{name}.{os.getpid()}", self.folder / f"{name}.json"
+        text = to_json(content)
+        try:
+            new.write_text(text)
+            new.replace(path)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            if error.errno != errno.ENOSPC or not path.exists():
+                raise
+            # On a full disk, into the room that it has; who reads a half of it reads it again.
+            with path.open("r+") as file:
+                file.write(text.ljust(os.path.getsize(path)))
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
@@ -177,8 +187,11 @@ def newest_checkpoint(run_dir: Path) -> int:
 
 
 def this_machine() -> str:
-    """Returns a name for this machine that it has until it is started again."""
+    """Returns a name for this machine that it has until it is started again.
+
+    Containers that number their processes on their own are machines of their own.
+    """
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot}"
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()

@@ -15,8 +15,9 @@ from exajax.recipe import Recipe
 from exajax.resilience.deadlines import Deadlines
 from exajax.resilience.elastic import Layouts
 from exajax.resilience.leader import Policy
+from exajax.resilience.lease import SILENT_S, UNKNOWN, Lease
 from exajax.resilience.local_job import LocalJob
-from exajax.resilience.supervisor import Place, Supervisor
+from exajax.resilience.supervisor import ROUND_S, Place, Supervisor
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +124,9 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
         placement.why,
     )
     layouts = Layouts(recipe, place.hosts, args.min_hosts or place.hosts)
-    policy = Policy(args.restarts, args.max_backoff, args.host_wait, layouts)
+    silent_s = SILENT_S[place.one_machine]
+    settle_s = 5 * ROUND_S[place.one_machine]
+    policy = Policy(args.restarts, args.max_backoff, args.host_wait, layouts, silent_s, settle_s)
     deadlines = Deadlines.parse(args.deadlines)
     # What follows from the mesh must not change with it.
     argv = [*args.argv, f"--global-batch={recipe.global_batch}", f"--run-dir={run_dir}"]
@@ -140,8 +143,11 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
 
 def _tidy(run_dir: Path) -> None:
     """Removes what supervisors wrote in the folder of a job that ended before it trained."""
-    if (run_dir / "run.json").exists() or not (run_dir / ".job").exists():
+    control = run_dir / ".job"
+    if (run_dir / "run.json").exists() or not control.exists():
         return
+    if Lease(control, UNKNOWN, -1).holder() is not None:
+        return  # another start of the same command, which has not come to training yet
     for name in (".job", FOLDER, "logs"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
     if not any(run_dir.iterdir()):

@@ -20,15 +20,10 @@ from exajax.resilience.control import (
     newest_checkpoint,
     this_machine,
 )
-from exajax.resilience.lease import LEASE_S
 from exajax.resilience.watchdog import STUCK
 
 FOLLOW_S = 5.0
 """Time that the others have to read that the job is over before the leader leaves."""
-
-SETTLE_S = 0.25
-"""Time between the first process that ends and the verdict on who was first: the news of others
-that ended in the same moment is on its way."""
 
 ABORTED = 134
 """Exit code of a process that JAX aborts since another has gone."""
@@ -45,12 +40,17 @@ class Policy:
             1 s, 2 s, 4 s, ...
         host_wait_s: how long to wait for a host that is missing before going on without it.
         layouts: how the job goes on with fewer hosts.
+        silent_s: a host that says nothing for longer is gone.
+        settle_s: time between the first process that ends and the verdict on who was first: the
+            news of others that ended in the same moment is on its way.
     """
 
     restarts: int
     max_backoff_s: float
     host_wait_s: float
     layouts: elastic.Layouts
+    silent_s: float
+    settle_s: float
 
 
 class Leader:
@@ -85,6 +85,8 @@ class Leader:
         """
         here = self._here()
         now = self._control.attempt()
+        if now is not None and now.epoch > epoch:
+            return  # this process was held up, and another one leads
         if now is None or now.job != self._job:
             self._begin(here, now, epoch, stop)
         elif now.epoch < epoch:
@@ -93,6 +95,10 @@ class Leader:
             self._watch(now, here, stop)
         elif now.state in ("save", "end"):
             self._after(now, here, stop)
+
+    def forget(self) -> None:
+        """Counts the silence of all hosts anew: this process has not looked for a while."""
+        self._seen.clear()
 
     def wait_for_followers(self, round_s: float) -> None:
         """Waits until the others have left, so that the lease outlives them."""
@@ -117,7 +123,7 @@ class Leader:
             if mark is None or mark[:2] != (said.pid, said.beat):
                 mark = self._seen[number] = said.pid, said.beat, time.monotonic()
             ended = said.machine == this_machine() and not alive(said.pid)
-            if time.monotonic() - mark[2] < LEASE_S and not ended:
+            if time.monotonic() - mark[2] < self._policy.silent_s and not ended:
                 here[number] = said
         return here
 
@@ -159,7 +165,7 @@ class Leader:
     def _settled(self, all_ended: bool) -> bool:
         now_s = time.monotonic()
         self._first_end_s = self._first_end_s or now_s
-        return all_ended or now_s - self._first_end_s > SETTLE_S
+        return all_ended or now_s - self._first_end_s > self._policy.settle_s
 
     def _fail(
         self, now: Attempt, here: dict[int, Host], ended: dict[int, int], silent: list[int]
@@ -192,7 +198,8 @@ class Leader:
             return
         codes = {host.code for host in mine if host.attempt == now.number}
         if stop:
-            self._over(now, 0 if codes == {0} else 130, "stopped")
+            saved = codes <= {0, 130}
+            self._over(now, 0 if codes == {0} else 130 if saved else 1, "the job was stopped")
         elif codes == {0}:
             self._over(now, 0, "done")
         else:
@@ -234,7 +241,8 @@ class Leader:
         """Returns what to run on, None as long as a host is waited for, or if it waited in vain."""
         ready = sorted(number for number, host in here.items() if not host.leaving)
         lost = tuple(sorted(set(range(self._hosts)) - set(ready)))
-        if lost:
+        missed = {n for n in lost if n not in self._lost and not self._control.drained(n)}
+        if missed:
             self._missing_since_s = self._missing_since_s or time.monotonic()
             if time.monotonic() - self._missing_since_s < self._policy.host_wait_s:
                 return None

@@ -1,7 +1,8 @@
 """Who leads a job: a lease on the run folder that its holder renews and others may take over.
 
 The files `lease-000001`, `lease-000002`, ... are each made by exactly one process: to create a file
-that must not exist is atomic on every file system that clusters share. The highest number leads.
+that must not exist is atomic on every file system that clusters share. The highest number leads,
+and numbers only grow: what an earlier leader decided is known by its lower one.
 Whether its holder lives is seen by its count going on, on the clock of whoever looks, so that
 clocks need not agree; on the same machine a holder that has ended is known at once.
 """
@@ -16,8 +17,12 @@ from pathlib import Path
 from exajax.resilience.control import alive, this_machine
 from exajax.runtime import to_json
 
-LEASE_S = 10.0
-"""A holder that is silent for longer has lost its lease."""
+SILENT_S = {True: 10.0, False: 60.0}
+"""A holder that is silent for longer has lost its lease, by whether all hosts are one machine; file
+systems that many share stand still for longer."""
+
+UNKNOWN = ""
+"""The job of a holder that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Holder:
         machine: name of the machine, with the time it was started.
         pid: of the supervisor.
         started: when that process began, as the kernel counts; numbers of processes come back.
-        beat: counts renewals.
+        beat: counts renewals; -1 where the lease was given up.
     """
 
     epoch: int
@@ -50,11 +55,13 @@ class Lease:
         folder: the control folder; made if it is not there.
         job: the supervisor's job.
         host: its host.
+        silent_s: time without a renewal after which the lease is free.
     """
 
-    def __init__(self, folder: Path, job: str, host: int) -> None:
+    def __init__(self, folder: Path, job: str, host: int, silent_s: float = SILENT_S[True]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._mine = folder, (job, host, this_machine(), os.getpid(), _started())
+        self._silent_s = silent_s
         self._seen: Holder | None = None
         self._seen_s = time.monotonic()
         self.epoch = 0
@@ -65,12 +72,19 @@ class Lease:
         if newest is None:
             self._seen = None
             return None
-        found = _read(newest) or Holder(int(newest.name[6:]), "", -1, "", 0, "")
+        # One that is being replaced just now, or that a slow file system still lists, is unknown.
+        found = _read(newest) or Holder(int(newest.name[6:]), UNKNOWN, -1, "", 0, "")
         if found != self._seen:
             self._seen, self._seen_s = found, time.monotonic()
+        if found.beat < 0:
+            return None
         if found.machine == this_machine() and _started(found.pid) != found.started:
             return None
-        return found if time.monotonic() - self._seen_s < LEASE_S else None
+        return found if time.monotonic() - self._seen_s < self._silent_s else None
+
+    def forget(self) -> None:
+        """Counts the silence of others anew: this process has not looked for a while itself."""
+        self._seen_s = time.monotonic()
 
     def hold(self) -> bool:
         """Renews the lease, or takes it if nobody has it; returns whether this process leads."""
@@ -85,30 +99,38 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Gives the lease up, if this process has it, and removes those of the past."""
-        if self.epoch:
-            for path in self._folder.glob("lease-*"):
-                if int(path.name[6:]) <= self.epoch:
-                    path.unlink(missing_ok=True)
-            self.epoch = 0
+        """Gives the lease up, if this process has it; its number stays."""
+        if self.epoch and self._is_newest():
+            self._write(Holder(self.epoch, *self._mine, -1))
+        self.epoch = 0
 
     def _take(self) -> bool:
-        last = self._seen.epoch if self._seen else 0
-        with contextlib.suppress(FileExistsError):
-            path = self._folder / f"lease-{last + 1:06d}"
-            with path.open("x") as file:
-                file.write(to_json(asdict(Holder(last + 1, *self._mine))))
-            self.epoch = last + 1
-            for old in self._folder.glob("lease-*"):
-                if old.name < path.name:
-                    old.unlink(missing_ok=True)
-            return True
-        return False
+        epoch = (self._seen.epoch if self._seen else 0) + 1
+        path = self._folder / f"lease-{epoch:06d}"
+        new = self._written(Holder(epoch, *self._mine))
+        try:
+            os.link(new, path)  # fails if it is there, and is never half
+        except FileExistsError:
+            return False
+        finally:
+            new.unlink()
+        self.epoch = epoch
+        for old in self._folder.glob("lease-*"):
+            if old.name < path.name:
+                old.unlink(missing_ok=True)
+        return True
+
+    def _is_newest(self) -> bool:
+        newest = max(self._folder.glob("lease-*"), default=None)
+        return newest is not None and newest.name == f"lease-{self.epoch:06d}"
 
     def _write(self, holder: Holder) -> None:
+        self._written(holder).replace(self._folder / f"lease-{holder.epoch:06d}")
+
+    def _written(self, holder: Holder) -> Path:
         new = self._folder / f".lease.{os.getpid()}"
         new.write_text(to_json(asdict(holder)))
-        new.replace(self._folder / f"lease-{holder.epoch:06d}")
+        return new
 
 
 def _read(path: Path) -> Holder | None:

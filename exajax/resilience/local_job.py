@@ -41,6 +41,7 @@ class LocalJob:
         self._quick_deaths = dict.fromkeys(range(hosts), 0)
         self._codes: dict[int, int] = {}
         self._asked: list[int] = []
+        self._passed = 0
 
     def run(self) -> int:
         """Runs the job; returns its exit code."""
@@ -101,10 +102,9 @@ class LocalJob:
         self._started_s[host] = time.monotonic()
 
     def _pass_on(self) -> None:
-        """Passes Ctrl-C or SIGTERM on, once each; the second one ends what is left."""
-        while self._asked and self._passed < len(self._asked):
+        """Passes Ctrl-C or SIGTERM on; a second Ctrl-C as such, which ends what is left."""
+        while self._passed < len(self._asked):
+            number = self._asked[self._passed] if self._passed else signal.SIGTERM
             self._passed += 1
             for process in self._running.values():
-                process.send_signal(signal.SIGTERM)
-
-    _passed = 0
+                process.send_signal(number)

@@ -5,6 +5,7 @@ itself while it holds the lease. It imports no JAX: nothing that can hang a trai
 hang it.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -20,18 +21,25 @@ from exajax import local_hosts
 from exajax.errors import InputError
 from exajax.events import EventLog
 from exajax.resilience import watchdog
-from exajax.resilience.control import Attempt, Control, Host, Worker, alive, this_machine
+from exajax.resilience.control import Attempt, Control, Host, Worker, this_machine
 from exajax.resilience.deadlines import SILENT, Deadlines
 from exajax.resilience.leader import Leader, Policy
-from exajax.resilience.lease import Lease
+from exajax.resilience.lease import SILENT_S, UNKNOWN, Lease
 from exajax.runtime import LIFELINE
 from exajax.wall_time import WallTime
 
 ROUND_S = {True: 0.05, False: 0.5}
 """Time between rounds, by whether all hosts are on this machine; others share a file system."""
 
-STOP_GRACE_S = {True: local_hosts.GRACE_S, False: 600.0}
-"""Time that a worker has to save and end when the job is asked to stop, likewise."""
+STOP_GRACE_S = 600.0
+"""Time that a worker has to save and end when the job is asked to stop; a second Ctrl-C ends it at
+once."""
+
+KILL_S = 30.0
+"""Time that a process takes to end after SIGKILL at most, unless its driver or disk hangs."""
+
+PAUSE_S = 2.0
+"""A round that takes longer was held up, by the file system say, and others were as well."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class Supervisor:
     ) -> None:
         self._place, self._argv, self._deadlines = place, argv, deadlines
         self._control = Control(run_dir)
-        self._lease = Lease(self._control.folder, place.job, place.host)
+        silent_s = SILENT_S[place.one_machine]
+        self._lease = Lease(self._control.folder, place.job, place.host, silent_s)
         self._events = EventLog(run_dir, place.host, "supervisor")
         self._leader = Leader(self._control, place.job, place.hosts, policy, self._events)
         self._wall_time, self._time_is_up = wall_time, False
@@ -89,6 +98,7 @@ class Supervisor:
         self._said: Worker | None = None
         self._said_s = self._started_s = 0.0
         self._stop_by_s: float | None = None
+        self._complaint = ""
         self._me = Host(
             place.host, place.job, this_machine(), os.getpid(), 0, place.address, 0, place.local
         )
@@ -140,15 +150,15 @@ class Supervisor:
             if now is None or now.job == self._place.job:
                 if now:
                     return
-                continue
-            if first is not None and now.beat != first.beat:
+            elif UNKNOWN in (now.job, first.job if first else UNKNOWN):
+                first = now
+            elif first is not None and now.beat != first.beat:
                 raise InputError(
                     "--run-dir",
                     f"{self._control.run_dir} is in use by a running job (process {now.pid} on "
                     f"{now.machine.split()[0] if now.machine else 'another host'})",
                     "end it, or give another folder",
                 )
-            first = first or now
             time.sleep(ROUND_S[self._place.one_machine])
 
     def _end_predecessor(self) -> None:
@@ -156,7 +166,7 @@ class Supervisor:
         worker = self._control.worker(self._place.host)
         before = self._control.host(self._place.host)
         same_machine = before is not None and before.machine == this_machine()
-        if worker and same_machine and alive(worker.pid) and _is_worker(worker.pid):
+        if worker and same_machine and self._is_worker(worker.pid):
             os.kill(worker.pid, signal.SIGKILL)
 
     def _take_over(self) -> None:
@@ -171,17 +181,13 @@ class Supervisor:
     def _rounds(self) -> int:
         over: int | None = None
         while over is None:
-            self._watch_worker()
-            self._publish()
-            if self._lease.hold():
-                self._mind_wall_time()
-                self._leader.decide(self._lease.epoch, self._is_to_stop)
-            attempt = self._control.attempt()
-            if attempt and attempt.job == self._place.job:
-                over = self._follow(attempt)
-            if self._lease_is_another_jobs():
-                self._kill("another job has taken the run folder over")
-                return 1
+            began_s = time.monotonic()
+            try:
+                over = self._round()
+            except OSError as error:  # a full or a sick disk: the next round tries again
+                self._complain(error)
+            if time.monotonic() - began_s > PAUSE_S:
+                self._look_anew()
             time.sleep(ROUND_S[self._place.one_machine])
         self._publish()
         if self._lease.epoch:
@@ -189,9 +195,30 @@ class Supervisor:
         self._events.write("stopped", code=over)
         return over
 
-    def _lease_is_another_jobs(self) -> bool:
+    def _round(self) -> int | None:
+        """Looks at everything once; returns the exit code of a job that is over."""
+        self._watch_worker()
+        self._publish()
+        if self._lease.hold():
+            self._mind_wall_time()
+            self._leader.decide(self._lease.epoch, self._is_to_stop)
         holder = self._lease.holder()
-        return holder is not None and holder.job != self._place.job
+        if holder is not None and holder.job not in (UNKNOWN, self._place.job):
+            self._kill("another job has taken the run folder over")
+            return 1
+        attempt = self._control.attempt()
+        return self._follow(attempt) if attempt and attempt.job == self._place.job else None
+
+    def _look_anew(self) -> None:
+        """Counts the silence of all others from now on: this process itself was held up."""
+        self._lease.forget()
+        self._leader.forget()
+        self._said_s = time.monotonic()
+
+    def _complain(self, error: OSError) -> None:
+        if str(error) != self._complaint:
+            self._complaint = str(error)
+            print(f"exajax: the supervisor goes on trying: {error}", file=sys.stderr, flush=True)
 
     def _publish(self) -> None:
         self._me = dataclasses.replace(
@@ -280,16 +307,16 @@ class Supervisor:
         now_s = time.monotonic()
         if self._stop_by_s is None and gently:
             self._worker.send_signal(signal.SIGTERM)
-            self._stop_by_s = now_s + STOP_GRACE_S[self._place.one_machine]
-        elif not gently or len(self._asked) > 1 or now_s > (self._stop_by_s or 0):
+            self._stop_by_s = now_s + STOP_GRACE_S
+        elif not gently or self._hurry or now_s > (self._stop_by_s or 0):
             self._kill("it did not save and end in time")
         return self._worker is None
 
     def _kill(self, reason: str) -> None:
         if self._worker is not None:
-            if self._worker.poll() is None:
-                self._worker.kill()
-            code = self._worker.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._worker.pid, signal.SIGKILL)  # with what it has started
+            code = self._worker.wait(KILL_S)
             self._ended(128 - code if code < 0 else code, reason)
 
     def _ended(self, code: int, reason: str) -> None:
@@ -297,12 +324,18 @@ class Supervisor:
         if self._worker.stdin:
             self._worker.stdin.close()
         self._worker = None
-        self._me = dataclasses.replace(self._me, running=False, code=code, reason=reason)
+        self._me = dataclasses.replace(self._me, running=False, code=code, reason=reason, port=0)
         self._events.write("worker-ended", code=code, reason=reason)
 
+    def _is_worker(self, pid: int) -> bool:
+        """Returns whether a number is still that of a process that works on this run."""
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return f"--run-dir={self._control.run_dir}".encode() in line
 
-def _is_worker(pid: int) -> bool:
-    try:
-        return b"exajax" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+    @property
+    def _hurry(self) -> bool:
+        """Whether Ctrl-C was pressed again. SIGTERM comes twice where a whole tree gets it."""
+        return len(self._asked) > 1 and self._asked[-1] == signal.SIGINT

@@ -6,6 +6,7 @@ that one waits inside a collective.
 """
 
 import collections
+import contextlib
 import faulthandler
 import os
 import threading
@@ -82,7 +83,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(BEAT_S):
-            self._say()
+            with contextlib.suppress(OSError):  # a full or a sick disk is not to end the watch
+                self._say()
             self.check_current()
             phase, step, _, since_s = self._at
             waited_s = time.monotonic() - since_s

@@ -22,6 +22,9 @@ IDENTITY = "id"
 SAVING = ".saving"
 REPLACED = ".replaced"
 
+BEFORE = f".before{REPLACED}"
+"""Behind the step of a checkpoint whose place another one is taking."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -98,8 +101,10 @@ def identity(folder: Path) -> str:
 
 def sweep(folder: Path, but: Path | None = None) -> None:
     """Removes what saves that never ended have left, but for that which is still going on."""
-    for path in _unfinished(folder):
-        if path != but:
+    for path, step in _unfinished(folder).items():
+        if path.name.endswith(BEFORE) and not (folder / str(step)).exists():
+            path.rename(folder / str(step))  # the one in its place never came
+        elif path != but:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -114,7 +119,7 @@ def commit(saving: Path, step: int, keep: int) -> None:
     folder = saving.parent
     final = folder / str(step)
     if final.exists():  # the run went back behind it and has come again
-        final.rename(folder / f"{step}{REPLACED}")
+        final.rename(folder / f"{step}{BEFORE}")
     saving.rename(final)
     checksums.sync_folder(folder)
     sweep(folder)

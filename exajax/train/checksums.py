@@ -90,7 +90,11 @@ def read(folder: Path) -> Sums:
 
 
 def damage_of(folder: Path, files: Iterable[str], sums: Sums) -> list[Damage]:
-    """Returns what is wrong with files of a folder, given the checksums they should have."""
+    """Returns what is wrong with files of a folder, given the checksums they should have.
+
+    Raises:
+        OSError: a file cannot be read, which says nothing about what it holds.
+    """
 
     def one(file: str) -> Damage | None:
         size, crc = sums[file]
@@ -106,8 +110,6 @@ def damage_of(folder: Path, files: Iterable[str], sums: Sums) -> list[Damage]:
             )
         except FileNotFoundError:
             return Damage(file, "is missing")
-        except OSError as error:
-            return Damage(file, f"cannot be read: {error.strerror}")
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [found for found in pool.map(one, files) if found]

@@ -65,7 +65,8 @@ class JsonLines:
         """Appends a record; a step that was validated before a resume is not recorded twice."""
         if "validation_loss" in values and step in self._validated:
             return
-        self._file.write(to_json({"step": step, **values, **self._facts}) + "\n")
+        with contextlib.suppress(OSError):  # training goes on while the disk is full
+            self._file.write(to_json({"step": step, **values, **self._facts}) + "\n")
 
     def close(self) -> None:
         """Closes the file."""

@@ -27,7 +27,7 @@ class StopRequest:
             signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if self._asked and number == signal.SIGINT:  # SIGTERM may come to a whole tree, and twice
             os._exit(130)
         self._asked = True
         if jax.process_count() > 1:

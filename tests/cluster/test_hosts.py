@@ -137,10 +137,11 @@ def test_an_error_of_one_host_ends_the_job(straight, tmp_path, text):
 def test_two_jobs_do_not_share_a_folder(tmp_path, text):
     run_dir = tmp_path / "run"
     with endless(run_dir, text) as job:
-        job.wait_for("s/step")
+        wait_until(lambda: Control(run_dir).worker(0) is not None, 60)
         result = train(run_dir, text, 10)
         assert result.returncode == 2
         assert "is in use by a running job" in result.stderr
+        job.wait_for("s/step")  # the first one was not hurt
 
 
 def test_bad_input_of_a_local_job_writes_nothing(tmp_path, text):

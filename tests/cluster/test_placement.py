@@ -98,3 +98,18 @@ def test_a_broken_variable_is_named(value):
 )
 def test_one_process_speaks_for_all(env, speaks):
     assert distributed.speaks(env) is speaks
+
+
+@pytest.mark.parametrize(
+    ("local", "share", "env", "first"),
+    [
+        (3, 1, {}, 3),  # every process sees all devices of its node
+        (1, 4, {}, 4),
+        (3, 1, {"CUDA_VISIBLE_DEVICES": "3"}, 0),  # its own alone
+        (3, 1, {"ROCR_VISIBLE_DEVICES": "6"}, 0),
+        (3, 1, {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 3),
+        (2, 1, {"CUDA_VISIBLE_DEVICES": ""}, 2),
+    ],
+)
+def test_a_process_takes_the_devices_of_its_number(local, share, env, first):
+    assert distributed.first_device(local, share, env) == first

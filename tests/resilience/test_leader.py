@@ -8,7 +8,6 @@ import pytest
 from exajax import MeshSpec, Recipe
 from exajax.events import EventLog, read_events
 from exajax.models.presets import lookup
-from exajax.resilience import leader as leaders
 from exajax.resilience.control import Control, Host, Worker
 from exajax.resilience.elastic import Layouts
 from exajax.resilience.leader import ABORTED, Leader, Policy
@@ -30,6 +29,7 @@ class Job:
             policy.pop("min_hosts", hosts),
         )
         options = {"restarts": 3, "max_backoff_s": 0.0, "host_wait_s": 0.0, **policy}
+        options |= {"silent_s": 10.0, "settle_s": -1.0}
         self.run_dir, self.layouts, self.options = run_dir, layouts, options
         self.hosts = {number: self.host(number) for number in range(hosts)}
         self.leader = self.another_leader()
@@ -65,11 +65,6 @@ class Job:
 
     def fault(self):
         return [event for event in read_events(self.run_dir) if event["event"] == "fault"][-1]
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch):
-    monkeypatch.setattr(leaders, "SETTLE_S", -1.0)
 
 
 @pytest.fixture
@@ -227,3 +222,30 @@ def test_attempts_are_counted_over_all_jobs(job):
         json.dumps(old | {"job": "before", "number": 7})
     )
     assert job.round().number == 8
+
+
+def test_a_leader_that_was_held_up_decides_nothing_over_a_later_one(job):
+    job.round()
+    job.round(**job.started())
+    now = job.control.attempt()
+    job.control.publish(dataclasses.replace(now, number=5, epoch=3))
+    assert job.round(epoch=2, h0=ended(KILLED)).number == 5
+    assert not [event for event in read_events(job.run_dir) if event["event"] == "fault"]
+
+
+def test_a_stop_in_which_a_process_could_not_save_is_a_failure(job):
+    job.round()
+    job.round(**job.started())
+    job.round(stop=True)
+    attempt = job.round(stop=True, h0=ended(130), h1=ended(KILLED), h2=ended(130))
+    assert (attempt.state, attempt.code) == ("over", 1)
+
+
+def test_a_drained_host_is_not_waited_for(tmp_path):
+    job = Job(tmp_path, hosts=2, min_hosts=1, host_wait_s=60.0)
+    job.round()
+    job.round(**job.started())
+    (job.control.folder / "drain-1").touch()
+    assert job.round(h1={"leaving": True}).state == "save"
+    attempt = job.round(h0=ended(130), h1=ended(130))
+    assert (attempt.members, attempt.state) == ((0,), "run")

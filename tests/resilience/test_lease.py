@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from exajax.resilience import lease as leases
-from exajax.resilience.lease import Lease
+from exajax.resilience.lease import UNKNOWN, Lease
 
 
 def test_the_first_to_come_leads_and_the_others_do_not(tmp_path):
@@ -20,19 +19,19 @@ def test_the_first_to_come_leads_and_the_others_do_not(tmp_path):
     assert second.holder().host == 0
 
 
-def test_a_lease_that_was_given_up_is_free_and_leaves_no_file(tmp_path):
+def test_a_lease_that_was_given_up_is_free_and_its_number_stays_used(tmp_path):
     first, second = Lease(tmp_path, "job", 0), Lease(tmp_path, "other", 1)
     assert first.hold()
     first.release()
-    assert not list(tmp_path.glob("lease-*"))
+    assert first.holder() is second.holder() is None
     assert second.hold()
+    assert second.epoch == 2
     first.release()  # again, and of no effect on the one that leads now
     assert second.hold()
 
 
-def test_a_silent_holder_loses_its_lease_and_knows_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(leases, "LEASE_S", 0.2)
-    first, second = Lease(tmp_path, "job", 0), Lease(tmp_path, "job", 1)
+def test_a_silent_holder_loses_its_lease_and_knows_it(tmp_path):
+    first, second = Lease(tmp_path, "job", 0, 0.2), Lease(tmp_path, "job", 1, 0.2)
     assert first.hold()
     assert not second.hold()
     time.sleep(0.3)
@@ -86,11 +85,20 @@ def test_of_many_that_want_it_at_once_one_gets_it(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"epoch": 1}', "[]"])
-def test_a_lease_that_cannot_be_read_is_taken_once_it_is_old(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(leases, "LEASE_S", 0.1)
+def test_a_lease_that_cannot_be_read_is_taken_once_it_is_old(tmp_path, content):
     (tmp_path / "lease-000004").write_text(content)
-    lease = Lease(tmp_path, "job", 0)
+    lease = Lease(tmp_path, "job", 0, 0.1)
     assert not lease.hold()
+    assert lease.holder().job == UNKNOWN
     time.sleep(0.2)
     assert lease.hold()
     assert json.loads((tmp_path / "lease-000005").read_text())["pid"] == os.getpid()
+
+
+def test_who_was_held_up_counts_the_silence_of_others_anew(tmp_path):
+    first, second = Lease(tmp_path, "job", 0, 0.3), Lease(tmp_path, "job", 1, 0.3)
+    assert first.hold()
+    assert not second.hold()
+    time.sleep(0.4)
+    second.forget()
+    assert not second.hold()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from exajax.local_hosts import GRACE_S
 from exajax.resilience.deadlines import FLOOR_S, SILENT, Deadlines
-from exajax.resilience.lease import LEASE_S
+from exajax.resilience.lease import SILENT_S
 
 Event = Mapping[str, Any]
 
@@ -197,10 +197,10 @@ def deadline_s(kind: str, role: str, deadlines: Deadlines, startup_s: float) -> 
     """
     step_s = deadlines.given.get("step", FLOOR_S)
     by_kind = {
-        "kill": LEASE_S,
-        "lost-coordinator": LEASE_S,
-        "terminate": GRACE_S + LEASE_S,
-        "stop": deadlines.of(SILENT, []) if role == "worker" else LEASE_S,
+        "kill": SILENT_S[True],
+        "lost-coordinator": SILENT_S[True],
+        "terminate": GRACE_S + SILENT_S[True],
+        "stop": deadlines.of(SILENT, []) if role == "worker" else SILENT_S[True],
         "stuck": step_s,
         "cut-network": step_s,
         "slow-host": step_s,

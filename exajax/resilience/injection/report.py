@@ -9,6 +9,7 @@ from exajax.events import read_events
 from exajax.resilience.deadlines import Deadlines
 from exajax.resilience.injection.outcome import Outcome, outcomes
 from exajax.resilience.injection.run import Ended
+from exajax.resilience.lease import UNKNOWN, Lease
 
 
 def report(
@@ -41,8 +42,9 @@ def _compared(undisturbed: Path, disturbed: Path, steps: int, ended: Ended) -> d
     promised = len(meshes) == 1 and not bad_steps
     identical = bool(difference and difference.identical and samples.same)
     half = ends.half_checkpoints(disturbed)
-    locks = [lease.name for lease in sorted((disturbed / ".job").glob("lease-*"))]
-    clean = not (half or locks or ended.orphans)
+    holder = Lease(disturbed / ".job", UNKNOWN, -1).holder()
+    locks = [f"lease-{holder.epoch:06d}"] if holder else []
+    clean = not (half or locks or ended.orphans or ended.not_injected)
     return {
         "survived": survived,
         "end_state_identical": identical,
