@@ -88,10 +88,11 @@ def test_ctrl_c_ends_everything(flags, tmp_path):
     with Job(tmp_path / "log", *args) as job:
         wait_until(lambda: len(left_over(run_dir)) >= 4, 60)
         job.signal(signal.SIGINT)
-        assert job.process.returncode == 130
+        assert job.process.returncode == 130, job.log.read_text()[-3000:]
     assert not left_over(run_dir)
 
 
+@pytest.mark.slow
 def test_a_killed_chaos_leaves_nothing_running(flags, tmp_path):
     run_dir = tmp_path / "run"
     with Job(tmp_path / "log", "chaos", *flags, "--kills", 3, "--run-dir", run_dir) as job:

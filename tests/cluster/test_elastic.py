@@ -28,6 +28,7 @@ def samples(run_dir):
     return [record["ids"] for record in records]
 
 
+@pytest.mark.slow
 def test_a_lost_host_is_done_without_and_taken_back(tmp_path, text):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     straight = command("train", *flags(undisturbed, text))

@@ -89,7 +89,8 @@ def test_the_run_leaves_logs_that_open(finished):
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
     assert (run_dir / "scaling.png").read_bytes()[:4] == b"\x89PNG"
     scalars = tensorboard_scalars(run_dir / "tensorboard")
-    absent = {"speed/mfu", TAGS["validation_accuracy"]}  # no peak is known, no images are there
+    # No peak is known, no images are there, and no step was bad.
+    absent = {TAGS[name] for name in ("mfu", "validation_accuracy", "bad_steps")}
     assert {*TAGS.values()} - absent <= set(scalars["train"])
     simulated = scalars["scaling/simulated-llama2-70b"]
     assert simulated["scaling/efficiency"][0] == pytest.approx(1.0)

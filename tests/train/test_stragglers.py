@@ -123,6 +123,7 @@ def test_the_host_of_a_flipped_bit_is_named_and_the_run_ends_as_if_it_had_not(tm
     assert "differs on host 1" in (run_dir / "log-0").read_text()
 
 
+@pytest.mark.slow
 def test_a_host_that_reads_slowly_is_named(tmp_path):
     run_dir = tmp_path / "run"
     with job("data", run_dir, 12) as processes:
@@ -131,6 +132,7 @@ def test_a_host_that_reads_slowly_is_named(tmp_path):
     assert gauge(run_dir, 1, "exajax_straggler") == 1
 
 
+@pytest.mark.slow
 def test_a_host_that_gets_a_third_of_the_time_is_named(tmp_path):
     """Host 1 is stopped and let go on, again and again: all it does takes longer."""
     run_dir = tmp_path / "run"

@@ -42,7 +42,7 @@ def processes(mark: str) -> list[Found]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # one that ends just now
                 if process := _described(entry, mark):
                     found.append(process)
     return found
