@@ -172,6 +172,8 @@ def _recovered(
     over_s = max(
         detected["time"] if detected else fault["time"], fault["time"] if lifted is None else lifted
     )
+    if fault["kind"] == "stop" and detected:
+        over_s = detected["time"]  # whoever is noticed is ended, and does not have to go on
     after = [event for event in later if event["time"] > over_s]
     if trace.back == "save":
         return _first(after, lambda e: e["event"] == "checkpoint-saved")
