@@ -190,4 +190,6 @@ class Lane:
 
 def reason(error: BaseException) -> str:
     """Returns an error on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    # Where it happened comes first, at length, and the cause last.
+    return text if len(text) <= 500 else f"{text[:200]} ... {text[-295:]}"

@@ -153,5 +153,5 @@ def test_a_disk_that_is_really_full_fails_saves_until_there_is_room_again(tmp_pa
     assert result["resumed_from"] == 1
     failed = {event["step"]: event["reason"] for event in told(run, "checkpoint-failed")}
     assert 3 in failed
-    assert all("No space left on device" in reason for reason in failed.values())
+    assert all("No space left on device" in reason for reason in failed.values()), failed
     assert "the newest good one is of step 1" in errors
