@@ -198,7 +198,8 @@ class Leader:
             return
         codes = {host.code for host in mine if host.attempt == now.number}
         if stop:
-            saved = codes <= {0, 130}
+            # Of an attempt that had failed already there is nothing to save; it goes on later.
+            saved = now.state == "end" or codes <= {0, 130}
             self._over(now, 0 if codes == {0} else 130 if saved else 1, "the job was stopped")
         elif codes == {0}:
             self._over(now, 0, "done")

@@ -333,7 +333,7 @@ class Supervisor:
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return False
-        return f"--run-dir={self._control.run_dir}".encode() in line
+        return f"--run-dir={self._control.run_dir}\0".encode() in line
 
     @property
     def _hurry(self) -> bool:

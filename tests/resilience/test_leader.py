@@ -249,3 +249,11 @@ def test_a_drained_host_is_not_waited_for(tmp_path):
     assert job.round(h1={"leaving": True}).state == "save"
     attempt = job.round(h0=ended(130), h1=ended(130))
     assert (attempt.members, attempt.state) == ((0,), "run")
+
+
+def test_a_stop_between_two_attempts_leaves_a_run_that_goes_on(job):
+    job.round()
+    job.round(**job.started())
+    job.round(h0=ended(KILLED))
+    attempt = job.round(stop=True, h1=ended(KILLED), h2=ended(KILLED))
+    assert (attempt.state, attempt.code) == ("over", 130)
