@@ -25,6 +25,9 @@ from exajax.resilience.watchdog import STUCK
 FOLLOW_S = 5.0
 """Time that the others have to read that the job is over before the leader leaves."""
 
+TOO_EARLY = 128 + 15
+"""Exit code of a process that SIGTERM has ended: before it trains, and has anything to save."""
+
 ABORTED = 134
 """Exit code of a process that JAX aborts since another has gone."""
 
@@ -199,7 +202,7 @@ class Leader:
         codes = {host.code for host in mine if host.attempt == now.number}
         if stop:
             # Of an attempt that had failed already there is nothing to save; it goes on later.
-            saved = now.state == "end" or codes <= {0, 130}
+            saved = now.state == "end" or codes <= {0, 130, TOO_EARLY}
             self._over(now, 0 if codes == {0} else 130 if saved else 1, "the job was stopped")
         elif codes == {0}:
             self._over(now, 0, "done")

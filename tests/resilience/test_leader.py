@@ -257,3 +257,11 @@ def test_a_stop_between_two_attempts_leaves_a_run_that_goes_on(job):
     job.round(h0=ended(KILLED))
     attempt = job.round(stop=True, h1=ended(KILLED), h2=ended(KILLED))
     assert (attempt.state, attempt.code) == ("over", 130)
+
+
+def test_a_stop_before_anything_is_trained_leaves_a_run_that_goes_on(job):
+    job.round()
+    job.round(**job.started())
+    job.round(stop=True)
+    attempt = job.round(stop=True, **{f"h{n}": ended(128 + 15) for n in range(3)})
+    assert (attempt.state, attempt.code) == ("over", 130)
