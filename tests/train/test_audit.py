@@ -19,6 +19,7 @@ from exajax.train.bad_steps import Policy
 from exajax.train.copies import odd_ones
 from exajax.train.replay import GROUP
 from tests.test_step import step_on
+from tests.train.regression import loss, whole
 
 AUDIT = Policy(audit_every=2)
 
@@ -34,15 +35,6 @@ class Narrow(nnx.Module):
 
     def __call__(self, x):
         return self.second(nnx.tanh(self.first(x)))
-
-
-def loss(model, batch):
-    return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
-
-
-def whole(number):
-    x = np.random.default_rng(number).normal(size=(16, 4)).astype(np.float32)
-    return {"x": x, "y": x.sum(axis=1, keepdims=True)}
 
 
 def build(mesh, **layout):

@@ -20,27 +20,10 @@ from exajax.train.data.batches import WholeBatches
 from exajax.train.data.skipping import Skipping
 from exajax.train.metrics import JsonLines, SampleLog, read_jsonl
 from tests.conftest import command
+from tests.train.regression import Regressor, loss, whole
 
 NAN = float("nan")
 BACK = Policy(on_nan="roll-back", on_spike="roll-back")
-
-
-class Regressor(nnx.Module):
-    def __init__(self, rngs):
-        self.first = nnx.Linear(4, 32, rngs=rngs)
-        self.second = nnx.Linear(32, 1, rngs=rngs)
-
-    def __call__(self, x):
-        return self.second(nnx.tanh(self.first(x)))
-
-
-def loss(model, batch):
-    return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
-
-
-def whole(number):
-    x = np.random.default_rng(number).normal(size=(16, 4)).astype(np.float32)
-    return {"x": x, "y": x.sum(axis=1, keepdims=True)}
 
 
 def feed(factors, numbers=lambda step: step):

@@ -11,24 +11,8 @@ from flax import nnx
 
 import exajax
 from exajax.train.metrics import JsonLines, read_jsonl
-
-
-class Regressor(nnx.Module):
-    def __init__(self, rngs):
-        self.first = nnx.Linear(4, 32, rngs=rngs)
-        self.second = nnx.Linear(32, 1, rngs=rngs)
-
-    def __call__(self, x):
-        return self.second(nnx.tanh(self.first(x)))
-
-
-def loss(model, batch):
-    return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
-
-
-def batches(step):
-    x = np.random.default_rng(step).normal(size=(16, 4)).astype(np.float32)
-    return {"x": x, "y": x.sum(axis=1, keepdims=True)}
+from tests.train.regression import Regressor, loss
+from tests.train.regression import whole as batches
 
 
 @pytest.fixture
