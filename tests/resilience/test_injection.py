@@ -215,6 +215,17 @@ def test_the_newest_checkpoint_is_damaged_while_nobody_can_save_another(scene):
     assert told["committing"]
 
 
+def test_the_only_checkpoint_is_not_damaged_before_there_is_another(scene):
+    kept = content(checkpoint(scene, 10))
+    with injecting(scene, Fault(0, "bit-flip", 0, at_s=0.0)) as injector, worker(scene.mark, 0, 1):
+        injector.round()
+        assert injector.pending
+        assert content(scene.checkpoints / "10") == kept
+        checkpoint(scene, 20)
+        injector.round()
+        assert not injector.pending
+
+
 def test_a_truncated_file_has_lost_its_share_and_the_same_fault_hits_the_same_file(scene):
     sizes = []
     for step in (1, 2):

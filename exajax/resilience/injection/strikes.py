@@ -139,11 +139,12 @@ def _full_disk(scene: Scene, fault: Fault, host: int) -> Blow | None:
 def _damage(scene: Scene, fault: Fault, host: int) -> Blow | None:
     """Damages the newest checkpoint, and kills a worker so that it is read.
 
-    Meanwhile no worker may go on: it would save a newer one.
+    Meanwhile no worker may go on: it would save a newer one. The only checkpoint is let be: without
+    another a run ends, and says so.
     """
     workers = [scene.process("worker", number) for number in range(scene.hosts)]
     target = workers[host]
-    if not target or not disk.proven(scene.checkpoints):
+    if not target or len(disk.proven(scene.checkpoints)) < 2:
         return None
     held = [worker.pid for worker in workers if worker and _stopped(worker.pid)]
     try:
