@@ -18,6 +18,10 @@ from exajax.runtime import to_json
 
 T = TypeVar("T", bound="Host | Worker | Attempt")
 
+FILES_PER_S = 500.0
+"""What all supervisors of a job write at most in a second, and all its training processes: a file
+system that a thousand hosts share has other users."""
+
 
 @dataclass(frozen=True)
 class Host:
@@ -176,6 +180,11 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def period_s(least_s: float, hosts: int) -> float:
+    """Returns the time between two files of one host, of so many that write as often."""
+    return max(least_s, hosts / FILES_PER_S)
 
 
 def newest_checkpoint(run_dir: Path) -> int:

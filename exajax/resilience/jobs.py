@@ -17,7 +17,7 @@ from exajax.resilience.elastic import Layouts
 from exajax.resilience.leader import Policy
 from exajax.resilience.lease import SILENT_S, UNKNOWN, Lease
 from exajax.resilience.local_job import LocalJob
-from exajax.resilience.supervisor import ROUND_S, Place, Supervisor
+from exajax.resilience.supervisor import Place, Supervisor
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -122,10 +122,11 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
         placement.address,
         name == "single" or name == "local" or placement.address.startswith("127."),
         placement.why,
+        leaves_alone=name == "kubernetes",
     )
     layouts = Layouts(recipe, place.hosts, args.min_hosts or place.hosts)
     silent_s = SILENT_S[place.one_machine]
-    settle_s = 5 * ROUND_S[place.one_machine]
+    settle_s = 5 * place.round_s
     policy = Policy(args.restarts, args.max_backoff, args.host_wait, layouts, silent_s, settle_s)
     deadlines = Deadlines.parse(args.deadlines)
     # What follows from the mesh must not change with it.

@@ -103,6 +103,11 @@ class Leader:
         """Counts the silence of all hosts anew: this process has not looked for a while."""
         self._seen.clear()
 
+    def others_stay(self) -> bool:
+        """Returns whether a host is there beside the leader's that was not asked to leave."""
+        others = (host for n, host in self._here().items() if n != self._leader_host)
+        return any(not host.leaving for host in others)
+
     def wait_for_followers(self, round_s: float) -> None:
         """Waits until the others have left, so that the lease outlives them."""
         until_s = time.monotonic() + FOLLOW_S

@@ -21,7 +21,14 @@ from exajax import local_hosts
 from exajax.errors import InputError
 from exajax.events import EventLog
 from exajax.resilience import watchdog
-from exajax.resilience.control import Attempt, Control, Host, Worker, this_machine
+from exajax.resilience.control import (
+    Attempt,
+    Control,
+    Host,
+    Worker,
+    period_s,
+    this_machine,
+)
 from exajax.resilience.deadlines import SILENT, Deadlines
 from exajax.resilience.leader import Leader, Policy
 from exajax.resilience.lease import SILENT_S, UNKNOWN, Lease
@@ -29,7 +36,8 @@ from exajax.runtime import LIFELINE
 from exajax.wall_time import WallTime
 
 ROUND_S = {True: 0.05, False: 0.5}
-"""Time between rounds, by whether all hosts are on this machine; others share a file system."""
+"""Time between rounds, by whether all hosts are on this machine; others share a file system, and
+take longer if they are very many."""
 
 STOP_GRACE_S = 600.0
 """Time that a worker has to save and end when the job is asked to stop; a second Ctrl-C ends it at
@@ -54,6 +62,8 @@ class Place:
         address: where other hosts reach this one.
         one_machine: whether all hosts are this machine.
         why: what this was read from.
+        leaves_alone: whether this host may be asked to leave while others stay, as pods are; where
+            it is not, who is asked to stop stops the job.
     """
 
     host: int
@@ -63,6 +73,12 @@ class Place:
     address: str
     one_machine: bool
     why: str
+    leaves_alone: bool = False
+
+    @property
+    def round_s(self) -> float:
+        """Time between two rounds."""
+        return period_s(ROUND_S[self.one_machine], self.hosts)
 
 
 class Supervisor:
@@ -159,7 +175,7 @@ class Supervisor:
                     f"{now.machine.split()[0] if now.machine else 'another host'})",
                     "end it, or give another folder",
                 )
-            time.sleep(ROUND_S[self._place.one_machine])
+            time.sleep(self._place.round_s)
 
     def _end_predecessor(self) -> None:
         """Ends the worker that a supervisor of this host left behind, should it still be there."""
@@ -188,10 +204,10 @@ class Supervisor:
                 self._complain(error)
             if time.monotonic() - began_s > PAUSE_S:
                 self._look_anew()
-            time.sleep(ROUND_S[self._place.one_machine])
+            time.sleep(self._place.round_s)
         self._publish()
         if self._lease.epoch:
-            self._leader.wait_for_followers(ROUND_S[self._place.one_machine])
+            self._leader.wait_for_followers(self._place.round_s)
         self._events.write("stopped", code=over)
         return over
 
@@ -201,13 +217,24 @@ class Supervisor:
         self._publish()
         if self._lease.hold():
             self._mind_wall_time()
-            self._leader.decide(self._lease.epoch, self._is_to_stop)
+            alone = self._leaves_alone and self._leader.others_stay()
+            self._leader.decide(self._lease.epoch, self._is_to_stop and not alone)
+            if alone and self._worker is None:
+                self._lease.release()  # who stays takes it, and goes on with what was decided
+                return 130
+        elif self._leaves_alone and self._worker is None:
+            return 130
         holder = self._lease.holder()
         if holder is not None and holder.job not in (UNKNOWN, self._place.job):
             self._kill("another job has taken the run folder over")
             return 1
         attempt = self._control.attempt()
         return self._follow(attempt) if attempt and attempt.job == self._place.job else None
+
+    @property
+    def _leaves_alone(self) -> bool:
+        """Whether this host was asked to leave, and the job is to go on."""
+        return self._place.leaves_alone and bool(self._asked)
 
     def _look_anew(self) -> None:
         """Counts the silence of all others from now on: this process itself was held up."""

@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 from exajax.events import EventLog
-from exajax.resilience.control import Control, Worker
+from exajax.local_hosts import HOSTS
+from exajax.resilience.control import Control, Worker, period_s
 from exajax.resilience.deadlines import Deadlines
 
 BEAT_S = 0.25
+"""Time between two beats, unless there are very many hosts."""
 
 STUCK = 75
 """Exit code of a process that was at one thing for too long: a restart may help."""
@@ -39,6 +41,7 @@ class Watchdog:
         deadlines: how long each phase may take.
         events: where phases go: all of them on the first process, on the others changes alone.
         every_step: whether steps are events too.
+        hosts: how many the attempt has.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class Watchdog:
         deadlines: Deadlines,
         events: EventLog,
         every_step: bool,
+        hosts: int = 1,
     ) -> None:
+        self._beat_s = period_s(BEAT_S, hosts)
         self._control, self._host, self._attempt = control, host, attempt
         self._deadlines, self.events, self._every_step = deadlines, events, every_step
         self._at = ("start", 0, 0, time.monotonic())
@@ -82,7 +87,7 @@ class Watchdog:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(BEAT_S):
+        while not self._ended.wait(self._beat_s):
             with contextlib.suppress(OSError):  # a full or a sick disk is not to end the watch
                 self._say()
             self.check_current()
@@ -126,4 +131,5 @@ def supervised(run_dir: Path, first: bool) -> Watchdog | None:
     host, attempt = map(int, os.environ[ATTEMPT].split(":"))
     events = EventLog(run_dir, host, "worker", attempt)
     deadlines = Deadlines.parse(os.environ.get(DEADLINES, ""))
-    return Watchdog(Control(run_dir), host, attempt, deadlines, events, first)
+    hosts = int(os.environ.get(HOSTS, "1"))
+    return Watchdog(Control(run_dir), host, attempt, deadlines, events, first, hosts)

@@ -251,6 +251,15 @@ def test_a_drained_host_is_not_waited_for(tmp_path):
     assert (attempt.members, attempt.state) == ((0,), "run")
 
 
+def test_who_stays_is_told_from_who_leaves_and_who_is_gone(job):
+    job.round()
+    assert job.leader.others_stay()
+    job.round(h1={"leaving": True})
+    assert job.leader.others_stay()
+    job.round(h2=None)
+    assert not job.leader.others_stay()
+
+
 def test_a_stop_between_two_attempts_leaves_a_run_that_goes_on(job):
     job.round()
     job.round(**job.started())
