@@ -5,9 +5,9 @@
 One process, then two, hold a state of `--gib` (parameters and two moments, fp32) and make real
 training steps. Every round goes: dd writes as many zeros with `conv=fsync`; a save that the loop
 waits for; a save beside the steps; pages of the cache given back; dd reads its file; a restore.
-Save and restore are whole: digests, checksums and the commit are in their times. What a round has
-of the disk changes with who else uses it, so that ratios are taken within a round and their median
-counts.
+Save and restore are whole: digests, checksums and the commit are in their times. A disk that has
+just written a lot may be slower for a while, as those of clouds are: every other round saves
+before dd writes, each after a pause, and rates are all bytes over all seconds.
 
 Stall is the time that the loop waits; `lost` is by how much the steps until the save's end took
 longer than as many steps alone, with the stall: the thread takes processor time from them.
@@ -36,6 +36,7 @@ AIM = 0.7
 LAYERS = 8
 SAMPLES = 64
 ALONE = 3
+PAUSE_S = 5.0
 GB = 1e9
 SPEEDS = ("dd_write", "dd_read", "save", "restore")
 
@@ -134,16 +135,19 @@ def work(host: int, hosts: int, port: int, folder: Path, gib: float, rounds: int
 
     store = Checkpoints(folder / "checkpoints", step, events=EventLog(folder, host, "worker"))
     found: list[dict[str, Any]] = []
-    for _ in range(rounds):
+    for number in range(rounds):
         measured: dict[str, Any] = {}
         advance()
+        for writer in ("dd", "save") if number % 2 == 0 else ("save", "dd"):
+            time.sleep(PAUSE_S)
+            meet()
+            if writer == "save":
+                with timed(measured, "save_s"):
+                    store.save(int(state.step), state, {}, wait=True)
+            elif host == 0:
+                with timed(measured, "dd_write_s"):
+                    dd(folder, size_bytes, read=False)
         meet()
-        if host == 0:
-            with timed(measured, "dd_write_s"):
-                dd(folder, size_bytes, read=False)
-        meet()
-        with timed(measured, "save_s"):
-            store.save(int(state.step), state, {}, wait=True)
         alone_s = statistics.median(advance() for _ in range(ALONE))
         done = int(state.step)
         meet()
@@ -204,14 +208,12 @@ def summary(case: dict[str, Any]) -> dict[str, float]:
     def median(of: Any) -> float:
         return statistics.median(map(of, rounds))
 
+    seconds = {name: sum(r[f"{name}_s"] for r in rounds) for name in SPEEDS}
     return {
-        "dd_write_bytes_per_s": median(lambda r: size_bytes / r["dd_write_s"]),
-        "save_bytes_per_s": median(lambda r: size_bytes / r["save_s"]),
-        "save_of_dd": median(lambda r: r["dd_write_s"] / r["save_s"]),
-        "dd_read_bytes_per_s": median(lambda r: size_bytes / r["dd_read_s"]),
-        "restore_bytes_per_s": median(lambda r: size_bytes / r["restore_s"]),
-        "restore_of_dd": median(lambda r: r["dd_write_s"] / r["restore_s"]),
-        "restore_of_dd_read": median(lambda r: r["dd_read_s"] / r["restore_s"]),
+        **{f"{name}_bytes_per_s": size_bytes * len(rounds) / seconds[name] for name in SPEEDS},
+        "save_of_dd": seconds["dd_write"] / seconds["save"],
+        "restore_of_dd": seconds["dd_write"] / seconds["restore"],
+        "restore_of_dd_read": seconds["dd_read"] / seconds["restore"],
         "step_s": median(lambda r: r["step_s"]),
         "stall_of_step": median(lambda r: r["stall_s"] / r["step_s"]),
         "lost_of_step": median(lambda r: r["lost_s"] / r["step_s"]),
@@ -223,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="on the disk to measure")
     parser.add_argument("--gib", type=float, default=1.0, help="size of the state")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--hosts", type=int, help=argparse.SUPPRESS)
@@ -236,7 +238,7 @@ def main() -> None:
     for hosts in (1, 2):
         folder = args.folder.absolute() / f"checkpoint-speed-{os.getpid()}-{hosts}"
         case = measure(hosts, folder, args.gib, args.rounds)
-        case["median"] = found = summary(case)
+        case["summary"] = found = summary(case)
         cases.append(case)
         print(f"{hosts} processes, {case['state_bytes'] / GB:.2f} GB of state, no compression")
         speed = {name: f"{found[f'{name}_bytes_per_s'] / GB:.2f} GB/s" for name in SPEEDS}

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         simulate,
         tokenise,
         train,
+        validate,
     )
 
     parser = Parser(
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=Formatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, goodput, chaos, sample, export, simulate, tokenise, calibrate, doctor):
+    data = (sample, export, tokenise)
+    machines = (validate, calibrate, doctor)
+    for module in (train, goodput, chaos, simulate, *data, *machines):
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(

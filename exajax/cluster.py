@@ -9,6 +9,7 @@ import importlib.util
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from exajax import stack as stacks
 from exajax.chip import CHIPS, XLA_FACTS, Chip, read_chip
@@ -141,8 +142,43 @@ def load_cluster(name: str, flag: str = "--cluster") -> Cluster:
         known = ", ".join([*names(), "local"])
         raise InputError(flag, f"unknown cluster {name!r}", f"choose one of {known}")
     path = Path(name) if own else _files()[name]
-    values = read_toml(path, flag)
-    where = f"{flag} {path.name}"
+    return _described(path.stem, read_toml(path, flag), f"{flag} {path.name}", flag)
+
+
+TEMPLATE = "dgx-h100"
+"""The machine whose nodes and variability one has that is known by its chip alone."""
+
+
+def machine_with(chip: str, devices_per_node: int, network: float | None) -> Cluster:
+    """Returns a machine of NVIDIA GPUs in nodes with switches, which has no description.
+
+    Args:
+        chip: a chip that has measured links between its devices.
+        devices_per_node: devices of a node.
+        network: of a node, bytes/s in one direction; None for that of `TEMPLATE`.
+
+    Raises:
+        InputError: nothing is known of the chip, or of its links.
+    """
+    chips = [path.stem for path in CHIPS.glob("*.toml")]
+    if chip not in chips:
+        raise InputError("chip", f"unknown chip {chip!r}", nearest(chip, chips))
+    values = read_toml(_files()[TEMPLATE], "chip")
+    fabric = f"nvswitch-{chip.split('-')[0]}"
+    values |= {
+        "title": f"nodes of {devices_per_node} x {chip}",
+        "chip": chip,
+        "devices_per_node": [devices_per_node, "the row"],
+        "link": {"fabric": fabric},
+    }
+    if network:
+        values["network"] |= {"bandwidth": [f"{network:g} B/s", "the row"]}
+    return _described(f"{chip} x {devices_per_node}", values, f"chip {chip}", "chip")
+
+
+def _described(name: str, values: dict[str, Any], where: str, flag: str) -> Cluster:
+    """Returns the machine that a description makes."""
+    values = dict(values)
     values.pop("aliases", None)
     for fabric in ("link", "network"):
         if fabric in values:
@@ -157,14 +193,14 @@ def load_cluster(name: str, flag: str = "--cluster") -> Cluster:
             )
         chip_name, chip_values = chip_table, read_toml(chips[chip_table], flag)
     else:
-        chip_name, chip_values = path.stem, table.part("chip").values
+        chip_name, chip_values = name, table.part("chip").values
     chip = read_chip(chip_name, Table(chip_values, f"{table.where} chip"))
     stack = _stack(table)
     # What a chip takes from another one's file stands in the chip alone.
     figures = json.dumps([table.values, chip_values, repr(chip), asdict(stack)], sort_keys=True)
     digest = hashlib.sha256(figures.encode()).hexdigest()
     return Cluster(
-        name=path.stem,
+        name=name,
         title=table.text("title"),
         chip=chip,
         devices_per_node=table.count("devices_per_node"),

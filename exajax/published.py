@@ -4,12 +4,16 @@ A row that cannot be expressed says why; none is dropped.
 """
 
 import csv
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from exajax import stack
+from exajax.cluster import Cluster, load_cluster, machine_with
 from exajax.errors import InputError
 from exajax.mesh import MeshSpec
 from exajax.models.presets import ModelConfig
@@ -18,8 +22,16 @@ from exajax.recipe import Recipe
 COLUMNS = ("source", "row_id", "layers", "hidden", "num_gpus", "global_batch", "derived_iter_s")
 """Columns that a table must have."""
 
+NUMBERS = (
+    *("derived_iter_s", "layers", "hidden", "heads", "kv_heads", "ffn", "seq", "vocab"),
+    *("gpus_per_node", "num_gpus", "dp", "fsdp", "tp", "pp", "cp", "ep", "vpp_interleave"),
+    *("micro_batch", "global_batch", "node_network_gbytes_per_s"),
+)
+"""Columns that hold numbers above 0, or nothing."""
+
 REMATS = {
     "none": "none",
+    "selective": "attention",
     "save_dots": "selective",
     "save_dots_except_mlp_wi": "save-dots-except-mlp-wi",
     "save_dots_except_mlp": "save-dots-except-mlp",
@@ -35,6 +47,12 @@ PRECISIONS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
 FAMILIES = {"swiglu": "llama", "gelu": "gpt"}
 """Model family by its feed-forward."""
 
+MATRICES = {"llama": 3, "gpt": 2}
+"""Matrices of a family's feed-forward."""
+
+SAME_SIZE = 0.08
+"""How far the parameters of a family may be from those that a row says, for it to be the family."""
+
 
 class InexpressibleError(Exception):
     """A row says too little, or something that a recipe does not have."""
@@ -49,6 +67,9 @@ class Row:
         source: where it was published.
         measured_s: seconds of a step, None where the row has none.
         cluster: a machine of ours, or empty.
+        chip: what it ran on, as we call it.
+        devices_per_node: devices of a node, 0 where the row does not say.
+        network: of a node, bytes/s in one direction; None where the row does not say.
         software: what the row says of precision and kernels, as written (`bf16 TE`).
         recipe: what was run, None where it cannot be expressed.
         reason: why not.
@@ -58,9 +79,26 @@ class Row:
     source: str
     measured_s: float | None
     cluster: str
+    chip: str
+    devices_per_node: int
+    network: float | None
     software: str
     recipe: Recipe | None
     reason: str = ""
+
+    def machine(self) -> Cluster:
+        """Returns the machine that it ran on, with its software stack.
+
+        Raises:
+            InputError: there is no description of it.
+        """
+        machine = (
+            load_cluster(self.cluster)
+            if self.cluster
+            else machine_with(self.chip, self.devices_per_node or 8, self.network)
+        )
+        zero = 3 if self.recipe and sharded(self.recipe) else 0
+        return dataclasses.replace(machine, stack=stack.of_source(self.source, zero))
 
 
 def read_table(
@@ -83,9 +121,31 @@ def read_table(
                 raise InputError(
                     "--table", f"{path} has no column {missing[0]!r}", "give a table with it"
                 )
-            return [_row({**values, **amended.get(values["row_id"], {})}) for values in reader]
+            table = [_checked(values, path) for values in reader]
+            return [_row({**values, **amended.get(values["row_id"], {})}) for values in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError("--table", f"cannot read {path}: {error}", "give a CSV file") from error
+
+
+def _checked(values: Mapping[str | None, Any], path: Path) -> dict[str, str]:
+    """Returns a row of a table; raises an `InputError` that names row and column of nonsense."""
+    if None in values or None in values.values():
+        raise InputError(
+            "--table", f"{path}, row {values['row_id']}: too few or too many cells", "mend the row"
+        )
+    for column in NUMBERS:
+        text = values.get(column, "").strip()
+        try:
+            good = not text or 0 < float(text) < math.inf
+        except ValueError:
+            good = False
+        if not good:
+            raise InputError(
+                "--table",
+                f"{path}, row {values['row_id']}, column {column}: {text!r} is no number above 0",
+                "mend it, or leave the cell empty where nothing is known",
+            )
+    return {str(column): text for column, text in values.items()}
 
 
 def _row(values: Mapping[str, str]) -> Row:
@@ -95,11 +155,15 @@ def _row(values: Mapping[str, str]) -> Row:
     except (InexpressibleError, InputError) as error:
         reason = str(error)
     measured = _number(values, "derived_iter_s")
+    network = _number(values, "node_network_gbytes_per_s")
     return Row(
         row_id=values["row_id"],
         source=values["source"],
         measured_s=measured,
         cluster=values.get("cluster", ""),
+        chip=values.get("chip", ""),
+        devices_per_node=int(_number(values, "gpus_per_node") or 0),
+        network=network * 1e9 if network else None,
         software=values.get("precision", ""),
         recipe=recipe,
         reason=reason or ("" if measured else "it has no step time"),
@@ -116,10 +180,9 @@ def recipe_of(values: Mapping[str, str]) -> Recipe:
         InexpressibleError: something that a recipe needs is unknown, or unknown to a recipe.
         InputError: the parts do not go together.
     """
-    mlp = values.get("mlp", "")
-    if mlp not in FAMILIES:
-        raise InexpressibleError(f"its feed-forward is {mlp or 'unknown'}")
-    policy = values.get("recompute_policy", "")
+    if "lora" in values.get("model", "").lower() or "lora" in values["row_id"].lower():
+        raise InexpressibleError("it trains adapters alone")
+    policy = values.get("recompute_policy", "") or stack.of_source(values["source"]).remat
     if policy not in REMATS:
         raise InexpressibleError(f"its recompute policy is {policy or 'unknown'}")
     if values.get("dtype") not in PRECISIONS:
@@ -128,7 +191,7 @@ def recipe_of(values: Mapping[str, str]) -> Recipe:
     heads, seq = _count(values, "heads"), _count(values, "seq")
     model = ModelConfig(
         name=values.get("model", "") or "unnamed",
-        family=FAMILIES[mlp],
+        family=family_of(values),
         layers=_count(values, "layers"),
         width=_count(values, "hidden"),
         heads=heads,
@@ -142,6 +205,7 @@ def recipe_of(values: Mapping[str, str]) -> Recipe:
     return Recipe.of(
         model,
         mesh,
+        uneven_stages=True,
         global_batch=_count(values, "global_batch"),
         micro_batch=_count(values, "micro_batch"),
         seq=seq,
@@ -153,6 +217,32 @@ def recipe_of(values: Mapping[str, str]) -> Recipe:
         interleave=interleave,
         sequence_parallel=values.get("sequence_parallel") != "no",
     )
+
+
+def family_of(values: Mapping[str, str]) -> str:
+    """Returns the family of a row's model: by its feed-forward, or by how many parameters it has.
+
+    Raises:
+        InexpressibleError: the feed-forward is not said, and no family has so many parameters.
+    """
+    mlp = values.get("mlp", "")
+    if mlp in FAMILIES:
+        return FAMILIES[mlp]
+    said = (_number(values, "params_B") or 0.0) * 1e9
+    width, layers = _count(values, "hidden"), _count(values, "layers")
+    heads = _count(values, "heads")
+    grouped = _count(values, "kv_heads", heads) / heads
+    outside = 2 * width * _count(values, "vocab") + layers * 2 * width**2 * (1 + grouped)
+    for family, matrices in MATRICES.items():
+        size = outside + layers * matrices * width * _count(values, "ffn")
+        if not mlp and abs(size / said - 1 if said else 1.0) < SAME_SIZE:
+            return family
+    raise InexpressibleError(f"its feed-forward is {mlp or 'unknown'}")
+
+
+def sharded(recipe: Recipe) -> bool:
+    """Returns whether parameters are divided over the batch's devices."""
+    return recipe.mesh.fsdp > 1 or (recipe.zero == 3 and recipe.mesh.data > 1)
 
 
 def layout_of(values: Mapping[str, str]) -> tuple[MeshSpec, int]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # reading a recipe must not cost an import of jax
 PRECISIONS = ("fp32", "bf16", "pure-bf16", "fp8")
 REMATS = (
     "none",
+    "attention",
     "selective",
     "save-dots-except-mlp-wi",
     "save-dots-except-mlp",
@@ -115,11 +116,13 @@ class Recipe:
         global_batch: int | None = None,
         micro_batch: int | None = None,
         seq: int | None = None,
+        uneven_stages: bool = False,
         **options: Any,
     ) -> "Recipe":
         """Returns a checked recipe; batch and sequence follow from mesh and model if not given.
 
-        A micro-batch is one sequence in a pipeline, otherwise the whole batch.
+        A micro-batch is one sequence in a pipeline, otherwise the whole batch. Stages hold the same
+        number of layers, unless `uneven_stages`: others train so, and the analytic engine knows it.
 
         Raises:
             InputError: the parts do not go together; names the flag to change.
@@ -133,6 +136,7 @@ class Recipe:
         )
         recipe._check_choices()
         recipe._check_divides()
+        recipe._check_pipeline(uneven_stages)
         return recipe
 
     @property
@@ -310,13 +314,11 @@ class Recipe:
             ("model", "feed-forward width", self.model.ffn),
             ("model", self._outputs, self.model.padded_vocab),
             ("expert", "experts", self.model.experts),
-            ("pipe", self._scanned, self.model.layers // self.model.moe_every),
         ):
             ways = getattr(self.mesh, axis)
             if size % ways or (ways > 1 and size == 0):
                 fix = f"give a {axis} axis that divides {size}" if size else f"leave {axis} out"
                 raise InputError("--mesh", f"{axis}={ways} does not divide the {size} {what}", fix)
-        self._check_pipeline()
         # Patches are as many as they are; where they do not divide, the residual stays whole.
         # Every device of the ring holds two chunks of the sequence.
         context = 2 * self.mesh.context if self.mesh.context > 1 else 1
@@ -337,9 +339,15 @@ class Recipe:
     def _scanned(self) -> str:
         return "layers" if self.model.moe_every == 1 else f"groups of {self.model.moe_every} layers"
 
-    def _check_pipeline(self) -> None:
+    def _check_pipeline(self, uneven_stages: bool) -> None:
         """Checks what goes through a pipeline, and what only a pipeline has."""
         stages, scanned = self.mesh.pipe, self.model.layers // self.model.moe_every
+        if scanned % stages and not (uneven_stages and stages <= scanned):
+            raise InputError(
+                "--mesh",
+                f"pipe={stages} does not divide the {scanned} {self._scanned}",
+                f"give a pipe axis that divides {scanned}",
+            )
         if (self.schedule == "interleaved") != (self.interleave > 1):
             raise InputError(
                 "--interleave",
@@ -348,7 +356,8 @@ class Recipe:
             )
         if self.interleave > 1 and stages == 1:
             raise InputError("--interleave", "mesh has no pipe axis", "give a mesh with pipe")
-        if scanned % (stages * self.interleave):
+        parts = stages * self.interleave
+        if self.interleave > 1 and scanned % parts and not (uneven_stages and parts <= scanned):
             raise InputError(
                 "--interleave",
                 f"{stages} stages x {self.interleave} parts do not divide the {scanned} "

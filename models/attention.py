@@ -26,6 +26,7 @@ def attention(
     v_BTKH: jax.Array,
     *,
     flash: bool,
+    again: bool = False,
     causal: bool = True,
     segments_BT: jax.Array | None = None,
 ) -> jax.Array:
@@ -39,6 +40,8 @@ def attention(
         k_BTKH: keys, K dividing N.
         v_BTKH: values.
         flash: the fused cuDNN kernel, which never writes the scores, instead of plain matmuls.
+        again: whether the backward pass makes plain scores again instead of keeping them; others
+            are never kept.
         causal: whether a position sees only itself and those before it.
         segments_BT: number of the document of every position; it sees only its own. None is one.
 
@@ -47,7 +50,7 @@ def attention(
     """
     ring = causal and axis_size("context") > 1
     axes = free_axes(AXES)
-    local = _ring if ring else functools.partial(_whole, flash=flash, causal=causal)
+    local = _ring if ring else functools.partial(_whole, flash=flash, again=again, causal=causal)
     batch = tuple(axis for axis in axes if axis in BATCH_AXES)
     if q_BTNH.shape[0] % int(np.prod([axis_size(axis) for axis in batch])):
         raise ValueError(f"{q_BTNH.shape[0]} samples do not divide over {batch}")
@@ -68,6 +71,7 @@ def _whole(
     segments_BT: jax.Array | None,
     *,
     flash: bool,
+    again: bool,
     causal: bool,
 ) -> jax.Array:
     if flash:
@@ -81,7 +85,9 @@ def _whole(
     if segments_BT is not None:
         same_B11TS = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None, None]
         seen_B11TS = same_B11TS if seen_B11TS is None else same_B11TS & seen_B11TS
-    return _unfused(q_BTNH, k_BTKH, v_BTKH, seen_B11TS)
+    # As in a stack, the loop over layers keeps XLA from undoing it.
+    core = jax.checkpoint(_unfused, prevent_cse=False) if again else _unfused
+    return core(q_BTNH, k_BTKH, v_BTKH, seen_B11TS)
 
 
 def _unfused(

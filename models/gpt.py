@@ -30,6 +30,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
         D, N, H = config.width, config.heads, config.head_dim
         self.flash, self.causal = how.flash, config.causal
+        self.again = how.remat == "attention"
         names = ("embed", "heads", "head")
         matrix = functools.partial(weight, bias=True, in_fp8=how.fp8, rngs=rngs)
         self.query = matrix(D, (N, H), names)
@@ -49,6 +50,7 @@ class Attention(nnx.Module):
             k_BTNH,
             v_BTNH,
             flash=self.flash,
+            again=self.again,
             causal=self.causal,
             segments_BT=segments_BT,
         )

@@ -115,6 +115,7 @@ what leaves attention's last map, the feed-forward's first and its last."""
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
+    "attention": None,
     "selective": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "save-dots-except-mlp-wi": jax.checkpoint_policies.save_only_these_names(*QKV, "mixed", "down"),
     "save-dots-except-mlp": jax.checkpoint_policies.save_only_these_names(*QKV, "mixed"),
@@ -122,8 +123,9 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
-"""What a block keeps for its backward pass, from most to least: everything; the outputs of its
-weight matmuls (attention is recomputed, as in arXiv:2205.05198, and experts, whose outputs are many
+"""What a block keeps for its backward pass, from most to least: everything; all but the scores of
+attention (which sees to it itself; selective in arXiv:2205.05198); the outputs of its weight
+matmuls (attention is recomputed, as in arXiv:2205.05198, and experts, whose outputs are many
 times a token's); those but the feed-forward's first; those of attention; queries, keys and values
 (these three as MaxText calls them); its input alone. Last, the outputs of weight matmuls in the
 memory of the host."""
@@ -209,7 +211,7 @@ class Stack(nnx.Module):
             x_BTD, loss = nnx.merge(graph, one_layer)(x_BTD, segments_BT)
             return constrain(x_BTD, RESIDUAL), loss
 
-        if remat != "none":
+        if REMAT_POLICIES[remat]:
             # The loop already keeps XLA from undoing the recomputation by merging it away.
             step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
 

@@ -30,6 +30,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
         D, N, K, H = config.width, config.heads, config.kv_heads, config.head_dim
         self.theta, self.flash = config.rope_theta, how.flash
+        self.again = how.remat == "attention"
         matrix = functools.partial(weight, in_fp8=how.fp8, rngs=rngs)
         self.query = matrix(D, (N, H), ("embed", "heads", "head"))
         self.key = matrix(D, (K, H), ("embed", "kv_heads", "head"))
@@ -42,7 +43,14 @@ class Attention(nnx.Module):
         q_BTNH = kept_as("query", rotary(constrain(self.query(x_BTD), heads), self.theta))
         k_BTKH = kept_as("key", rotary(constrain(self.key(x_BTD), kv_heads), self.theta))
         v_BTKH = kept_as("value", constrain(self.value(x_BTD), kv_heads))
-        mixed_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, flash=self.flash, segments_BT=segments_BT)
+        mixed_BTNH = attention(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            flash=self.flash,
+            again=self.again,
+            segments_BT=segments_BT,
+        )
         return kept_as("mixed", self.out(constrain(mixed_BTNH, heads)))
 
 

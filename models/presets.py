@@ -147,9 +147,9 @@ class ModelConfig:
         Args:
             sequences: of a step.
             seq: tokens of each.
-            remat: `selective` does the products of attention and of experts once more; `full` all
-                of a block's but the last, whose result nothing needs (the experts' is needed, by
-                their gates).
+            remat: `attention` does the products of attention once more, `selective` those of
+                experts too; `full` all of a block's but the last, whose result nothing needs (the
+                experts' is needed, by their gates).
         """
         tokens = sequences * seq
         scores = 4.0 * tokens * self.layers * self.width * seq

@@ -41,7 +41,7 @@ def test_a_summary_counts_what_is_promised_and_what_is_late(chaos):
         "group": "kills-2", "seed": 1, "wall_s": 60.0, "survived": True, "passed": True,
         "identity_promised": True, "end_state_identical": True, "samples_missing": 0,
         "samples_repeated": 0, "replayed_steps": 5, "orphans": [], "half_checkpoints": [],
-        "stale_locks": [],
+        "stale_locks": [], "not_injected": [7, 8],
         "faults": [fault("kill", 1.0, True), fault("kill", 3.0, True), fault("stop", None, False)],
     }  # fmt: skip
     skipped = report | {"identity_promised": False, "end_state_identical": False, "faults": []}
@@ -55,4 +55,8 @@ def test_a_summary_counts_what_is_promised_and_what_is_late(chaos):
     }  # fmt: skip
     assert json.loads(json.dumps(shown)) == shown
     assert "2 of 2 runs survived, 1 of 1 identical" in chaos.table(shown)
-    assert "not in time: stop" in chaos.line(report)
+    assert "not in time: stop; it was over before 2 more" in chaos.line(report)
+    assert chaos.held(report)
+    assert chaos.held(skipped | {"samples_missing": 3})
+    for left in ({"samples_missing": 1}, {"orphans": [7]}, {"survived": False}):
+        assert not chaos.held(report | left)

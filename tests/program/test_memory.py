@@ -96,6 +96,16 @@ def test_layers_keep_what_the_remat_says_and_no_more():
     assert everything.optimizer == full.optimizer
 
 
+def test_scores_that_are_made_again_are_not_kept():
+    everything, no_scores = (
+        memory_of("llama-tiny", "2x4", attention="unfused", remat=remat)
+        for remat in ("none", "attention")
+    )
+    # At least the weights of the mix: 8 layers, 16 bits, 4 x 16 / 4 heads of 128 x 128.
+    scores = 8 * 2 * 4 * 4 * 128 * 128
+    assert no_scores.activations < everything.activations - scores
+
+
 @pytest.mark.parametrize("remat", ["full", "none"])
 def test_the_parts_add_up_to_the_peak_and_the_largest_are_named(remat):
     found = memory_of("llama-tiny", "2x4", remat=remat)

@@ -55,13 +55,15 @@ class Inside:
         # Read once, at the start: all processes of an attempt then know the same.
         self._left = [f for f in faults if f.inside and not (fired / str(f.id)).exists()]
         self._bad_steps = {fault.step for fault in self._left if fault.kind == "nan"}
+        self._fed: set[int | None] = set()
         self._at = ("start", 0)
 
     def __call__(self, phase: str, step: int) -> None:
         """Takes note that training turns to a phase; may not come back from it."""
         self._at = phase, step
         for fault in self._mine("nan"):
-            if phase == "step" and step == fault.step:
+            # Not at the step of its number: batches that a roll-back has left out shift them.
+            if phase == "step" and fault.step in self._fed:
                 self._fire(fault)
         for fault in self._due("stuck"):
             self._sleep(FOR_EVER_S if fault.duration_s is None else fault.duration_s)
@@ -90,7 +92,10 @@ class Inside:
         return map(with_poison, batches) if self._bad_steps else batches
 
     def _factor(self, number: int) -> float:
-        return float("nan") if number + 1 in self._bad_steps else 1.0
+        if number + 1 not in self._bad_steps:
+            return 1.0
+        self._fed.add(number + 1)
+        return float("nan")
 
     @property
     def flips(self) -> bool:

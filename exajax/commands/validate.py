@@ -1,0 +1,84 @@
+"""Compares predicted steps with published ones, source by source, beside a null model."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exajax import published, runtime, units
+from exajax.simulate import validation
+from exajax.simulate.validation import Checked
+
+TABLES = Path(__file__).parent.parent / "published_tables"
+"""Published measurements that come with the project."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add(
+        "--table",
+        type=Path,
+        action="append",
+        metavar="FILE.csv",
+        help="measured steps, a row each; may be given again (default: those of the project)",
+    )
+    add("--rows", action="store_true", help="every row, and why some cannot be predicted")
+    add("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the errors of every source."""
+    tables = args.table or sorted(TABLES.glob("*.csv"))
+    rows = [row for table in tables for row in published.read_table(table)]
+    checked = [validation.check(row) for row in rows]
+    sources = validation.summary(checked)
+    if args.json:
+        result = {
+            "kind": "simulated against published",
+            "engine": "analytic",
+            "sources": sources,
+            "rows": [one.to_json() for one in checked],
+        }
+        print(runtime.to_json(result), flush=True)
+        return 0
+    print(described(sources, checked, every_row=args.rows), file=sys.stdout, flush=True)
+    return 0
+
+
+def described(
+    sources: Sequence[dict[str, Any]], checked: Sequence[Checked], *, every_row: bool
+) -> str:
+    """Returns simulated / published - 1 in words, of rows that nothing was fitted on."""
+    head = (
+        f"{'source':<56}{'rows':>5}{'held out':>10}{'median':>8}{'MAPE':>8}{'bias':>8}{'null':>8}"
+    )
+    lines = [head]
+    for one in sources:
+        held_out = one["expressed"] - one["calibrated"]
+        shares = [one[key] for key in ("median_error", "mape", "bias", "null_mape")]
+        told = "".join(f"{'-' if share is None else f'{share:.1%}':>8}" for share in shares)
+        lines.append(f"{one['source'][:55]:<56}{one['rows']:>5}{held_out:>10}{told}")
+    lines.append(
+        "simulated (analytic engine) against published steps; `held out`: rows that can be "
+        "predicted and that no factor was fitted on; `null`: MAPE of one efficiency for everything"
+    )
+    fitted = [one.row.row_id for one in checked if one.calibrated]
+    lines.append(f"fitted on: {', '.join(fitted) or 'none of these rows'}")
+    if every_row:
+        lines += [_line(one) for one in checked]
+    else:
+        unknown = sum(one.error is None for one in checked)
+        lines.append(f"{unknown} of {len(checked)} rows are not predicted; --rows says why")
+    return "\n".join(lines)
+
+
+def _line(one: Checked) -> str:
+    if one.error is None or one.predicted_s is None or one.row.measured_s is None:
+        return f"{one.row.row_id:<44} not predicted: {one.reason}"
+    fitted = " (fitted on)" if one.calibrated else ""
+    return (
+        f"{one.row.row_id:<44} published {units.show(one.row.measured_s, 's')}, simulated "
+        f"{units.show(one.predicted_s, 's')}, {one.error:+.1%}{fitted}"
+    )

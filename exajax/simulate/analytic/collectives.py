@@ -1,0 +1,46 @@
+"""Times of collectives over groups of a mesh, over arrays of layouts."""
+
+import itertools
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from exajax.cluster import Cluster
+from exajax.program.collectives import Collective
+from exajax.simulate.analytic.layouts import Floats
+from exajax.simulate.collectives import collective_time_s
+
+
+def group_s(
+    kind: str, bytes_: ArrayLike, ranks: ArrayLike, stride: ArrayLike, cluster: Cluster
+) -> Floats:
+    """Returns the seconds of a collective over every group, 0 where it has one member.
+
+    Args:
+        kind: one of `program.collectives.KINDS`.
+        bytes_: of the whole array, shape [N], as `Collective.bytes`.
+        ranks: devices of each group.
+        stride: devices from one member to the next.
+        cluster: where.
+    """
+    columns = np.broadcast_arrays(
+        *(np.atleast_1d(np.asarray(x, float)) for x in (bytes_, ranks, stride))
+    )
+    cases, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    seconds = [_one_s(kind, size, int(n), int(step), cluster) for size, n, step in cases]
+    found: Floats = np.array(seconds)[which.reshape(-1)]
+    return found
+
+
+def _one_s(kind: str, size: float, ranks: int, stride: int, cluster: Cluster) -> float:
+    if ranks < 2 or size <= 0:
+        return 0.0
+    group = _group(ranks, stride)
+    hops = tuple(itertools.pairwise(group)) if kind == "collective-permute" else ()
+    return collective_time_s(Collective(kind, int(size), group, "", hops), cluster)
+
+
+@lru_cache(maxsize=4096)
+def _group(ranks: int, stride: int) -> tuple[int, ...]:
+    return tuple(range(0, ranks * stride, stride))

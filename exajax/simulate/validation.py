@@ -1,0 +1,151 @@
+"""Predictions against published measurements, source by source, beside those of a null model."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from exajax.cluster import Cluster
+from exajax.errors import InputError
+from exajax.published import Row
+from exajax.recipe import Recipe
+from exajax.simulate.analytic import engine
+from exajax.simulate.analytic.layouts import Layouts
+
+NULL_EFFICIENCY = 0.4493
+"""Of the null model: the mean over the ten rows of table 1 of arXiv:2104.04473
+(`benchmarks/fit_stacks.py --null`)."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A published row, and what was predicted for it.
+
+    Attributes:
+        row: the measurement.
+        predicted_s: seconds of a step, None where it cannot be predicted.
+        null_s: the same by the null model.
+        stack: name of the software stack that was assumed.
+        calibrated: whether that stack was fitted on this row.
+        reason: why nothing was predicted, else empty.
+    """
+
+    row: Row
+    predicted_s: float | None
+    null_s: float | None
+    stack: str
+    calibrated: bool
+    reason: str
+
+    @property
+    def error(self) -> float | None:
+        """Predicted / measured - 1."""
+        return _error(self.predicted_s, self.row.measured_s)
+
+    @property
+    def null_error(self) -> float | None:
+        """The same of the null model."""
+        return _error(self.null_s, self.row.measured_s)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row in the form that `exajax validate --json` promises."""
+        return {
+            "row_id": self.row.row_id,
+            "source": self.row.source,
+            "predicted_s": self.predicted_s,
+            "measured_s": self.row.measured_s,
+            "error": self.error,
+            "null_s": self.null_s,
+            "stack": self.stack,
+            "used_for_calibration": self.calibrated,
+            "reason": self.reason,
+        }
+
+
+def _error(predicted_s: float | None, measured_s: float | None) -> float | None:
+    return predicted_s / measured_s - 1 if predicted_s and measured_s else None
+
+
+def check(row: Row) -> Checked:
+    """Returns what the analytic engine predicts for a row, or why it predicts nothing."""
+    if row.reason or row.recipe is None:
+        return Checked(row, None, None, "", False, row.reason)
+    try:
+        machine = row.machine()
+        predicted_s = step_s(row.recipe, machine)
+        null_s = null_step_s(row.recipe, machine)
+    except InputError as error:
+        return Checked(row, None, None, "", False, str(error))
+    stack = machine.stack
+    return Checked(row, predicted_s, null_s, stack.name, row.row_id in stack.fitted_on, "")
+
+
+def step_s(recipe: Recipe, machine: Cluster) -> float:
+    """Returns the seconds of a step by the analytic engine."""
+    layouts = Layouts.of_recipes([recipe], flash=machine.chip.attention is not None)
+    times = engine.times(
+        recipe.model,
+        machine,
+        layouts,
+        global_batch=recipe.global_batch,
+        seq=recipe.seq,
+        precision=recipe.precision,
+    )
+    return float(times.step_s[0])
+
+
+def null_step_s(recipe: Recipe, machine: Cluster, efficiency: float = NULL_EFFICIENCY) -> float:
+    """Returns the seconds of a step by the model that any other has to beat.
+
+    F / (n x e x peak) x (1 + (p - 1) / (v x m)): all FLOPs, recomputed ones too, at one efficiency
+    e of all devices, and the bubble of a pipeline of p stages with v parts and m micro-batches.
+    """
+    flops = recipe.model.step_flops(recipe.global_batch, recipe.seq, recipe.remat)
+    peak = machine.chip.peak(recipe.precision)
+    bubble = (recipe.mesh.pipe - 1) / (recipe.interleave * recipe.micro_batches)
+    return flops / (recipe.mesh.devices * efficiency * peak) * (1 + bubble)
+
+
+def summary(checked: Iterable[Checked]) -> list[dict[str, Any]]:
+    """Returns the errors of every source on rows that no stack was fitted on."""
+    by_source: dict[str, list[Checked]] = {}
+    for one in checked:
+        by_source.setdefault(one.row.source, []).append(one)
+    return [_of_source(source, rows) for source, rows in by_source.items()]
+
+
+def _of_source(source: str, rows: Sequence[Checked]) -> dict[str, Any]:
+    told = [row for row in rows if row.error is not None]
+    held_out = [row for row in told if not row.calibrated]
+    errors = [row.error for row in held_out if row.error is not None]
+    null = [row.null_error for row in held_out if row.null_error is not None]
+    return {
+        "source": source,
+        "rows": len(rows),
+        "expressed": len(told),
+        "calibrated": len(told) - len(held_out),
+        **_statistics(errors, ""),
+        **_statistics(null, "null_"),
+        "rank_correlation": _rank_correlation(held_out),
+    }
+
+
+def _statistics(errors: Sequence[float], prefix: str) -> dict[str, float | None]:
+    if not errors:
+        return {f"{prefix}{name}": None for name in ("median_error", "mape", "bias")}
+    sizes = [abs(error) for error in errors]
+    return {
+        f"{prefix}median_error": statistics.median(sizes),
+        f"{prefix}mape": statistics.fmean(sizes),
+        f"{prefix}bias": statistics.fmean(errors),
+    }
+
+
+def _rank_correlation(rows: Sequence[Checked]) -> float | None:
+    """Spearman's, of the steps that are slower and those that are said to be."""
+    if len({row.row.measured_s for row in rows}) < 3:
+        return None
+    predicted, measured = [r.predicted_s for r in rows], [r.row.measured_s for r in rows]
+    return float(spearmanr(predicted, measured).statistic)
