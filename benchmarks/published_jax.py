@@ -126,7 +126,8 @@ def fit(rows: Sequence[Row]) -> Stack:
 
     def with_factors(factors: Sequence[float]) -> Stack:
         matmul, memory, step_s = (float(factor) for factor in factors)
-        return Stack("fitted", "", matmul, memory, step_s, tuple(row.row_id for row in rows))
+        fitted_on = tuple(row.row_id for row in rows)
+        return Stack("fitted", "", matmul, memory, step_s, fitted_on=fitted_on)
 
     def errors(factors: Sequence[float]) -> list[float]:
         return [

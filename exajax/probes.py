@@ -101,7 +101,9 @@ def fit(probes: Sequence[Probe], cluster: Cluster) -> Stack:
         rest.append(1 - waits_s / probe.measured_s)
     matmul, memory = lsq_linear(np.array(rows), np.array(rest), (LEAST, MOST)).x
     names = tuple(f"{probe.name}: {probe.measured_s * 1e3:.1f} ms" for probe in probes)
-    return Stack("own", "XLA on this machine", float(matmul), float(memory), 0.0, names)
+    return Stack(
+        "own", "XLA on this machine", matmul=float(matmul), memory=float(memory), fitted_on=names
+    )
 
 
 def _priced(program: Program, cluster: Cluster) -> tuple[float, float, float]:

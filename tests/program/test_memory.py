@@ -96,6 +96,7 @@ def test_layers_keep_what_the_remat_says_and_no_more():
     assert everything.optimizer == full.optimizer
 
 
+@pytest.mark.slow
 def test_scores_that_are_made_again_are_not_kept():
     everything, no_scores = (
         memory_of("llama-tiny", "2x4", attention="unfused", remat=remat)

@@ -12,6 +12,7 @@ from exajax.cluster import load_cluster
 from exajax.models.presets import PRESETS, ModelConfig
 from exajax.recipe import REMATS
 from exajax.simulate.analytic import engine
+from exajax.simulate.analytic.blocks import PARTS, REMADE
 from exajax.simulate.analytic.layouts import Layouts
 
 H100 = load_cluster("dgx-h100")
@@ -53,6 +54,11 @@ def faster(**changes):
         H100.network, bandwidth=H100.network.bandwidth * changes.get("network", 1)
     )
     return dataclasses.replace(H100, chip=chip, network=network)
+
+
+def test_every_policy_says_what_it_makes_again():
+    assert list(REMADE) == list(REMATS)
+    assert all(set(parts) <= set(PARTS) for parts in REMADE.values())
 
 
 @settings(deadline=None, max_examples=40)

@@ -7,7 +7,6 @@ import numpy as np
 
 from exajax.chip import Chip
 from exajax.models.presets import ModelConfig
-from exajax.recipe import REMATS
 from exajax.simulate.analytic.kernels import Product, bytes_s, flash_s, product_s
 from exajax.simulate.analytic.layouts import Bools, Floats, Layouts
 from exajax.stack import Stack
@@ -242,6 +241,3 @@ def _experts(model: ModelConfig, shard: Shard) -> _Part:
     moved = 2 * 2 * ELEMENT * routed * D  # to the experts' order and back
     acting = ELEMENT * F * routed
     return _Part((router, up, down), moved + 3 * acting, 2 * moved + 5 * acting, (5, 8))
-
-
-assert set(REMATS) <= REMADE.keys()

@@ -15,6 +15,18 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+ONE_DEVICE: dict[str, int | bool] = {
+    **dict.fromkeys(("pipe", "data", "fsdp", "expert", "context", "tensor"), 1),
+    "interleave": 1,
+    "micro_batch": 1,
+    "zero": 0,
+    "remat": 0,
+    "sequence_parallel": False,
+    "flash": False,
+}
+"""The fields of `Layouts` on one device, in order."""
+
+
 @dataclass(frozen=True)
 class Layouts:
     """Layouts of one model at one global batch; every field is an array of shape [N].
@@ -32,7 +44,6 @@ class Layouts:
         remat: index into `REMATS`.
         sequence_parallel: whether `tensor` divides the sequence between sublayers.
         flash: whether attention is fused.
-        all_forward_first: whether the schedule is GPipe: no backward pass before all forward ones.
     """
 
     pipe: Ints
@@ -47,18 +58,15 @@ class Layouts:
     remat: Ints
     sequence_parallel: Bools
     flash: Bools
-    all_forward_first: Bools
 
     @classmethod
     def of(cls, **columns: ArrayLike) -> "Layouts":
-        """Returns layouts from columns or single values; what is not given is 1, 0 or False."""
-        ones = dict.fromkeys(("zero", "remat"), 0)
-        values: dict[str, Any] = {}
-        for column in fields(cls):
-            kind = bool if column.type is Bools or "Bools" in str(column.type) else np.int64
-            default = False if kind is bool else ones.get(column.name, 1)
-            values[column.name] = np.atleast_1d(np.asarray(columns.get(column.name, default), kind))
-        return cls(*np.broadcast_arrays(*values.values()))
+        """Returns layouts from columns or single values; what is not given is as on one device."""
+        values = [
+            np.atleast_1d(np.asarray(columns.get(name, default), type(default)))
+            for name, default in ONE_DEVICE.items()
+        ]
+        return cls(*np.broadcast_arrays(*values))
 
     @classmethod
     def of_recipes(cls, recipes: Sequence[Recipe], flash: bool = True) -> "Layouts":
@@ -81,7 +89,6 @@ class Layouts:
             remat=[REMATS.index(r.remat) for r in recipes],
             sequence_parallel=[r.sequence_parallel for r in recipes],
             flash=[r.attention == "flash" or (r.attention == "auto" and flash) for r in recipes],
-            all_forward_first=[r.schedule == "gpipe" for r in recipes],
         )
 
     def __len__(self) -> int:
