@@ -156,8 +156,8 @@ def block(model: ModelConfig, shard: Shard, chip: Chip, precision: str, stack: S
 def _casts(part: _Part, precision: str, backward: int) -> Floats | float:
     """Bytes of casting to fp8 what parameters are multiplied with.
 
-    It is read in bf16 and written twice, once for the product and once, turned around, for the
-    gradient of the weight (docs.nvidia.com/deeplearning/transformer-engine, FP8 primer).
+    Assumed: it is read in bf16 and written twice, once for the product and once, turned around, for
+    the gradient of the weight.
     """
     weights = [product for product in part.products if product.weight]
     if precision != "fp8" or not weights:
@@ -174,9 +174,9 @@ def _parts(model: ModelConfig, shard: Shard, stack: Stack) -> dict[str, _Part]:
     kv = model.head_dim * model.kv_heads / t
     between = shard.tokens_between * D
 
-    def dense(n: Floats | float, k: Floats | float, tokens: Floats = T) -> Product:
+    def dense(n: Floats | float, k: Floats | float) -> Product:
         ones = np.ones_like(T)
-        return Product(ones, tokens, n * ones, k * ones)
+        return Product(ones, T, n * ones, k * ones)
 
     rope = 0.0 if biased else 2 * E * (heads + kv) * T
     bias = E * T if biased else 0.0  # its gradient is a sum over what has been written just now

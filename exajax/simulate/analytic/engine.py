@@ -17,8 +17,9 @@ from exajax.simulate.analytic.layouts import Floats, Layouts
 from exajax.simulate.analytic.turn import Turn, ends_of, sum_of_waits, turn_of, work_of
 
 UPDATE_BYTES = 34.0
-"""Bytes read and written for each parameter that a device updates: gradient (twice, its norm comes
-first), and parameter, mean and square read and written in fp32; the bf16 copy written."""
+"""Bytes read and written for each parameter that a device updates, counted by hand: gradient
+(twice, its norm comes first), and parameter, mean and square read and written in fp32; the bf16
+copy written."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ def times(
     computing = blocks * turn.compute + micro_batches * at_ends
     products = blocks * turn.products + micro_batches * ends.products
 
+    # Of two tables a stage has one; where there is one, both ends have it.
+    held = np.where(alone | (model.family == "gpt"), 1.0, 0.5)
     parameters = deepest * communication.block_parameters(model, layouts) + (
-        communication.end_parameters(model) / layouts.tensor * np.where(alone, 1.0, 0.5)
+        communication.end_parameters(model) / layouts.tensor * held
     )
     update_s = cluster.stack.memory * bytes_s(
         UPDATE_BYTES * parameters / layouts.state_shards, cluster.chip

@@ -20,8 +20,8 @@ Index = NDArray[np.intp]
 """Which of the distinct shards each layout has, shape [N]."""
 
 LOSS_BYTES = (18.0, 8.0)
-"""Bytes for each logit forward and backward besides its products: to fp32, maximum, exponential
-and sum; the gradient."""
+"""Bytes for each logit forward and backward besides its products, counted by hand of a loss that is
+not fused: to fp32, maximum, exponential and sum; the gradient."""
 
 
 @dataclass(frozen=True)
