@@ -23,6 +23,7 @@ ONE_DEVICE: dict[str, int | bool] = {
     "remat": 0,
     "sequence_parallel": False,
     "flash": False,
+    "gpipe": False,
 }
 """The fields of `Layouts` on one device, in order."""
 
@@ -44,6 +45,7 @@ class Layouts:
         remat: index into `REMATS`.
         sequence_parallel: whether `tensor` divides the sequence between sublayers.
         flash: whether attention is fused.
+        gpipe: whether all micro-batches go ahead before the first goes back.
     """
 
     pipe: Ints
@@ -58,6 +60,7 @@ class Layouts:
     remat: Ints
     sequence_parallel: Bools
     flash: Bools
+    gpipe: Bools
 
     @classmethod
     def of(cls, **columns: ArrayLike) -> "Layouts":
@@ -89,6 +92,7 @@ class Layouts:
             remat=[REMATS.index(r.remat) for r in recipes],
             sequence_parallel=[r.sequence_parallel for r in recipes],
             flash=[r.attention == "flash" or (r.attention == "auto" and flash) for r in recipes],
+            gpipe=[r.schedule == "gpipe" for r in recipes],
         )
 
     def __len__(self) -> int:
