@@ -55,6 +55,7 @@ class Instruction:
         operands: names of the instructions it reads.
         attributes: what stands behind the operands, as written.
         is_root: whether its value is the computation's value.
+        literal: what stands in the place of operands: a constant's value, a parameter's number.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     is_root: bool
+    literal: str = ""
 
     @property
     def bytes(self) -> int:
@@ -186,6 +188,7 @@ def _instruction(line: str) -> Instruction:
         operands=tuple(re.findall(r"%([\w.\-$]+)", arguments)),
         attributes=rest[closing + 1 :].lstrip(", "),
         is_root=left.startswith("ROOT "),
+        literal=arguments if rest[:opening] in ("constant", "parameter") else "",
     )
 
 

@@ -12,6 +12,7 @@ from exajax.program.collectives import Collective
 from exajax.program.costs import Attention, Product, arithmetic
 from exajax.program.hlo import Computation, Instruction, Module
 from exajax.program.traffic import host_bytes, traffic_bytes
+from exajax.program.trips import trips
 
 FREE = frozenset(
     """
@@ -69,9 +70,9 @@ class Loop:
     Attributes:
         name: the instruction.
         op_name: the path of JAX names it comes from.
-        trips: times, by the compiler's own count.
+        trips: times.
         body: what is run.
-        trips_known: False where the compiler did not say; the body then counts once.
+        trips_known: False where nothing says how often; the body then counts once.
     """
 
     name: str
@@ -114,7 +115,7 @@ def total_bytes(program: Program) -> int:
 
 
 def unknown_loops(program: Program) -> list[str]:
-    """Returns the loops whose trips the compiler did not say, and which are counted once."""
+    """Returns the loops of which nothing says how often they run, and which are counted once."""
     found = []
     for node in program:
         if isinstance(node, Loop):
@@ -143,11 +144,11 @@ def _walk(
             continue
         if opcode == "while":
             body = module.computations[instruction.called("body")]
-            count = instruction.backend_config.get("known_trip_count", {}).get("n")
+            count = trips(instruction, computation, module)
             yield Loop(
                 instruction.name,
                 instruction.op_name,
-                int(count or 1),
+                1 if count is None else count,
                 tuple(_walk(body, module, mesh_axes)),
                 trips_known=count is not None,
             )

@@ -3,6 +3,7 @@
 import re
 
 from exajax.program.hlo import Module
+from exajax.program.trips import trips
 
 
 def estimate_s(dumped: str, module: Module) -> float | None:
@@ -26,8 +27,8 @@ def _with_loops(name: str, times_us: dict[str, float], module: Module) -> float:
     for instruction in module.computations[name].instructions:
         body = instruction.called("body") if instruction.opcode == "while" else ""
         if body in times_us:
-            trips = int(instruction.backend_config.get("known_trip_count", {}).get("n", 1))
-            total_us += trips * _with_loops(body, times_us, module)
+            count = trips(instruction, module.computations[name], module)
+            total_us += (1 if count is None else count) * _with_loops(body, times_us, module)
     return total_us
 
 
