@@ -15,6 +15,22 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+def distinct(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Returns where each row that differs is found first, and which of them each row is.
+
+    As `numpy.unique` of rows, which compares whole rows and is twenty times slower.
+
+    Args:
+        columns: arrays of shape [N].
+    """
+    codes = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        values, which = np.unique(column, return_inverse=True)
+        codes = codes * len(values) + which
+    _, first, which = np.unique(codes, return_index=True, return_inverse=True)
+    return first, which
+
+
 ONE_DEVICE: dict[str, int | bool] = {
     **dict.fromkeys(("pipe", "data", "fsdp", "expert", "context", "tensor"), 1),
     "interleave": 1,

@@ -7,8 +7,11 @@ import numpy as np
 
 from exajax.models.presets import ModelConfig
 from exajax.recipe import REMATS
-from exajax.simulate.analytic.layouts import Floats, Layouts
+from exajax.simulate.analytic.layouts import Floats, Ints, Layouts
 from exajax.stack import Stack
+
+CAPACITY = 1.25
+"""Room of an expert, over an even share (`Recipe.capacity_factor`)."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,56 @@ def of_megatron(gates: int, dropout: bool) -> Mapping[str, Kept]:
     return {"none": none, "attention": attention, "full": Kept(stream=2)}
 
 
-def of_block(
-    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, remat: str
-) -> Floats:
-    """Returns the bytes that a block keeps of one micro-batch."""
+TWICE = 8
+"""Ways from which on XLA keeps the stream of several sequences in two orders where `tensor` divides
+them, as in three of four compiled programs; none of four did with fewer."""
+
+
+def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack) -> Floats:
+    """Returns the bytes that a block keeps of one micro-batch, shape [N]."""
     gates = 1 if model.family in ("gpt", "vit") else 2
-    ours = of_jax(gates)
-    theirs = of_megatron(gates, stack.dropout) if stack.program == "megatron" else {}
-    kept = theirs.get(remat, ours[remat])
+    by_remat = dict(of_jax(gates))
+    ours = stack.program == "jax"
+    if not ours:
+        by_remat |= of_megatron(gates, stack.dropout)
+
+    def column(name: str) -> Floats:
+        return np.array([getattr(by_remat[remat], name) for remat in REMATS])[layouts.remat]
+
     tokens, tensor = layouts.micro_batch * seq / layouts.context, layouts.tensor
-    between = tokens / np.where(layouts.sequence_parallel, tensor, 1)
-    ffn = 0 if model.mixture_layers else model.ffn
-    scores = np.where(layouts.flash, 0.0, tokens * seq * model.heads / tensor)
-    numbers = kept.heads * model.heads + 2 * kept.kv * model.kv_heads
-    within = numbers * model.head_dim + kept.ffn * ffn
-    return kept.stream * model.width * between + within * tokens / tensor + kept.scores * scores
+    divided = layouts.sequence_parallel & (tensor > 1)
+    between = tokens / np.where(divided, tensor, 1)
+    between = between * np.where(
+        ours & divided & (tensor >= TWICE) & (layouts.micro_batch > 1), 2, 1
+    )
+    numbers = column("heads") * model.heads + 2 * column("kv") * model.kv_heads
+    feed_forward = column("ffn") * model.ffn
+    if model.mixture_layers:  # only what no policy makes again is kept of experts
+        routed = model.top_k * CAPACITY * model.mixture_layers / model.layers
+        wide = np.where(layouts.remat == REMATS.index("none"), routed, 0.0)
+        feed_forward = wide * (feed_forward + 4 * model.width * tensor)
+    scores = np.where(layouts.flash, 0.0, tokens * seq / layouts.context * model.heads / tensor)
+    within = numbers * model.head_dim + feed_forward
+    return (
+        column("stream") * model.width * between
+        + within * tokens / tensor
+        + column("scores") * scores
+    )
+
+
+def in_flight(layouts: Layouts, micro_batches: Ints, *, own_turns: bool = False) -> Floats:
+    """Returns how many micro-batches a stage keeps at most what its blocks keep of, shape [N].
+
+    GPipe keeps all of them. 1F1B keeps as many as there are stages, and with v parts of each
+    (p - 1) / v more (arXiv:2205.05198, section 4.2.3); where all stages go ahead together and then
+    back together, as ours do (`pipeline.Schedule.in_flight`), twice as many less one.
+
+    Args:
+        layouts: how.
+        micro_batches: of a step.
+        own_turns: whether stages take turns of their own.
+    """
+    p, v = layouts.pipe, layouts.interleave
+    parts = p * v + np.where(v > 1, p - 1, 0) if own_turns else 2 * p * v - 1
+    most = np.where(layouts.gpipe, micro_batches, np.minimum(parts, micro_batches * v) / v)
+    return np.where(p > 1, most, 1.0)

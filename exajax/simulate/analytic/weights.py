@@ -1,8 +1,10 @@
 """Parameters of a device, over arrays of layouts: how many there are, and its share of each."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from exajax.models.presets import ModelConfig
 from exajax.simulate.analytic.communication import end_parameters
@@ -26,7 +28,7 @@ class Weights:
     sizes: Ints
     expert: bool = False
 
-    def shares(self, layouts: Layouts, kind: str, *, flat: bool) -> Floats:
+    def share(self, layouts: Layouts, kind: str, *, flat: bool) -> Floats:
         """Returns how many parameters a device has the parameters, gradients or moments of.
 
         Args:
@@ -45,26 +47,45 @@ class Weights:
         return self.count / np.where(by_all, first * data, np.where(by_first, first, 1))
 
 
-def of_stage(model: ModelConfig, layouts: Layouts) -> tuple[Weights, Weights, Weights]:
+def share(held: Iterable[Weights], layouts: Layouts, kind: str, *, flat: bool = False) -> Floats:
+    """Returns the `Weights.share` of several kinds of parameters."""
+    total: Floats = np.sum([one.share(layouts, kind, flat=flat) for one in held], axis=0)
+    return total
+
+
+def of_stage(
+    model: ModelConfig, layouts: Layouts, tables: ArrayLike | None = None
+) -> tuple[Weights, Weights, Weights]:
     """Returns the parameters of attention and feed-forward, of experts, and of the tables.
 
-    Of a pipeline those of a stage with most blocks; the tables, which `pipe` divides like the axes
-    of the batch, are counted whole.
+    Args:
+        model: its dimensions.
+        layouts: how; of a pipeline, a stage with most blocks counts.
+        tables: how much of the tables it has, 1 for all; where it is not given, `pipe` divides them
+            like the axes of the batch.
     """
     blocks = np.ceil(model.layers / layouts.pipe)
-    tables = end_parameters(model)
-    per_block = (model.parameters - tables) / model.layers
+    ends = end_parameters(model)
+    per_block = (model.parameters - ends) / model.layers
     experts = 3.0 * model.width * model.ffn * model.experts * model.mixture_layers / model.layers
     width = np.full(len(layouts), model.width)
     whole = layouts.tensor == 1
-    inner = np.where(whole, model.ffn, model.width)
+    outside = ends / layouts.tensor
+    if tables is None:
+        outside = outside / np.where(model.width % layouts.pipe == 0, layouts.pipe, 1)
     return (
-        Weights(blocks * (per_block - experts) / layouts.tensor, np.stack([width])),
+        Weights(blocks * (per_block - experts) / layouts.tensor, _sizes(width)),
         Weights(
-            blocks * experts / (layouts.expert * layouts.tensor), np.stack([width, inner]), True
+            blocks * experts / (layouts.expert * layouts.tensor),
+            _sizes(width, np.where(whole, model.ffn, model.width)),
+            expert=True,
         ),
         Weights(
-            tables / layouts.tensor,
-            np.stack([width, np.where(whole, model.padded_vocab, model.width)]),
+            outside * (1.0 if tables is None else np.asarray(tables)),
+            _sizes(width, np.where(whole, model.padded_vocab, model.width)),
         ),
     )
+
+
+def _sizes(*dimensions: Ints) -> Ints:
+    return np.stack(dimensions)
