@@ -9,6 +9,7 @@ from exajax.chip import Chip
 from exajax.models.presets import ModelConfig
 from exajax.simulate.analytic.kernels import Product, bytes_s, flash_s, product_s
 from exajax.simulate.analytic.layouts import Bools, Floats, Layouts, distinct
+from exajax.simulate.analytic.saved import CAPACITY
 from exajax.stack import Stack
 
 PARTS = ("norms", "qkv", "attention", "out", "up", "activation", "down", "experts")
@@ -178,6 +179,10 @@ def _parts(model: ModelConfig, shard: Shard, stack: Stack) -> dict[str, _Part]:
     rope = 0.0 if biased else 2 * E * (heads + kv) * T
     bias = E * T if biased else 0.0  # its gradient is a sum over what has been written just now
     gates = 1 if biased else 2
+    # Ours multiply with one matrix after the other, others with all that read the same at once.
+    apart = stack.program == "jax"
+    qkv = (dense(heads, D), dense(kv, D), dense(kv, D)) if apart else (dense(heads + 2 * kv, D),)
+    up = gates * (dense(F, D),) if apart else (dense(gates * F, D),)
     parts = {
         # Two norms read and write the stream; two sums read it and a result, and write it.
         "norms": _Part(
@@ -186,18 +191,18 @@ def _parts(model: ModelConfig, shard: Shard, stack: Stack) -> dict[str, _Part]:
             (2 * 3 * E + 2 * (3 * E + 2 * E * bool(mask) + mask)) * between,
             (4, 6),
         ),
-        "qkv": _Part((dense(heads + 2 * kv, D),), rope, rope + bias * (heads + 2 * kv), (0, 2)),
+        "qkv": _Part(qkv, rope, rope + bias * (heads + 2 * kv), (0, 2)),
         "attention": _attention(model, shard, mask),
         "out": _Part((dense(D, heads),), 0.0, bias * D, (0, 1)),
     }
     if not model.mixture_layers:
         acting = {1: (2, 3), 2: (3, 5)}[gates]
         return parts | {
-            "up": _Part((dense(gates * F, D),), 0.0, bias * gates * F, (0, 1)),
+            "up": _Part(up, 0.0, bias * gates * F, (0, 1)),
             "activation": _Part((), acting[0] * E * F * T, acting[1] * E * F * T, (1, 1)),
             "down": _Part((dense(D, F),), 0.0, bias * D, (0, 1)),
         }
-    return parts | {"experts": _experts(model, shard)}
+    return parts | {"experts": _experts(model, shard, stack)}
 
 
 def _attention(model: ModelConfig, shard: Shard, mask: float) -> _Part:
@@ -227,10 +232,10 @@ def _fused_s(model: ModelConfig, shard: Shard, chip: Chip, precision: str) -> tu
     return ahead, flash_s(*shape, chip, precision, backward=True)
 
 
-def _experts(model: ModelConfig, shard: Shard) -> _Part:
+def _experts(model: ModelConfig, shard: Shard, stack: Stack) -> _Part:
     """The experts of a mixture that a device holds, and the way of tokens to and from them."""
     here = np.maximum(1.0, model.experts / shard.expert)
-    routed = shard.tokens * model.top_k
+    routed = shard.tokens * model.top_k * (CAPACITY if stack.program == "jax" else 1.0)
     each = routed * shard.expert / model.experts
     F, D = model.ffn / shard.tensor, np.full_like(each, model.width)
     router = Product(np.ones_like(each), shard.tokens, D * 0 + model.experts, D, weight=False)

@@ -10,6 +10,7 @@ from exajax.models.presets import ModelConfig
 from exajax.recipe import REMATS
 from exajax.simulate.analytic.blocks import ELEMENT, REMADE
 from exajax.simulate.analytic.layouts import Floats, Layouts
+from exajax.simulate.analytic.saved import CAPACITY
 from exajax.stack import Stack
 
 Timed = Callable[[str, ArrayLike, ArrayLike, ArrayLike], Floats]
@@ -24,14 +25,14 @@ class Sent:
         tensor: forward, backward, and in what the backward pass makes again.
         context: forward and backward; a ring, beside attention.
         expert: forward, backward, and made again.
-        gathered: parameters of the block, for one pass.
+        gathered: parameters of the block, forward and backward.
         scattered: gradients of the block that each device keeps a part of.
     """
 
     tensor: tuple[Floats, Floats, Floats]
     context: tuple[Floats, Floats]
     expert: tuple[Floats, Floats, Floats]
-    gathered: Floats
+    gathered: tuple[Floats, Floats]
     scattered: Floats
 
 
@@ -60,17 +61,21 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
     turn = timed("collective-permute", keys, np.minimum(layouts.context, 2), tensor)
     ring = turn * (layouts.context - 1)
 
-    routed = tokens * model.top_k * model.width * ELEMENT if model.experts else 0.0
+    room = CAPACITY if stack.program == "jax" else 1.0
+    routed = tokens * room * model.top_k * model.width * ELEMENT if model.experts else 0.0
     exchanged = 2 * timed("all-to-all", routed, layouts.expert, inner)
     parameters = block_parameters(model, layouts)
     stride = inner * layouts.expert
     shards = layouts.weight_shards
+    # Ours are scattered as they come, in bf16, and added up behind that.
+    gradient_bytes = 2.0 if stack.program == "jax" else stack.gradient_bytes
+    weights = stack.shards * timed("all-gather", 2.0 * parameters, shards, stride)
     return Sent(
         (2 * sublayer, 2 * sublayer + again, remade),
         (ring, 2 * ring),
         (exchanged, exchanged, exchanged * _remade(layouts, ("experts",))),
-        stack.shards * timed("all-gather", 2.0 * parameters, shards, stride),
-        stack.shards * timed("reduce-scatter", stack.gradient_bytes * parameters, shards, stride),
+        (weights, weights),
+        stack.shards * timed("reduce-scatter", gradient_bytes * parameters, shards, stride),
     )
 
 

@@ -1,64 +1,23 @@
 """Time of one training step in every layout: blocks, stages, and what waits for what."""
 
-import dataclasses
-from dataclasses import dataclass
 from functools import partial
-from statistics import NormalDist
 
 import numpy as np
 
 from exajax.cluster import Cluster
 from exajax.models.presets import ModelConfig
-from exajax.simulate.analytic import communication
+from exajax.simulate.analytic import communication, own
 from exajax.simulate.analytic.blocks import ELEMENT, Shard
 from exajax.simulate.analytic.collectives import group_s
 from exajax.simulate.analytic.kernels import bytes_s
 from exajax.simulate.analytic.layouts import Floats, Layouts
+from exajax.simulate.analytic.spent import Times, slowest_share
 from exajax.simulate.analytic.turn import Turn, ends_of, sum_of_waits, turn_of, work_of
 
 UPDATE_BYTES = 34.0
 """Bytes read and written for each parameter that a device updates, counted by hand: gradient
 (twice, its norm comes first), and parameter, mean and square read and written in fp32; the bf16
 copy written."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """Where the seconds of a step go in every layout; all of shape [N] and counted once.
-
-    Attributes:
-        compute: matrix products and attention.
-        memory_bound: operations that wait for memory.
-        optimizer: the update.
-        other: waiting for the host, which starts steps and kernels.
-        tensor: waiting for tensor-parallel sublayers to add up.
-        context: waiting for keys and values.
-        expert: waiting for tokens on their way to experts and back.
-        shards: waiting for parameters that are gathered and gradients that are scattered.
-        gradients: waiting for replicas to add up gradients and gather what was updated.
-        stages: waiting for the stage before or behind.
-        bubble: stages that have nothing to do.
-        stragglers: waiting for the slowest of all devices.
-    """
-
-    compute: Floats
-    memory_bound: Floats
-    optimizer: Floats
-    other: Floats
-    tensor: Floats
-    context: Floats
-    expert: Floats
-    shards: Floats
-    gradients: Floats
-    stages: Floats
-    bubble: Floats
-    stragglers: Floats
-
-    @property
-    def step_s(self) -> Floats:
-        """Seconds of the median step."""
-        total: Floats = sum(getattr(self, field.name) for field in dataclasses.fields(self))
-        return total
 
 
 def times(
@@ -84,6 +43,10 @@ def times(
         seq: tokens of each.
         precision: what the passes compute in.
     """
+    if cluster.stack.program == "jax":
+        return own.times(
+            model, cluster, layouts, global_batch=global_batch, seq=seq, precision=precision
+        )
     timed = partial(group_s, cluster=cluster)
     shard, which = Shard.distinct(layouts, seq)
     work = work_of(model, cluster, layouts, shard, which, precision)
@@ -109,7 +72,7 @@ def times(
     update_s = cluster.stack.memory * bytes_s(
         UPDATE_BYTES * parameters / layouts.state_shards, cluster.chip
     )
-    share = _slowest(layouts, cluster)
+    share = slowest_share(layouts, cluster)
     return Times(
         compute=products,
         memory_bound=computing - products,
@@ -165,14 +128,3 @@ def _stages(
     hop = hop + np.where(layouts.sequence_parallel | (layouts.pipe == 1), 0.0, whole)
     shown = 0 if cluster.stack.hides("stages") else 1
     return 2 * hop * (shown * m * layouts.interleave + layouts.pipe - 1)
-
-
-def _slowest(layouts: Layouts, cluster: Cluster) -> Floats:
-    """Returns how much longer the slowest of all devices takes in the median step, as a share.
-
-    The largest of N log-normal factors is at most its quantile U^(1/N) with probability U.
-    """
-    counts, which = np.unique(layouts.devices, return_inverse=True)
-    sigma = cluster.variability.compute
-    shares = [np.expm1(sigma * NormalDist().inv_cdf(0.5 ** (1 / n))) for n in counts]
-    return np.array(shares)[which.reshape(-1)]

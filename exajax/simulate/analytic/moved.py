@@ -1,0 +1,188 @@
+"""Bytes that XLA's program of our own step moves besides those of products and attention.
+
+A pass over the layers is a loop there: it slices each layer's parameters out of their stack, and
+writes what it keeps, and gradients, into stacks that were filled with zeros before. What of the
+rest is fused with what is the compiler's affair: those bytes are read in compiled programs, see
+`TABLES`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from exajax.chip import Chip
+from exajax.models.presets import ModelConfig
+from exajax.recipe import REMATS
+from exajax.simulate.analytic import saved, weights
+from exajax.simulate.analytic.layouts import Floats, Layouts
+from exajax.simulate.analytic.saved import CAPACITY
+from exajax.stack import Stack
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Bytes that one pass over a block moves for each token and each of its numbers.
+
+    Attributes:
+        stream: for each number of the residual stream.
+        kv: for each number of queries, keys and values.
+        ffn: for each number between the matrices of the feed-forward.
+        scores: for each score of attention that is not fused.
+    """
+
+    stream: float
+    kv: float
+    ffn: float
+    scores: float
+
+
+Passes = tuple[Moved, Moved]
+"""Of the forward pass; of the backward pass with all that it makes again."""
+
+_H100_LLAMA = {
+    "none": (Moved(84, 11, 42, 44), Moved(85, 7, 16, 24)),
+    "selective": (Moved(26, 11, 18, 20), Moved(57, 7, 5, 36)),
+    "save-dots-except-mlp": (Moved(26, 11, 6, 20), Moved(59, 7, 6, 36)),
+    "save-qkv": (Moved(16, 11, 6, 20), Moved(63, 7, 6, 36)),
+    "full": (Moved(16, 5, 6, 20), Moved(65, 8, 4, 36)),
+    "offload": (Moved(23, 6, 4, 20), Moved(57, 5, 6, 36)),
+}
+_H100_GPT = {
+    "none": (Moved(94, 7, 40, 47), Moved(87, 5, 14, 24)),
+    "selective": (Moved(48, 4, 10, 20), Moved(52, 5, 9, 36)),
+    "save-dots-except-mlp": (Moved(35, 4, 0, 20), Moved(56, 5, 9, 36)),
+    "save-qkv": (Moved(29, 4, 0, 20), Moved(56, 5, 9, 36)),
+    "full": (Moved(17, 2, 0, 20), Moved(56, 5, 7, 36)),
+    "offload": (Moved(30, 4, 0, 20), Moved(56, 5, 9, 36)),
+}
+_A100_LLAMA = {
+    "none": (Moved(82, 12, 36, 44), Moved(71, 13, 26, 24)),
+    "selective": (Moved(26, 12, 12, 20), Moved(21, 18, 19, 36)),
+    "save-dots-except-mlp": (Moved(26, 12, 0, 20), Moved(23, 18, 19, 36)),
+    "save-qkv": (Moved(16, 12, 0, 20), Moved(27, 18, 18, 36)),
+    "full": (Moved(14, 6, 0, 20), Moved(30, 20, 18, 36)),
+    "offload": (Moved(23, 6, 0, 20), Moved(23, 18, 18, 36)),
+}
+_A100_GPT = {
+    "none": (Moved(95, 7, 40, 47), Moved(64, 8, 31, 24)),
+    "selective": (Moved(26, 6, 5, 20), Moved(87, 8, 18, 36)),
+    "save-dots-except-mlp": (Moved(26, 6, 0, 20), Moved(40, 8, 24, 36)),
+    "save-qkv": (Moved(20, 6, 0, 20), Moved(40, 8, 24, 36)),
+    "full": (Moved(14, 4, 0, 20), Moved(8, 6, 27, 36)),
+    "offload": (Moved(20, 4, 0, 20), Moved(40, 8, 24, 36)),
+}
+
+TABLES: Mapping[tuple[bool, bool], Mapping[str, Passes]] = {
+    (True, True): _H100_LLAMA,
+    (True, False): _H100_GPT,
+    (False, True): _A100_LLAMA,
+    (False, False): _A100_GPT,
+}
+"""By whether the chip computes in bf16 besides products, which CUDA GPUs do from compute capability
+9.0 on, and whether the feed-forward is gated; then by remat. Least squares over the bytes of
+compiled programs of 16 layers, of which width, feed-forward, heads and tokens were doubled one by
+one (`benchmarks/fit_moved.py`)."""
+
+ALIKE = {"attention": "none", "save-dots-except-mlp-wi": "save-dots-except-mlp"}
+"""Policies that compile to the program of another."""
+
+
+def of_block(
+    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, chip: Chip
+) -> tuple[Floats, Floats]:
+    """Returns the bytes of activations that a pass ahead and a pass back move in a block, [N].
+
+    What a stage of a pipeline keeps is put among that of other micro-batches, over what was there
+    before, and taken out again: with zeros to begin with, it is moved 4 times ahead, 2 times back.
+    """
+    T, t = layouts.micro_batch * seq / layouts.context, layouts.tensor
+    between = T / np.where(layouts.sequence_parallel, t, 1)
+    ways = layouts.context
+    computed = np.where(ways > 1, (ways + 1) / (2 * ways), 1.0)  # a ring leaves out what is masked
+    scores = np.where(layouts.flash, 0.0, computed * T * seq * model.heads / t)
+    kv = (model.heads + 2 * model.kv_heads) * model.head_dim / t
+    routed = model.top_k * CAPACITY if model.mixture_layers else 1.0
+    numbers = np.stack([between * model.width, T * kv, T * routed * model.ffn / t, scores])
+    ahead, back = (np.sum(one[layouts.remat].T * numbers, axis=0) for one in _table(model, chip))
+    if model.mixture_layers:
+        slots = T * routed * model.width
+        ahead, back = ahead + ROUTED[0] * slots, back + ROUTED[1] * slots
+    turned_ahead, turned_back = _turned(model, layouts, T)
+    kept = np.where(layouts.pipe > 1, saved.of_block(model, layouts, seq, stack), 0.0)
+    return ahead + turned_ahead + 4 * kept, back + turned_back + 2 * kept
+
+
+ROUTED = (12.0, 30.0)
+"""Bytes for each number of a token on its way to an expert and back, ahead and back."""
+
+
+def _table(model: ModelConfig, chip: Chip) -> tuple[Floats, Floats]:
+    """Returns the coefficients of `Moved` by remat, [R, 4], ahead and back."""
+    native = chip.xla_target.get("compute_capability", (9, 0))[0] >= 9
+    table = TABLES[native, model.family in ("llama", "mixtral")]
+    rows = [table[ALIKE.get(remat, remat)] for remat in REMATS]
+    ahead, back = (np.array([astuple(row[side]) for row in rows]) for side in (0, 1))
+    return ahead, back
+
+
+def _turned(model: ModelConfig, layouts: Layouts, tokens: Floats) -> tuple[Floats, Floats]:
+    """Returns the bytes of turning around what is gathered and scattered within a block.
+
+    A collective divides the first dimension of an array. Sequences are the second of a micro-batch
+    of several, so each result is turned before or behind: read and written in bf16, 4 times ahead
+    and as often as something is gathered or scattered back; one more is a sum of two.
+    """
+    whole = tokens * model.width
+    divided = layouts.sequence_parallel & (layouts.tensor > 1)
+    several = divided & (layouts.micro_batch > 1)
+    remade = np.where(layouts.remat == REMATS.index("full"), 4, 0)
+    ahead = np.where(several, 4 * 4.0, 0.0)
+    back = np.where(several, (6 + remade) * 4.0, 0.0) + np.where(divided, 6.0, 0.0)
+    return ahead * whole, back * whole
+
+
+@dataclass(frozen=True)
+class OfParameters:
+    """Bytes that parameters cost; of shape [N].
+
+    Attributes:
+        block: in every block and micro-batch, ahead and back.
+        ends: outside of blocks, in every micro-batch.
+        step: once in a step, for all that a device holds.
+    """
+
+    block: tuple[Floats, Floats]
+    ends: Floats
+    step: Floats
+
+
+def of_parameters(
+    model: ModelConfig, layouts: Layouts, micro_batches: Floats, precision: str
+) -> OfParameters:
+    """Returns what parameters cost besides products and the update.
+
+    A number in bf16 that is copied costs 4 bytes: it is sliced out of its stack ahead and back,
+    and its gradient is written into one that was filled with zeros. Where a layer's gradients are
+    added up over replicas in one collective, they are put side by side before it and taken apart
+    behind. Gradients of several micro-batches are added up in fp32.
+    """
+    *blocks, tables = weights.of_stage(model, layouts)
+    deepest = np.ceil(model.layers / layouts.pipe)
+    mine = sum(part.share(layouts, "parameters", flat=False) for part in blocks) / deepest
+    whole = sum(part.count for part in blocks) / deepest
+    ends = tables.share(layouts, "parameters", flat=False)
+    summed = (micro_batches > 1) | (layouts.pipe > 1)
+    replicas = np.where(layouts.zero < 3, layouts.data, 1) > 1
+    together = np.where(replicas & ~summed & (layouts.zero < 2), 8.0, 0.0)
+    turned = np.where(whole > mine, 1.4, 2.3)
+    added = np.where(summed, 10.0, 0.0) + np.where(layouts.pipe > 1, 3.0, 0.0)
+    held = mine * deepest + ends
+    once = np.where(precision == "fp32", 0.0, 6.0) + np.where(summed, 4.0, 0.0)
+    once = once + np.where(summed & replicas, 8.0, 0.0)
+    once = once + np.where(replicas & (layouts.zero >= 1), 9.0, 0.0)
+    return OfParameters(
+        (4.0 * mine + turned * whole, (10.0 + together + added) * mine + turned * whole),
+        np.where(summed, 10.0, 0.0) * ends,
+        once * held,
+    )
