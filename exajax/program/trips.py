@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from exajax.program.hlo import Computation, Instruction, Module
 
-MOST = 1 << 20
+MOST = 1 << 16
 """Trips after which counting is given up."""
 
 ALIKE = frozenset({"copy", "bitcast", "convert", "reshape"})
@@ -51,7 +51,9 @@ def trips(loop: Instruction, computation: Computation, module: Module) -> int | 
         goes_on = _number(condition.root, condition, module, given)
         if not goes_on:
             return None if goes_on is None else count
-        counter = _number(following, body, module, given)
+        before, counter = counter, _number(following, body, module, given)
+        if counter == before:
+            return None
     return None
 
 

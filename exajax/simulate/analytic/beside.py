@@ -18,6 +18,12 @@ gpu_hlo_schedule.cc and debug_options_flags.cc). A step that needs more is sched
 collective waited for at once."""
 
 
+def has_room(needed: Floats, chip: Chip) -> Bools:
+    """Returns whether the scheduler has memory left where a step needs so many bytes."""
+    left: Bools = needed <= ROOM * chip.memory_bytes
+    return left
+
+
 @dataclass(frozen=True)
 class Shares:
     """Shares of a pass over a block that collectives are beside, where there is room for that.
@@ -69,7 +75,8 @@ def seconds(
 
     def share(name: str) -> Floats:
         values = [getattr(shares, name) for _, shares in kinds]
-        return np.select(conditions, values, getattr(ALONE[known], name)) * room
+        chosen: Floats = np.select(conditions, values, getattr(ALONE[known], name)) * room
+        return chosen
 
     return (
         share("gathered_ahead") * ahead,

@@ -27,16 +27,18 @@ def group_s(
     columns = np.broadcast_arrays(
         *(np.atleast_1d(np.asarray(x, float)) for x in (bytes_, ranks, stride))
     )
-    first, which = distinct(*columns)
-    cases = zip(*(column[first] for column in columns), strict=True)
-    seconds = [_one_s(kind, size, int(n), int(step), cluster) for size, n, step in cases]
-    found: Floats = np.array(seconds)[which]
+    found = np.zeros(len(columns[0]))
+    sent = (columns[0] > 0) & (columns[1] > 1)
+    if sent.any():
+        columns = tuple(column[sent] for column in columns)
+        first, which = distinct(*columns)
+        cases = zip(*(column[first] for column in columns), strict=True)
+        seconds = [_one_s(kind, size, int(n), int(step), cluster) for size, n, step in cases]
+        found[sent] = np.array(seconds)[which]
     return found
 
 
 def _one_s(kind: str, size: float, ranks: int, stride: int, cluster: Cluster) -> float:
-    if ranks < 2 or size <= 0:
-        return 0.0
     group = _group(ranks, stride)
     hops = tuple(itertools.pairwise(group)) if kind == "collective-permute" else ()
     return collective_time_s(Collective(kind, int(size), group, "", hops), cluster)

@@ -12,12 +12,14 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from exajax.chip import Chip
+from exajax.cluster import Cluster
 from exajax.models.presets import ModelConfig
 from exajax.recipe import REMATS
-from exajax.simulate.analytic import saved, weights
-from exajax.simulate.analytic.layouts import Floats, Layouts
+from exajax.simulate.analytic import saved
+from exajax.simulate.analytic.communication import block_parameters
+from exajax.simulate.analytic.layouts import Bools, Floats, Layouts
 from exajax.simulate.analytic.saved import CAPACITY
-from exajax.stack import Stack
+from exajax.simulate.analytic.waits import Held
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,37 @@ ALIKE = {"attention": "none", "save-dots-except-mlp-wi": "save-dots-except-mlp"}
 """Policies that compile to the program of another."""
 
 
+SCORES = (4.0, 7.0)
+"""Bytes of a score that is not fused, over those of bf16, in the products that write and read it in
+fp32: ahead, which is made again, and back. Chosen by three compiled programs."""
+
+CASTS = (3.0, 6.0)
+"""Bytes of casting a number to fp8: read in bf16 and written in 8 bits; of a gradient read once
+more before, for the largest of all, and written once more, turned."""
+
+ROUTED = (12.0, 30.0)
+"""Bytes for each number of a token on its way to an expert and back, ahead and back, counted in two
+compiled programs."""
+
+
+def computed(layouts: Layouts) -> Floats:
+    """Returns the share of scores that are computed: a ring leaves out blocks that are masked."""
+    ways = layouts.context
+    return np.where(ways > 1, (ways + 1) / (2 * ways), 1.0)
+
+
+def scores(model: ModelConfig, layouts: Layouts, seq: int) -> Floats:
+    """Returns the scores of a block and micro-batch on a device, 0 where attention is fused, [N].
+
+    Of a ring each device has its own queries and all keys, of which it computes `computed`.
+    """
+    tokens = layouts.micro_batch * seq / layouts.context
+    all_of_them = computed(layouts) * tokens * seq * model.heads / layouts.tensor
+    return np.where(layouts.flash, 0.0, all_of_them)
+
+
 def of_block(
-    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, chip: Chip
+    model: ModelConfig, layouts: Layouts, seq: int, precision: str, cluster: Cluster
 ) -> tuple[Floats, Floats]:
     """Returns the bytes of activations that a pass ahead and a pass back move in a block, [N].
 
@@ -98,23 +129,38 @@ def of_block(
     """
     T, t = layouts.micro_batch * seq / layouts.context, layouts.tensor
     between = T / np.where(layouts.sequence_parallel, t, 1)
-    ways = layouts.context
-    computed = np.where(ways > 1, (ways + 1) / (2 * ways), 1.0)  # a ring leaves out what is masked
-    scores = np.where(layouts.flash, 0.0, computed * T * seq * model.heads / t)
     kv = (model.heads + 2 * model.kv_heads) * model.head_dim / t
     routed = model.top_k * CAPACITY if model.mixture_layers else 1.0
-    numbers = np.stack([between * model.width, T * kv, T * routed * model.ffn / t, scores])
-    ahead, back = (np.sum(one[layouts.remat].T * numbers, axis=0) for one in _table(model, chip))
-    if model.mixture_layers:
-        slots = T * routed * model.width
-        ahead, back = ahead + ROUTED[0] * slots, back + ROUTED[1] * slots
-    turned_ahead, turned_back = _turned(model, layouts, T)
-    kept = np.where(layouts.pipe > 1, saved.of_block(model, layouts, seq, stack), 0.0)
-    return ahead + turned_ahead + 4 * kept, back + turned_back + 2 * kept
+    feed_forward = T * routed * model.ffn / t
+    numbers = np.stack([between * model.width, T * kv, feed_forward, scores(model, layouts, seq)])
+    kept = np.where(layouts.pipe > 1, saved.of_block(model, layouts, seq, cluster.stack), 0.0)
+    slots = T * routed * model.width if model.mixture_layers else 0.0
+    turned, casts = _turned(model, layouts, T), _casts(model, layouts, T, precision)
+    ahead, back = (
+        np.sum(one[layouts.remat].T * numbers, axis=0)
+        + ROUTED[side] * slots
+        + (4, 2)[side] * kept
+        + turned[side]
+        + casts[side]
+        for side, one in enumerate(_table(model, cluster.chip))
+    )
+    return ahead, back
 
 
-ROUTED = (12.0, 30.0)
-"""Bytes for each number of a token on its way to an expert and back, ahead and back."""
+def _casts(
+    model: ModelConfig, layouts: Layouts, tokens: Floats, precision: str
+) -> tuple[Floats | float, Floats | float]:
+    """Returns what casts to fp8 move: of factors of products, of gradients, of parameters."""
+    if precision != "fp8":
+        return 0.0, 0.0
+    t, D, F = layouts.tensor, model.width, model.ffn / layouts.tensor
+    heads = model.heads * model.head_dim / t
+    kv = 2 * model.kv_heads * model.head_dim / t
+    gates = 2 if model.family in ("llama", "mixtral") else 1
+    multiplied = CASTS[0] * block_parameters(model, layouts)
+    ahead = CASTS[0] * tokens * (2 * D + heads + F) + multiplied
+    back = CASTS[1] * tokens * (heads + kv + 2 * D + gates * F) + multiplied
+    return ahead, back
 
 
 def _table(model: ModelConfig, chip: Chip) -> tuple[Floats, Floats]:
@@ -157,32 +203,34 @@ class OfParameters:
     step: Floats
 
 
-def of_parameters(
-    model: ModelConfig, layouts: Layouts, micro_batches: Floats, precision: str
-) -> OfParameters:
+def of_parameters(held: Held, layouts: Layouts, several: Bools, precision: str) -> OfParameters:
     """Returns what parameters cost besides products and the update.
 
     A number in bf16 that is copied costs 4 bytes: it is sliced out of its stack ahead and back,
-    and its gradient is written into one that was filled with zeros. Where a layer's gradients are
-    added up over replicas in one collective, they are put side by side before it and taken apart
-    behind. Gradients of several micro-batches are added up in fp32.
+    and its gradient is written into one that was filled with zeros. Some matrices are turned
+    around, more of those that nobody gathers. Where a layer's gradients are added up over replicas
+    in one collective, they are put side by side before it and taken apart behind. Gradients of
+    several micro-batches are added up in fp32, which a pipeline fills up with zeros first.
+
+    Args:
+        held: parameters.
+        layouts: how.
+        several: whether gradients are sums over micro-batches.
+        precision: what the passes compute in.
     """
-    *blocks, tables = weights.of_stage(model, layouts)
-    deepest = np.ceil(model.layers / layouts.pipe)
-    mine = sum(part.share(layouts, "parameters", flat=False) for part in blocks) / deepest
-    whole = sum(part.count for part in blocks) / deepest
-    ends = tables.share(layouts, "parameters", flat=False)
-    summed = (micro_batches > 1) | (layouts.pipe > 1)
+    mine: Floats = np.sum(held.mine[:-1], axis=0) / held.deepest
+    whole: Floats = np.sum([part.count for part in held.parts[:-1]], axis=0) / held.deepest
+    ends = held.mine[-1]
     replicas = np.where(layouts.zero < 3, layouts.data, 1) > 1
-    together = np.where(replicas & ~summed & (layouts.zero < 2), 8.0, 0.0)
+    together = np.where(replicas & ~several & (layouts.zero < 2), 8.0, 0.0)
     turned = np.where(whole > mine, 1.4, 2.3)
-    added = np.where(summed, 10.0, 0.0) + np.where(layouts.pipe > 1, 3.0, 0.0)
-    held = mine * deepest + ends
-    once = np.where(precision == "fp32", 0.0, 6.0) + np.where(summed, 4.0, 0.0)
-    once = once + np.where(summed & replicas, 8.0, 0.0)
+    added = np.where(several, 10.0, 0.0) + np.where(layouts.pipe > 1, 3.0, 0.0)
+    cast = 0.0 if precision in ("fp32", "pure-bf16") else 6.0
+    # Sums begin as zeros and end as means; what ZeRO 1 and 2 have gathered is turned around.
+    once = cast + np.where(several, 4.0 + 8.0 * replicas, 0.0)
     once = once + np.where(replicas & (layouts.zero >= 1), 9.0, 0.0)
     return OfParameters(
         (4.0 * mine + turned * whole, (10.0 + together + added) * mine + turned * whole),
-        np.where(summed, 10.0, 0.0) * ends,
-        once * held,
+        np.where(several, 10.0, 0.0) * ends,
+        once * (mine * held.deepest + ends),
     )

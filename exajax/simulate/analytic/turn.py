@@ -142,7 +142,7 @@ def turn_of(work: Work, sent: communication.Sent, layouts: Layouts, cluster: Clu
     return Turn(
         work.ahead + back + slowed,
         work.products,
-        _waiting_for_host(work.kernels, busy, layouts, stack),
+        waiting_for_host(work.kernels, busy, layouts, stack),
         ahead_sent + back_sent + remade_sent,
         ring,
         sent.expert[0] + sent.expert[1] + sent.expert[2],
@@ -151,7 +151,7 @@ def turn_of(work: Work, sent: communication.Sent, layouts: Layouts, cluster: Clu
     )
 
 
-def _waiting_for_host(
+def waiting_for_host(
     kernels: Sequence[Floats], busy_s: Sequence[Floats], layouts: Layouts, stack: Stack
 ) -> Floats:
     """Returns the seconds in which a device waits for what its host has not started yet.
