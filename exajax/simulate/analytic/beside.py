@@ -10,17 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from exajax.chip import Chip
+from exajax.simulate.analytic.footprint import Footprint
 from exajax.simulate.analytic.layouts import Bools, Floats, Layouts
 
-ROOM = 0.8 * 0.95
-"""Share of a device's memory that XLA's scheduler may fill: 80% of it, less 5% (openxla/xla,
-gpu_hlo_schedule.cc and debug_options_flags.cc). A step that needs more is scheduled with every
-collective waited for at once."""
+ROOM, SLOP = 0.80, 0.95
+"""Share of a device's memory that XLA's scheduler may fill, and share of what the step's arguments
+leave of that (openxla/xla, gpu_hlo_schedule.cc, GetSchedulerMemoryLimit). A step that needs more is
+scheduled again with every collective waited for at once."""
 
 
-def has_room(needed: Floats, chip: Chip) -> Bools:
-    """Returns whether the scheduler has memory left where a step needs so many bytes."""
-    left: Bools = needed <= ROOM * chip.memory_bytes
+def has_room(needed: Footprint, chip: Chip) -> Bools:
+    """Returns whether the scheduler has memory left."""
+    arguments = needed.parameters + needed.optimizer
+    left: Bools = needed.total - arguments <= SLOP * (ROOM * chip.memory_bytes - arguments)
     return left
 
 
@@ -40,8 +42,9 @@ class Shares:
 
 
 ALONE = {True: Shares(0.6, 0.16, 0.25), False: Shares(0.4, 0.0, 0.2)}
-"""Of blocks without collectives of their own, by whether XLA knows how long collectives take: on
-chips from compute capability 9.0 on it estimates them, on others it takes a fixed time."""
+"""Of blocks without collectives of their own, by whether XLA knows how long collectives take: it
+estimates them for Hopper and Blackwell, and takes a fixed time for others (openxla/xla,
+sol_latency_estimator.cc, IsSupportedForModule)."""
 
 TENSOR = Shares(0.02, 0.0, 0.25)
 """Of tensor-parallel blocks."""

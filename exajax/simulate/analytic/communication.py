@@ -25,14 +25,14 @@ class Sent:
         tensor: forward, backward, and in what the backward pass makes again.
         context: forward and backward; a ring, beside attention.
         expert: forward, backward, and made again.
-        gathered: parameters of the block, forward and backward.
+        gathered: parameters of the block, for one pass.
         scattered: gradients of the block that each device keeps a part of.
     """
 
     tensor: tuple[Floats, Floats, Floats]
     context: tuple[Floats, Floats]
     expert: tuple[Floats, Floats, Floats]
-    gathered: tuple[Floats, Floats]
+    gathered: Floats
     scattered: Floats
 
 
@@ -46,10 +46,10 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
     tensor, inner = layouts.tensor, layouts.context * layouts.tensor
     tokens = layouts.micro_batch * seq / layouts.context
     whole = tokens * model.width * ELEMENT
-    reduced = timed("all-reduce", whole, tensor, 1)
-    gathered = timed("all-gather", whole, tensor, 1)
-    scattered = timed("reduce-scatter", whole, tensor, 1)
     parallel = layouts.sequence_parallel
+    reduced = timed("all-reduce", whole, np.where(parallel, 1, tensor), 1)
+    gathered = timed("all-gather", whole, np.where(parallel, tensor, 1), 1)
+    scattered = timed("reduce-scatter", whole, np.where(parallel, tensor, 1), 1)
     sublayer = np.where(parallel, gathered + scattered, reduced)
     again = np.where(parallel, 2 * gathered, 0.0) * (1 - stack.hides("regathers"))
     remade_out = _remade(layouts, ("out", "down", "experts"))
@@ -67,15 +67,12 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
     parameters = block_parameters(model, layouts)
     stride = inner * layouts.expert
     shards = layouts.weight_shards
-    # Ours are scattered as they come, in bf16, and added up behind that.
-    gradient_bytes = 2.0 if stack.program == "jax" else stack.gradient_bytes
-    weights = stack.shards * timed("all-gather", 2.0 * parameters, shards, stride)
     return Sent(
         (2 * sublayer, 2 * sublayer + again, remade),
         (ring, 2 * ring),
         (exchanged, exchanged, exchanged * _remade(layouts, ("experts",))),
-        (weights, weights),
-        stack.shards * timed("reduce-scatter", gradient_bytes * parameters, shards, stride),
+        stack.shards * timed("all-gather", 2.0 * parameters, shards, stride),
+        stack.shards * timed("reduce-scatter", stack.gradient_bytes * parameters, shards, stride),
     )
 
 

@@ -43,36 +43,36 @@ Passes = tuple[Moved, Moved]
 """Of the forward pass; of the backward pass with all that it makes again."""
 
 _H100_LLAMA = {
-    "none": (Moved(84, 11, 42, 44), Moved(85, 7, 16, 24)),
-    "selective": (Moved(26, 11, 18, 20), Moved(57, 7, 5, 36)),
-    "save-dots-except-mlp": (Moved(26, 11, 6, 20), Moved(59, 7, 6, 36)),
-    "save-qkv": (Moved(16, 11, 6, 20), Moved(63, 7, 6, 36)),
-    "full": (Moved(16, 5, 6, 20), Moved(65, 8, 4, 36)),
-    "offload": (Moved(23, 6, 4, 20), Moved(57, 5, 6, 36)),
+    "none": (Moved(82, 12, 42, 43), Moved(74, 11, 19, 23)),
+    "selective": (Moved(24, 12, 18, 20), Moved(36, 13, 9, 37)),
+    "save-dots-except-mlp": (Moved(24, 12, 6, 20), Moved(38, 13, 9, 38)),
+    "save-qkv": (Moved(14, 12, 6, 20), Moved(42, 13, 9, 37)),
+    "full": (Moved(14, 6, 6, 20), Moved(45, 14, 8, 36)),
+    "offload": (Moved(20, 8, 6, 20), Moved(36, 11, 9, 38)),
 }
 _H100_GPT = {
-    "none": (Moved(94, 7, 40, 47), Moved(87, 5, 14, 24)),
-    "selective": (Moved(48, 4, 10, 20), Moved(52, 5, 9, 36)),
-    "save-dots-except-mlp": (Moved(35, 4, 0, 20), Moved(56, 5, 9, 36)),
-    "save-qkv": (Moved(29, 4, 0, 20), Moved(56, 5, 9, 36)),
-    "full": (Moved(17, 2, 0, 20), Moved(56, 5, 7, 36)),
-    "offload": (Moved(30, 4, 0, 20), Moved(56, 5, 9, 36)),
+    "none": (Moved(74, 12, 42, 43), Moved(50, 11, 21, 23)),
+    "selective": (Moved(26, 12, 9, 20), Moved(6, 13, 16, 34)),
+    "save-dots-except-mlp": (Moved(17, 12, 0, 20), Moved(8, 13, 16, 34)),
+    "save-qkv": (Moved(7, 12, 0, 20), Moved(10, 13, 16, 33)),
+    "full": (Moved(6, 6, 0, 20), Moved(0, 14, 17, 33)),
+    "offload": (Moved(6, 8, 5, 20), Moved(10, 11, 16, 34)),
 }
 _A100_LLAMA = {
-    "none": (Moved(82, 12, 36, 44), Moved(71, 13, 26, 24)),
-    "selective": (Moved(26, 12, 12, 20), Moved(21, 18, 19, 36)),
-    "save-dots-except-mlp": (Moved(26, 12, 0, 20), Moved(23, 18, 19, 36)),
-    "save-qkv": (Moved(16, 12, 0, 20), Moved(27, 18, 18, 36)),
+    "none": (Moved(82, 12, 36, 39), Moved(71, 13, 26, 23)),
+    "selective": (Moved(26, 12, 12, 20), Moved(21, 18, 19, 37)),
+    "save-dots-except-mlp": (Moved(26, 12, 0, 20), Moved(23, 18, 19, 37)),
+    "save-qkv": (Moved(14, 12, 0, 20), Moved(27, 18, 19, 36)),
     "full": (Moved(14, 6, 0, 20), Moved(30, 20, 18, 36)),
-    "offload": (Moved(23, 6, 0, 20), Moved(23, 18, 18, 36)),
+    "offload": (Moved(22, 8, 0, 20), Moved(31, 13, 17, 37)),
 }
 _A100_GPT = {
-    "none": (Moved(95, 7, 40, 47), Moved(64, 8, 31, 24)),
-    "selective": (Moved(26, 6, 5, 20), Moved(87, 8, 18, 36)),
-    "save-dots-except-mlp": (Moved(26, 6, 0, 20), Moved(40, 8, 24, 36)),
-    "save-qkv": (Moved(20, 6, 0, 20), Moved(40, 8, 24, 36)),
-    "full": (Moved(14, 4, 0, 20), Moved(8, 6, 27, 36)),
-    "offload": (Moved(20, 4, 0, 20), Moved(40, 8, 24, 36)),
+    "none": (Moved(81, 12, 40, 39), Moved(48, 13, 31, 23)),
+    "selective": (Moved(10, 12, 5, 20), Moved(56, 18, 18, 34)),
+    "save-dots-except-mlp": (Moved(19, 12, 0, 20), Moved(0, 18, 22, 34)),
+    "save-qkv": (Moved(7, 12, 0, 20), Moved(0, 18, 22, 34)),
+    "full": (Moved(9, 6, 0, 20), Moved(0, 20, 23, 34)),
+    "offload": (Moved(0, 8, 0, 20), Moved(65, 13, 18, 34)),
 }
 
 TABLES: Mapping[tuple[bool, bool], Mapping[str, Passes]] = {
@@ -208,7 +208,7 @@ def of_parameters(held: Held, layouts: Layouts, several: Bools, precision: str) 
 
     A number in bf16 that is copied costs 4 bytes: it is sliced out of its stack ahead and back,
     and its gradient is written into one that was filled with zeros. Some matrices are turned
-    around, more of those that nobody gathers. Where a layer's gradients are added up over replicas
+    around. Where a layer's gradients are added up over replicas
     in one collective, they are put side by side before it and taken apart behind. Gradients of
     several micro-batches are added up in fp32, which a pipeline fills up with zeros first.
 
@@ -223,7 +223,7 @@ def of_parameters(held: Held, layouts: Layouts, several: Bools, precision: str) 
     ends = held.mine[-1]
     replicas = np.where(layouts.zero < 3, layouts.data, 1) > 1
     together = np.where(replicas & ~several & (layouts.zero < 2), 8.0, 0.0)
-    turned = np.where(whole > mine, 1.4, 2.3)
+    turned = 1.4
     added = np.where(several, 10.0, 0.0) + np.where(layouts.pipe > 1, 3.0, 0.0)
     cast = 0.0 if precision in ("fp32", "pure-bf16") else 6.0
     # Sums begin as zeros and end as means; what ZeRO 1 and 2 have gathered is turned around.

@@ -54,7 +54,7 @@ def passes_of(
     chip, stack = cluster.chip, cluster.stack
     shard, which = Shard.distinct(layouts, seq)
     parts = block(model, shard, chip, precision, stack).products_s
-    scores = moved.scores(model, layouts, seq)
+    scores = np.where(layouts.context > 1, 0.0, moved.scores(model, layouts, seq))
     ring = moved.computed(layouts)
 
     def products(part: str, side: int) -> Floats:
@@ -111,12 +111,10 @@ def times(
     """
     chip, stack = cluster.chip, cluster.stack
     timed = partial(group_s, cluster=cluster)
-    room = beside.has_room(
-        footprint(
-            model, stack, layouts, global_batch=global_batch, seq=seq, precision=precision
-        ).total,
-        chip,
+    needed = footprint(
+        model, stack, layouts, global_batch=global_batch, seq=seq, precision=precision
     )
+    room = beside.has_room(needed, chip)
     micro_batches = layouts.micro_batches(global_batch)
     several = (micro_batches > 1) | (layouts.pipe > 1)
     held = waits.Held.of(model, layouts)
@@ -170,7 +168,7 @@ def times(
 
 
 def _expert(sent: communication.Sent, layouts: Layouts) -> Floats:
-    """Returns the seconds of exchanging tokens, which are sent once more where they are not kept."""
+    """Returns the seconds of exchanging tokens, once more where they are not kept."""
     keeps: Bools = np.isin(layouts.remat, [REMATS.index(remat) for remat in KEEPS_ALL])
     return sent.expert[0] + sent.expert[1] + np.where(keeps, 0.0, sent.expert[0])
 

@@ -124,8 +124,7 @@ def turn_of(work: Work, sent: communication.Sent, layouts: Layouts, cluster: Clu
     stack = cluster.stack
     back = work.back + work.remade
     hidden = 1.0 if stack.hides("parameters") else 0.0
-    gathered, regathered = sent.gathered
-    both = regathered + sent.scattered
+    both = sent.gathered + sent.scattered
     # Keys and values are on their way beside attention, and nothing else then.
     free_ahead, free_back = (
         side - np.minimum(ring, attention)
@@ -134,9 +133,9 @@ def turn_of(work: Work, sent: communication.Sent, layouts: Layouts, cluster: Clu
         )
     )
     ring = sum_of_waits(zip(sent.context, work.attention, strict=True))
-    beside = np.minimum(gathered, free_ahead) + np.minimum(both, free_back)
+    beside = np.minimum(sent.gathered, free_ahead) + np.minimum(both, free_back)
     slowed = OVERLAP_SLOWDOWN[cluster.chip.platform] * hidden * beside
-    shown = ((gathered, hidden * free_ahead), (both, hidden * free_back))
+    shown = ((sent.gathered, hidden * free_ahead), (both, hidden * free_back))
     ahead_sent, back_sent, remade_sent = sent.tensor
     busy = (work.ahead + ahead_sent, back + back_sent + remade_sent)
     return Turn(
@@ -147,7 +146,7 @@ def turn_of(work: Work, sent: communication.Sent, layouts: Layouts, cluster: Clu
         ring,
         sent.expert[0] + sent.expert[1] + sent.expert[2],
         sum_of_waits(shown),
-        (np.maximum(0.0, free_ahead - gathered), np.maximum(0.0, free_back - both)),
+        (np.maximum(0.0, free_ahead - sent.gathered), np.maximum(0.0, free_back - both)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a device waits for in our own program besides the blocks' own work, over arrays of layouts."""
+"""What a device waits for in our own program, over arrays of layouts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
