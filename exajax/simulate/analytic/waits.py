@@ -66,7 +66,8 @@ def tensor_s(sent: communication.Sent, layouts: Layouts, room: Bools) -> Floats:
     apart = (layouts.pipe > 1) & layouts.sequence_parallel
     shares = np.select([apart, whole & (layouts.tensor < 8), whole], [2.5, 1.1, 1.75], 1.85)
     with_room = shares * ahead + np.where(apart, 0.5 * again, 0.0)
-    return np.where(room, with_room, ahead * np.where(apart, 1.5, 1.0) + back + again)
+    without = np.where(apart, 4.75 * ahead + 1.25 * again, ahead + back + again)
+    return np.where(room, with_room, without)
 
 
 def sharded_s(
