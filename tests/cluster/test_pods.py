@@ -31,6 +31,7 @@ def pod(number, run_dir, text):
     )
 
 
+@pytest.mark.slow
 def test_a_drained_pod_leaves_the_job_to_the_others_though_it_was_the_leader(tmp_path, text):
     run_dir = tmp_path / "run"
     control = Control(run_dir)
