@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from exajax import local_hosts
 from exajax.resilience.control import Control
 from tests.cluster.processes import left_over, wait_until
