@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exajax.errors import InputError
-from exajax.published import InexpressibleError, layout_of, read_table
+from exajax.published import read_table
+from exajax.published_columns import InexpressibleError
+from exajax.published_recipe import layout_of
 
 ROW = {
     "source": "a paper",
