@@ -18,6 +18,16 @@ REMATS = {
 }
 """Ours for a table's recompute policies."""
 
+REMAT_OF_SOURCE = {
+    # SAVE_QKV_OUT_PROJ in paxml/paxml_mod_configs.py of NVIDIA/dgxc-benchmarking.
+    ("PaxML (JAX) GPT 175B", "gpt3-175b"): "save_dots_except_mlp",
+    # GPT175BBase in paxml/contrib/gpu/scripts_gpu/configs.py of google/paxml leaves it at
+    # SAVE_NOTHING of tasks/lm/model_params.py.
+    ("Rosetta Pax", "gpt3-175b"): "full",
+}
+"""What is recomputed where a row does not say, and the source's own files do: by a part of the
+source's name, and the model."""
+
 PRECISIONS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
 """Ours for a table's types; the matrix units are as fast in fp16 as in bf16."""
 
@@ -47,9 +57,7 @@ def recipe_of(values: Columns) -> Recipe:
     """
     if "lora" in values.get("model", "").lower() or "lora" in values["row_id"].lower():
         raise InexpressibleError("it trains adapters alone")
-    policy = values.get("recompute_policy", "") or stack.of_source(values["source"]).remat
-    if policy not in REMATS:
-        raise InexpressibleError(f"its recompute policy is {policy or 'unknown'}")
+    remat = remat_of(values)
     if values.get("dtype") not in PRECISIONS:
         raise InexpressibleError(f"its precision is {values.get('dtype') or 'unknown'}")
     model = model_of(values)
@@ -65,13 +73,31 @@ def recipe_of(values: Columns) -> Recipe:
         micro_batch=count(values, "micro_batch"),
         seq=model.seq,
         precision=PRECISIONS[values["dtype"]],
-        remat=REMATS[policy],
+        remat=remat,
         zero=zero,
         attention="unfused" if values.get("attention") == "unfused" else "auto",
         schedule="interleaved" if interleave > 1 else "1f1b",
         interleave=interleave,
         sequence_parallel=values.get("sequence_parallel") != "no",
     )
+
+
+def remat_of(values: Columns) -> str:
+    """Returns what is recomputed: as the row says, or its source's files, or its stack assumes.
+
+    Raises:
+        InexpressibleError: it is unknown, or unknown to a recipe.
+    """
+    source, model = values["source"], values.get("model", "")
+    of_source = (
+        policy
+        for (part, called), policy in REMAT_OF_SOURCE.items()
+        if part in source and called == model
+    )
+    policy = values.get("recompute_policy") or next(of_source, stack.of_source(source).remat)
+    if policy not in REMATS:
+        raise InexpressibleError(f"its recompute policy is {policy or 'unknown'}")
+    return REMATS[policy]
 
 
 def model_of(values: Columns) -> ModelConfig:

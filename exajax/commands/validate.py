@@ -24,23 +24,36 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.csv",
         help="measured steps, a row each; may be given again (default: those of the project)",
     )
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE.png|FILE.svg",
+        help="draw simulated against published steps",
+    )
     add("--rows", action="store_true", help="every row, and why some cannot be predicted")
     add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the errors of every source."""
+    if args.plot:
+        from exajax.report import validation_plot  # matplotlib, which nothing else here needs
+
+        validation_plot.check(args.plot)
     tables = args.table or sorted(TABLES.glob("*.csv"))
     rows = [row for table in tables for row in published.read_table(table)]
     checked = [validation.check(row) for row in rows]
     sources = validation.summary(checked)
+    result = {
+        "kind": "simulated against published",
+        "engine": "analytic",
+        "sources": sources,
+        "rows": [one.to_json() for one in checked],
+    }
+    if args.plot:
+        figure = validation_plot.predicted_against_published(result["rows"], sources, "analytic")
+        validation_plot.write(args.plot, figure)
     if args.json:
-        result = {
-            "kind": "simulated against published",
-            "engine": "analytic",
-            "sources": sources,
-            "rows": [one.to_json() for one in checked],
-        }
         print(runtime.to_json(result), flush=True)
         return 0
     print(described(sources, checked, every_row=args.rows), file=sys.stdout, flush=True)
