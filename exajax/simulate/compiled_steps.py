@@ -28,10 +28,8 @@ def pricer(told: Callable[[str], None]) -> Callable[[Recipe, Cluster], float]:
         machine.check(recipe.mesh.devices, recipe.precision)
         key = (recipe.digest, machine.digest)
         if key not in programs:
-            told(
-                f"{units.show(recipe.model.parameters, 'parameters')} on {recipe.mesh} of "
-                f"{machine.name}"
-            )
+            size = units.show(recipe.model.parameters, "")
+            told(f"{size} parameters on {recipe.mesh} of {machine.name}")
             programs[key] = _compiled(recipe, machine)
         prediction = predict_step(
             programs[key],

@@ -82,6 +82,7 @@ def check(row: Row, price: Price | None = None) -> Checked:
         return Checked(row, None, None, "", False, row.reason)
     try:
         machine = row.machine()
+        _check_slices(row.recipe, machine)
         least_s = least_step_s(row.recipe, machine)
         if row.measured_s and row.measured_s < least_s:
             reason = f"at the peak of its devices its products alone take {least_s:.3g} s"
@@ -92,6 +93,16 @@ def check(row: Row, price: Price | None = None) -> Checked:
         return Checked(row, None, None, "", False, str(error))
     stack = machine.stack
     return Checked(row, predicted_s, null_s, stack.name, row.row_id in stack.fitted_on, "")
+
+
+def _check_slices(recipe: Recipe, machine: Cluster) -> None:
+    """Raises an `InputError` for a mesh over several slices: of what joins them nothing is said."""
+    if machine.network.topology == "torus-3d" and recipe.mesh.devices > machine.devices:
+        raise InputError(
+            "num_gpus",
+            f"{recipe.mesh.devices} devices are more than a slice of {machine.name} has",
+            f"give at most {machine.devices}",
+        )
 
 
 def least_step_s(recipe: Recipe, machine: Cluster) -> float:
