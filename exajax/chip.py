@@ -98,6 +98,7 @@ class Chip:
         launch_s: the least time an operation takes.
         xla_target: facts that XLA compiles for, without which nothing can be compiled ahead.
         sources: where each figure comes from.
+        power_w: rated power of a device, None if unknown.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Chip:
     launch_s: float
     xla_target: dict[str, Any]
     sources: dict[str, str] = field(repr=False)
+    power_w: float | None = None
 
     @property
     def host_bandwidth(self) -> float:
@@ -167,6 +169,7 @@ def read_chip(name: str, table: Table) -> Chip:
         launch_s=table.part("kernel").figure("launch", "s"),
         xla_target=target,
         sources=table.all_sources(),
+        power_w=table.figure("power", "W") if "power" in table.values else None,
     )
 
 

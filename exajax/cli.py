@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         doctor,
         export,
         goodput,
+        plan,
         sample,
         simulate,
         tokenise,
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data = (sample, export, tokenise)
     machines = (validate, calibrate, doctor)
-    for module in (train, goodput, chaos, simulate, *data, *machines):
+    for module in (train, goodput, chaos, simulate, plan, *data, *machines):
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").splitlines()[0]
         command = commands.add_parser(

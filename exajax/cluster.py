@@ -67,11 +67,8 @@ class Cluster:
         """Devices of the whole machine."""
         return self.nodes * self.devices_per_node
 
-    def check(self, devices: int, precision: str) -> None:
-        """Raises an `InputError` if a step cannot be compiled and priced for a mesh here.
-
-        It imports no array library, so it can be asked before any work is done.
-        """
+    def check_mesh(self, devices: int, precision: str) -> None:
+        """Raises an `InputError` if a step cannot be priced for a mesh here."""
         self.chip.peak(precision)
         if devices > self.devices:
             raise InputError(
@@ -85,6 +82,13 @@ class Cluster:
                 f"{devices} devices are not whole nodes of {self.devices_per_node}",
                 f"give a mesh of a multiple of {self.devices_per_node} devices",
             )
+
+    def check(self, devices: int, precision: str) -> None:
+        """Raises an `InputError` if a step cannot be compiled and priced for a mesh here.
+
+        It imports no array library, so it can be asked before any work is done.
+        """
+        self.check_mesh(devices, precision)
         if self.chip.platform == "cpu":
             return
         missing = XLA_FACTS - self.chip.xla_target.keys()

@@ -22,6 +22,9 @@ BESIDE = ("gradients", "parameters", "stages", "regathers")
 """Collectives that a program may run beside compute: gradients added up over replicas, parameters
 gathered, what goes from stage to stage, and what weights' gradients need gathered once more."""
 
+PROGRAMS = ("jax", "megatron")
+"""Whose training steps are known: ours, and Megatron-LM's, which other frameworks took over."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -42,6 +45,7 @@ class Stack:
         dropout: whether blocks drop elements.
         gradient_bytes: bytes of a gradient that replicas add up.
         remat: what is recomputed where a published row does not say.
+        program: whose training step it is, of `PROGRAMS`: what it keeps in memory goes by it.
         sources: parts of the names of the published sources whose rows ran with it.
         zero: the level of ZeRO that it is for, where a source has rows of two programs; else None.
         fitted_on: the measured steps that the factors are from.
@@ -60,6 +64,7 @@ class Stack:
     dropout: bool = False
     gradient_bytes: float = 4.0
     remat: str = ""
+    program: str = "jax"
     sources: tuple[str, ...] = ()
     zero: int | None = None
     fitted_on: tuple[str, ...] = ()
@@ -114,6 +119,7 @@ def read(name: str, table: Table) -> Stack:
         dropout=bool(table.sourced("dropout", '[true, "source"]')) if "dropout" in given else False,
         gradient_bytes=table.figure("gradient", "B") if "gradient" in given else 4.0,
         remat=str(table.sourced("remat", '["none", "source"]')) if "remat" in given else "",
+        program=_program(table),
         sources=tuple(str(part) for part in given.get("sources", ())),
         zero=given.get("zero"),
         fitted_on=tuple(str(row) for row in given.get("fitted_on", ())),
@@ -123,6 +129,15 @@ def read(name: str, table: Table) -> Stack:
 
 def _seconds(table: Table, key: str) -> float:
     return table.figure(key, "s") if key in table.values else 0.0
+
+
+def _program(table: Table) -> str:
+    if "program" not in table.values:
+        return AS_MEASURED.program
+    given = str(table.sourced("program", '["megatron", "source"]'))
+    if given not in PROGRAMS:
+        raise InputError(table.where, f"program is {given!r}", nearest(given, PROGRAMS))
+    return given
 
 
 def _beside(table: Table) -> tuple[str, ...]:

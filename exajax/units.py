@@ -7,7 +7,7 @@ from exajax.errors import InputError
 PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
     "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "m": 1e-3, "u": 1e-6, "n": 1e-9,
 }  # fmt: skip
-UNITS = ("FLOP/s", "B/s", "B", "s")
+UNITS = ("FLOP/s", "B/s", "B", "s", "W")
 
 
 def parse(text: str, unit: str, field: str) -> float:

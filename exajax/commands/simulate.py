@@ -7,12 +7,17 @@ from typing import Any
 
 from exajax import cluster as clusters
 from exajax import flags, runtime, units
+from exajax.errors import InputError
 from exajax.program import cache
 from exajax.provenance import provenance
 from exajax.recipe import Recipe
-from exajax.report import step_folder, step_table
+from exajax.report import plan_table, step_folder, step_table
 from exajax.simulate import advice, roofs, timeline
+from exajax.simulate.analytic import prediction as closed
 from exajax.simulate.prediction import Prediction, predict_step
+
+ENGINES = ("compiled", "analytic")
+"""What prices a step: its compiled program, operation by operation, or closed formulas."""
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "batch", "temporaries")
 """What shares a device's memory at the peak."""
@@ -25,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster", default="dgx-h100", help=f"a TOML of one's own, or one of {machines}"
     )
-    parser.add_argument("--engine", choices=("compiled",), default="compiled", help="what prices")
+    parser.add_argument("--engine", choices=ENGINES, default="compiled", help="what prices")
     parser.add_argument(
         "--out",
         type=Path,
@@ -38,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints the prediction."""
     recipe = flags.recipe_of(args)
     cluster = clusters.load_cluster(args.cluster)
+    if args.engine == "analytic":
+        return _run_analytic(args, recipe, cluster)
     cluster.check(recipe.mesh.devices, recipe.precision)
     if args.out:
         step_folder.check(args.out)
@@ -55,6 +62,26 @@ def run(args: argparse.Namespace) -> int:
     if args.out and not args.json:
         print(f"  written     {', '.join(step_folder.FILES)} in {args.out}", file=out)
         print("              the trace opens in ui.perfetto.dev", file=out)
+    return 0
+
+
+def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: clusters.Cluster) -> int:
+    """Prints what the analytic engine predicts of the lowest ZeRO level that fits."""
+    if args.out:
+        raise InputError("--out", "the analytic engine has no program", "leave it out")
+    cluster.check_mesh(recipe.mesh.devices, recipe.precision)
+    predictions = (closed.predict(level, cluster) for level in recipe.levels)
+    prediction = next((one for one in predictions if one.fits), None)
+    prediction = prediction or closed.predict(recipe.levels[-1], cluster)
+    found = provenance(prediction.recipe, cluster) | {"engine": "analytic", "kind": "simulated"}
+    result = prediction.to_json() | {"advice": [], "provenance": found}
+    if not prediction.fits:
+        batch, devices = recipe.global_batch, recipe.mesh.devices
+        result["advice"] = [
+            f"exajax plan --model={args.model} --cluster={args.cluster} --devices={devices} "
+            f"--global-batch={batch} --seq={recipe.seq} finds layouts that fit"
+        ]
+    print(runtime.to_json(result) if args.json else plan_table.step(result, cluster))
     return 0
 
 

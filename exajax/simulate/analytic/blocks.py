@@ -8,7 +8,7 @@ import numpy as np
 from exajax.chip import Chip
 from exajax.models.presets import ModelConfig
 from exajax.simulate.analytic.kernels import Product, bytes_s, flash_s, product_s
-from exajax.simulate.analytic.layouts import Bools, Floats, Layouts
+from exajax.simulate.analytic.layouts import Bools, Floats, Layouts, distinct
 from exajax.stack import Stack
 
 PARTS = ("norms", "qkv", "attention", "out", "up", "activation", "down", "experts")
@@ -58,14 +58,11 @@ class Shard:
     def distinct(cls, layouts: Layouts, seq: int) -> "tuple[Shard, np.ndarray]":
         """Returns the shards that differ, and which of them each layout has, shape [N]."""
         names = ("micro_batch", "context", "tensor", "expert", "sequence_parallel", "flash")
-        columns = np.stack([getattr(layouts, name).astype(np.int64) for name in names], axis=1)
-        rows, which = np.unique(columns, axis=0, return_inverse=True)
-        micro_batch, context, tensor, expert, parallel, flash = rows.T
-        sizes = (micro_batch, context, tensor, expert)
-        sequences, context_, tensor_, expert_ = (size.astype(float) for size in sizes)
-        return cls(
-            sequences, seq, context_, tensor_, expert_, parallel.astype(bool), flash.astype(bool)
-        ), which.reshape(-1)
+        columns = [getattr(layouts, name) for name in names]
+        first, which = distinct(*columns)
+        micro_batch, context, tensor, expert = (c[first].astype(float) for c in columns[:4])
+        parallel, flash = (column[first] for column in columns[4:])
+        return cls(micro_batch, seq, context, tensor, expert, parallel, flash), which
 
     @property
     def tokens(self) -> Floats:

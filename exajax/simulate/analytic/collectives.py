@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from exajax.cluster import Cluster
 from exajax.program.collectives import Collective
-from exajax.simulate.analytic.layouts import Floats
+from exajax.simulate.analytic.layouts import Floats, distinct
 from exajax.simulate.collectives import collective_time_s
 
 
@@ -27,9 +27,10 @@ def group_s(
     columns = np.broadcast_arrays(
         *(np.atleast_1d(np.asarray(x, float)) for x in (bytes_, ranks, stride))
     )
-    cases, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    first, which = distinct(*columns)
+    cases = zip(*(column[first] for column in columns), strict=True)
     seconds = [_one_s(kind, size, int(n), int(step), cluster) for size, n, step in cases]
-    found: Floats = np.array(seconds)[which.reshape(-1)]
+    found: Floats = np.array(seconds)[which]
     return found
 
 

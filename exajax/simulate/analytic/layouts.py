@@ -15,6 +15,22 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+def distinct(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Returns where each row that differs is found first, and which of them each row is.
+
+    As `numpy.unique` of rows, which compares whole rows and is twenty times slower.
+
+    Args:
+        columns: arrays of shape [N].
+    """
+    codes = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        values, which = np.unique(column, return_inverse=True)
+        codes = codes * len(values) + which
+    _, first, which = np.unique(codes, return_index=True, return_inverse=True)
+    return first, which
+
+
 ONE_DEVICE: dict[str, int | bool] = {
     **dict.fromkeys(("pipe", "data", "fsdp", "expert", "context", "tensor"), 1),
     "interleave": 1,
@@ -23,6 +39,7 @@ ONE_DEVICE: dict[str, int | bool] = {
     "remat": 0,
     "sequence_parallel": False,
     "flash": False,
+    "gpipe": False,
 }
 """The fields of `Layouts` on one device, in order."""
 
@@ -44,6 +61,7 @@ class Layouts:
         remat: index into `REMATS`.
         sequence_parallel: whether `tensor` divides the sequence between sublayers.
         flash: whether attention is fused.
+        gpipe: whether all micro-batches go ahead before the first goes back.
     """
 
     pipe: Ints
@@ -58,6 +76,7 @@ class Layouts:
     remat: Ints
     sequence_parallel: Bools
     flash: Bools
+    gpipe: Bools
 
     @classmethod
     def of(cls, **columns: ArrayLike) -> "Layouts":
@@ -89,6 +108,7 @@ class Layouts:
             remat=[REMATS.index(r.remat) for r in recipes],
             sequence_parallel=[r.sequence_parallel for r in recipes],
             flash=[r.attention == "flash" or (r.attention == "auto" and flash) for r in recipes],
+            gpipe=[r.schedule == "gpipe" for r in recipes],
         )
 
     def __len__(self) -> int:

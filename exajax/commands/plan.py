@@ -1,0 +1,222 @@
+"""Prices every layout of a model over so many devices, and ranks those that fit."""
+
+import argparse
+import dataclasses
+import math
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exajax import cluster as clusters
+from exajax import flags, runtime, units
+from exajax.cluster import Cluster
+from exajax.errors import InputError
+from exajax.models.presets import PRESETS, lookup
+from exajax.provenance import provenance
+from exajax.recipe import PRECISIONS, Recipe
+from exajax.report import plan_table
+from exajax.simulate import plan
+from exajax.simulate.analytic.prediction import capacity_bytes, predict
+
+SHOWN = 3
+"""Layouts that more memory would allow which are told."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    machines = ", ".join([*clusters.names(), "local"])
+    add(
+        "--model",
+        default=flags.MODEL,
+        help="a preset or a TOML of dimensions: " + ", ".join(PRESETS),
+    )
+    add("--cluster", default="dgx-h100", help=f"a TOML of one's own, or one of {machines}")
+    add("--devices", type=int, required=True, metavar="N", help="devices to lay it over")
+    add("--global-batch", type=int, required=True, metavar="N", help="sequences of one step")
+    add("--seq", type=int, metavar="N", help="tokens of a sequence (default: the model's)")
+    add("--precision", choices=PRECISIONS, default="bf16", help="what the passes compute in")
+    add("--top", type=int, default=5, metavar="K", help="meshes to show, the best layout of each")
+    add("--verify", type=int, default=0, metavar="K", help="compile the best K ahead of time too")
+    add("--tokens", type=float, metavar="N", help="tell node-hours and energy of so many tokens")
+    add("--plot", type=Path, metavar="FILE", help="draw time against memory, a .png, .svg or .pdf")
+    add("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plans."""
+    work, cluster = _checked(args)
+    if args.verify:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # it is compiled for a described machine
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    out = runtime.claim_stdout(with_jax=False) if args.verify else sys.stdout
+    begun = time.perf_counter()
+    found = plan.search(work, cluster, args.devices)
+    seconds = time.perf_counter() - begun
+    fitting = found.fits.nonzero()[0]
+    best = [found.recipe(int(row)) for row in found.ranked(fitting)[: max(args.top, args.verify)]]
+    plans = [_plan(recipe, cluster, args) for recipe in best]
+    for number, recipe in enumerate(best[: args.verify]):
+        told = f"compiling {number + 1} of {min(args.verify, len(best))}: {recipe.mesh}"
+        print(told, file=sys.stderr, flush=True)
+        plans[number]["verified"] = _verified(recipe, plans[number], cluster)
+    result = {
+        "kind": "simulated",
+        "engine": "analytic",
+        "cluster": cluster.name,
+        "devices": args.devices,
+        "evaluated": len(found.layouts),
+        "fitting": len(fitting),
+        "seconds": seconds,
+        "plans": plans,
+        "faster_with_more_memory": _with_more_memory(found, cluster, args),
+        "advice": [] if len(fitting) else _advice(found, args),
+    }
+    if args.plot:
+        from exajax.report import plan_plot
+
+        plan_plot.write(args.plot, found)
+    text = runtime.to_json(result) if args.json else plan_table.described(result, cluster)
+    print(text, file=out, flush=True)
+    return 0
+
+
+def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
+    """Returns what to plan and where; raises an `InputError` that names a flag."""
+    model, cluster = lookup(args.model), clusters.load_cluster(args.cluster)
+    cluster.chip.peak(args.precision)
+    for flag, number, least in (
+        ("--devices", args.devices, 1),
+        ("--global-batch", args.global_batch, 1),
+        ("--top", args.top, 1),
+        ("--verify", args.verify, 0),
+    ):
+        if number < least:
+            raise InputError(flag, f"it is {number}", f"give a whole number from {least} on")
+    if args.tokens is not None and not 0 < args.tokens < float("inf"):
+        raise InputError("--tokens", f"it is {args.tokens}", "give a number above 0, such as 1e12")
+    if args.devices > cluster.devices:
+        raise InputError(
+            "--devices",
+            f"{args.devices} are more than the {cluster.devices} of {cluster.name}",
+            f"give at most {cluster.devices}, or another --cluster",
+        )
+    if not cluster.in_whole_nodes(args.devices):
+        raise InputError(
+            "--devices",
+            f"{args.devices} are not whole nodes of {cluster.devices_per_node}",
+            f"give a multiple of {cluster.devices_per_node}",
+        )
+    if args.plot:
+        _check_plot(args.plot)
+    seq = model.seq if args.seq is None else args.seq
+    return plan.Workload(model, args.global_batch, seq, args.precision), cluster
+
+
+def _check_plot(path: Path) -> None:
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError("--plot", f"{path} is no picture", "give a .png, .svg or .pdf")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError("--plot", f"cannot write to {path.parent}", "give another folder")
+
+
+def _plan(recipe: Recipe, cluster: Cluster, args: argparse.Namespace) -> dict[str, Any]:
+    """Returns a plan: what is predicted of it, its options, and the command that trains it."""
+    result = predict(recipe, cluster).to_json()
+    options = ("micro_batch", "zero", "remat", "schedule", "interleave", "sequence_parallel")
+    return result | {
+        "options": {name: getattr(recipe, name) for name in options},
+        "command": command(recipe, args.model),
+        "cost": _cost(result, recipe, cluster, args.tokens),
+        "provenance": provenance(recipe, cluster) | {"engine": "analytic", "kind": "simulated"},
+    }
+
+
+def command(recipe: Recipe, model: str) -> str:
+    """Returns the command that trains a recipe, less the flags that say what holds anyway."""
+    usual = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    usual |= {"seq": recipe.model.seq}
+    argv = zip(flags.RECIPE_FLAGS, flags.recipe_argv(recipe, model), strict=True)
+    said = [flag for name, flag in argv if getattr(recipe, name) != usual[name]]
+    return shlex.join(["exajax", "train", *said])
+
+
+def _cost(
+    result: dict[str, Any], recipe: Recipe, cluster: Cluster, tokens: float | None
+) -> dict[str, Any] | None:
+    """Returns time, node-hours and energy of a number of tokens; None where none was given."""
+    if tokens is None:
+        return None
+    steps = math.ceil(tokens / recipe.tokens)
+    hours = steps * result["step_time_s"] / 3600
+    nodes = math.ceil(recipe.mesh.devices / cluster.devices_per_node)
+    power_w = cluster.chip.power_w
+    return {
+        "tokens": tokens,
+        "steps": steps,
+        "days": hours / 24,
+        "node_hours": hours * nodes,
+        "device_energy_kwh": power_w and hours * recipe.mesh.devices * power_w / 1e3,
+    }
+
+
+def _verified(recipe: Recipe, told: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
+    """Returns what the compiled engine says of a plan, and how far the plan is from it."""
+    from exajax.commands import simulate
+
+    cluster.check(recipe.mesh.devices, recipe.precision)
+    prediction = simulate.predict(recipe, cluster)[1]
+    step_s, total = prediction.step_time_s, prediction.compiled.memory.total
+    return {
+        "engine": "compiled",
+        "step_time_s": step_s,
+        "memory_bytes": total,
+        "fits": prediction.fits,
+        "step_time_gap": told["step_time_s"] / step_s - 1,
+        "memory_gap": told["memory_bytes"]["total"] / total - 1,
+    }
+
+
+def _with_more_memory(
+    found: plan.Found, cluster: Cluster, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Returns the layouts that would be faster if they fitted, the least memory first."""
+    limit = capacity_bytes(cluster)
+    front = [int(row) for row in found.front() if found.bytes[row] > limit]
+    chosen = front if len(front) <= SHOWN else [front[0], front[len(front) // 2], front[-1]]
+    fastest = found.step_s[found.fits].min(initial=math.inf)
+    return [
+        {
+            "step_time_s": float(found.step_s[row]),
+            "memory_bytes": float(found.bytes[row]),
+            "capacity": limit,
+            "faster_by": None if math.isinf(fastest) else float(fastest / found.step_s[row] - 1),
+            "command": command(found.recipe(row), args.model),
+        }
+        for row in chosen
+        if found.step_s[row] < fastest
+    ]
+
+
+def _advice(found: plan.Found, args: argparse.Namespace) -> list[str]:
+    """Returns what comes closest where nothing fits, and what would help."""
+    work, cluster = found.work, found.cluster
+    closest = int(np.lexsort((found.step_s, found.bytes))[0])
+    limit = capacity_bytes(cluster)
+    needed = f"{units.show(float(found.bytes[closest]), 'B')} of {units.show(limit, 'B')} a device"
+    told = [f"nothing fits; closest is {needed}: {command(found.recipe(closest), args.model)}"]
+    counts = [args.devices * ways for ways in (2, 4, 8, 16, 32, 64)]
+    more = plan.smallest_that_fits(work, cluster, [n for n in counts if n <= cluster.devices])
+    if more:
+        best = int(more.ranked(more.fits.nonzero()[0])[0])
+        step = units.show(float(more.step_s[best]), "s")
+        devices = more.recipe(best).mesh.devices
+        told.append(f"--devices {devices} makes it fit: {step} a step (analytic engine)")
+    if work.seq > 1:
+        told.append("a shorter --seq or a smaller --model needs less")
+    return told

@@ -1,0 +1,117 @@
+"""Plans in words: ranked, with where the time of the best goes and what more memory would bring."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from exajax import units
+from exajax.cluster import Cluster
+
+Plan = Mapping[str, Any]
+
+
+def described(result: Plan, cluster: Cluster) -> str:
+    """Returns what `exajax plan` found.
+
+    Args:
+        result: as its `--json` is.
+        cluster: where.
+    """
+    rate = result["evaluated"] / result["seconds"]
+    lines = [
+        f"simulated (analytic engine): {result['evaluated']:,} layouts over {result['devices']:,} "
+        f"x {cluster.chip.title} of {cluster.title} in {result['seconds']:.1f} s ({rate:,.0f} a "
+        f"second), {result['fitting']:,} fit"
+    ]
+    plans = result["plans"]
+    if plans:
+        lines += _table(plans)
+        lines += ["", f"best: {plans[0]['mesh']}", *_where(plans[0]), *_cost(plans[0], cluster)]
+        lines += ["", "train it:", *(f"  {one['command']}" for one in plans[:1])]
+    for one in result["faster_with_more_memory"]:
+        share = "" if one["faster_by"] is None else f", {one['faster_by']:.0%} faster"
+        lines.append(
+            f"with {units.show(one['memory_bytes'], 'B')} a device instead of "
+            f"{units.show(one['capacity'], 'B')}: {units.show(one['step_time_s'], 's')}{share}: "
+            f"{one['command']}"
+        )
+    lines += [f"advice: {advice}" for advice in result["advice"]]
+    if cluster.chip.proxy:
+        lines.append(
+            f"note: kernels of {cluster.chip.title} are priced by its own peaks and memory, with "
+            "the efficiencies of another chip; never held against a measured step"
+        )
+    return "\n".join(lines)
+
+
+def step(result: Plan, cluster: Cluster) -> str:
+    """Returns what the analytic engine says of one step, as `exajax simulate` prints it."""
+    lines = [
+        f"simulated (analytic engine): {result['model']} on {result['mesh']} of {cluster.title}, "
+        f"{result['devices']:,} x {cluster.chip.title}",
+        f"  step    {units.show(result['step_time_s'], 's')}, {result['tokens_per_s']:,.0f} "
+        f"tokens/s, MFU {result['mfu']:.1%}, HFU {result['hfu']:.1%}; "
+        + ("fits" if result["fits"] else "DOES NOT FIT"),
+        *_where(result),
+        *(f"  advice  {advice}" for advice in result["advice"]),
+    ]
+    return "\n".join(lines)
+
+
+def _table(plans: list[Plan]) -> list[str]:
+    lines = [f"{'':>3}{'step':>9}{'tokens/s':>12}{'MFU':>7}{'memory':>9}  mesh, options"]
+    for number, one in enumerate(plans, 1):
+        options = one["options"]
+        how = [f"micro-batch {options['micro_batch']}", f"remat {options['remat']}"]
+        how += [f"ZeRO {one['zero']}"] if one["zero"] else []
+        how += [f"interleave {options['interleave']}"] if options["interleave"] > 1 else []
+        how += [] if options["sequence_parallel"] else ["no sequence parallelism"]
+        lines.append(
+            f"{number:>3}{units.show(one['step_time_s'], 's'):>9}{one['tokens_per_s']:>12,.0f}"
+            f"{one['mfu']:>7.1%}{units.show(one['memory_bytes']['total'], 'B'):>9}  "
+            f"{one['mesh']}: {', '.join(how)}"
+        )
+        if found := one.get("verified"):
+            lines.append(
+                f"{'':>3}{units.show(found['step_time_s'], 's'):>9}{'':>19}"
+                f"{units.show(found['memory_bytes'], 'B'):>9}  compiled engine; the line above is "
+                f"{found['step_time_gap']:+.1%} in time, {found['memory_gap']:+.1%} in memory"
+            )
+    return lines
+
+
+def _where(one: Plan) -> list[str]:
+    spent, memory = one["breakdown_s"], one["memory_bytes"]
+    parts = {key: value for key, value in spent.items() if key != "exposed_communication"}
+    parts |= {f"waiting for {axes}": s for axes, s in spent["exposed_communication"].items()}
+    kinds = {key: value for key, value in memory.items() if key not in ("total", "capacity")}
+    return [
+        "  time    "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {seconds / one['step_time_s']:.0%}"
+            for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
+            if seconds >= 0.005 * one["step_time_s"]
+        ),
+        f"  memory  {units.show(memory['total'], 'B')} of {units.show(memory['capacity'], 'B')}: "
+        + ", ".join(
+            f"{name} {units.show(value, 'B')}"
+            for name, value in sorted(kinds.items(), key=lambda part: -part[1])
+            if value >= 0.005 * memory["total"]
+        ),
+    ]
+
+
+def _cost(one: Plan, cluster: Cluster) -> list[str]:
+    cost = one["cost"]
+    if not cost:
+        return []
+    energy = cost["device_energy_kwh"]
+    told = (
+        "energy unknown: the chip's rated power is not in its description"
+        if energy is None
+        else f"{energy / 1e3:,.3g} MWh at the {cluster.chip.power_w:.0f} W that a device is rated "
+        "for, hosts and cooling apart"
+    )
+    return [
+        f"  cost    {cost['tokens']:.3g} tokens: {cost['steps']:,} steps, {cost['days']:,.3g} "
+        f"days, {cost['node_hours']:,.0f} node-hours; {told}"
+    ]

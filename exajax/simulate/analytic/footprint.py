@@ -1,0 +1,183 @@
+"""Memory of a device at the peak of a step in every layout, by what is in it."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from exajax.models.presets import ModelConfig
+from exajax.simulate.analytic import saved, weights
+from exajax.simulate.analytic.layouts import Floats, Layouts
+from exajax.stack import Stack
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on the device that needs most of them; all of shape [N].
+
+    Attributes:
+        parameters: what is updated, and what that is computed with where both are kept.
+        gradients: of the parameters, and sums of them over micro-batches.
+        optimizer: its state.
+        activations: what the forward pass keeps for the backward pass.
+        temporaries: what passes work in, copies of parameters among them.
+    """
+
+    parameters: Floats
+    gradients: Floats
+    optimizer: Floats
+    activations: Floats
+    temporaries: Floats
+
+    @property
+    def total(self) -> Floats:
+        """All of them."""
+        total: Floats = sum(getattr(self, field.name) for field in dataclasses.fields(self))
+        return total
+
+
+def footprint(
+    model: ModelConfig,
+    stack: Stack,
+    layouts: Layouts,
+    *,
+    global_batch: int,
+    seq: int,
+    precision: str,
+) -> Footprint:
+    """Returns the memory of a step in every layout.
+
+    Args:
+        model: its dimensions.
+        stack: the software; what it keeps goes by its `program`.
+        layouts: ways to lay it over devices.
+        global_batch: sequences of a step.
+        seq: tokens of each.
+        precision: what the passes compute in.
+    """
+    micro_batches = layouts.micro_batches(global_batch)
+    block = saved.of_block(model, layouts, seq, stack)
+    if stack.program == "megatron":
+        return _of_megatron(model, layouts, seq, stack, micro_batches, block)
+    return _of_jax(model, layouts, seq, precision, micro_batches, block)
+
+
+LOGIT_BYTES = {"jax": 6.0, "megatron": 10.0}
+"""Bytes of a logit where the loss is computed. Ours: in bf16, its gradient, and one more of either.
+Megatron-LM: in bf16, in fp32, and the softmax of them in fp32."""
+
+
+def _of_jax(
+    model: ModelConfig,
+    layouts: Layouts,
+    seq: int,
+    precision: str,
+    micro_batches: np.ndarray,
+    block: Floats,
+) -> Footprint:
+    """Returns what XLA keeps for our step, as read in compiled programs (`benchmarks/engines.py`).
+
+    Masters and moments are in fp32, copies to compute with and gradients of a micro-batch in bf16.
+    The peak is where the loss is computed, within the backward pass, or where ZeRO 1 and 2 gather
+    what they have updated.
+    """
+    held = weights.of_stage(model, layouts)
+    wide = 2.0 if precision == "pure-bf16" else 4.0
+    narrow = 4.0 if precision == "fp32" else 2.0
+    mine = weights.share(held, layouts, "parameters")
+    copy = mine * narrow if wide != narrow else 0 * mine
+    blocks, piped = np.ceil(model.layers / layouts.pipe), layouts.pipe > 1
+    repeated = (micro_batches > 1) | piped
+    # The sums of a loop over micro-batches are as large as what each replica computes with.
+    sums = np.where(repeated, 4 * mine, 0)
+    current = narrow * np.where(repeated, mine, weights.share(held, layouts, "gradients"))
+    # The loop of a pipeline copies the sum of the largest matrix of its blocks.
+    largest = blocks * model.width * model.ffn * max(1, model.experts) / layouts.tensor
+    sums += np.where(piped, 4 * largest / layouts.fsdp / layouts.expert, 0)
+    kept = block * blocks * saved.in_flight(layouts, micro_batches)
+    # XLA runs two micro-batches in one trip of their loop, and keeps some of both.
+    replicas = (layouts.zero < 3) & (layouts.data > 1)
+    kept = kept * np.where((micro_batches > 1) & ~piped & ~replicas, 1.5, 1.0)
+
+    logits = LOGIT_BYTES["jax"] * _logits(model, layouts, seq)
+    in_block = held[:2]
+    whole = sum(one.count for one in in_block)
+    divided = whole > weights.share(in_block, layouts, "parameters")
+    gathered = np.where(divided, 2 * narrow * whole / blocks, 0.0)
+    work = _work(model, layouts, seq) + current
+    levels = (layouts.zero == 1) | (layouts.zero == 2)
+    updated = np.where(levels & (layouts.data > 1), 4 * mine, 0) - copy - kept
+    return Footprint(
+        parameters=wide * mine,
+        gradients=sums,
+        optimizer=2 * wide * weights.share(held, layouts, "optimizer"),
+        activations=kept,
+        temporaries=copy + gathered + np.maximum(np.maximum(logits, work), updated),
+    )
+
+
+def _work(model: ModelConfig, layouts: Layouts, seq: int) -> Floats:
+    """Returns the bytes that the backward pass of a block works in.
+
+    Counted in compiled programs: about six arrays as large as the stream and six as what is
+    between the matrices of the feed-forward, in bf16; three of scores in fp32.
+    """
+    tokens = layouts.micro_batch * seq / layouts.context
+    routed = model.top_k * saved.CAPACITY if model.mixture_layers else 1.0
+    stream = model.width * (1 + routed * bool(model.mixture_layers))
+    scores = tokens * seq / layouts.context * model.heads / layouts.tensor
+    return (
+        12 * tokens * (stream + routed * model.ffn / layouts.tensor)
+        + np.where(layouts.flash, 0.0, 12.0) * scores
+    )
+
+
+def _logits(model: ModelConfig, layouts: Layouts, seq: int) -> Floats:
+    rows = layouts.micro_batch * (1 if model.family == "vit" else seq / layouts.context)
+    logits: Floats = rows * model.padded_vocab / layouts.tensor
+    return logits
+
+
+def _of_megatron(
+    model: ModelConfig,
+    layouts: Layouts,
+    seq: int,
+    stack: Stack,
+    micro_batches: np.ndarray,
+    block: Floats,
+) -> Footprint:
+    """Returns what Megatron-LM keeps: 18 bytes a parameter, and activations of arXiv:2205.05198.
+
+    Weights in 16 bits, gradients in fp32; the optimizer has masters and two moments in fp32. Of a
+    pipeline, the first stage keeps most micro-batches and the last one computes the loss: the one
+    that needs more counts. What passes work in was chosen by the peaks that SimuMax's authors
+    measured on B200 (v1.2, docs/b200): the largest gradients of matrices, or the loss.
+    """
+    held = weights.of_stage(
+        model, layouts, tables=np.where((layouts.pipe > 1) & (model.family != "gpt"), 0.5, 1.0)
+    )
+
+    # The distributed optimizer divides over context as well, whose devices are replicas too.
+    replicas = dataclasses.replace(layouts, data=layouts.data * layouts.context)
+
+    def share(kind: str) -> Floats:
+        return weights.share(held, replicas, kind, flat=True)
+
+    blocks = np.ceil(model.layers / layouts.pipe)
+    gates = 1 if model.family in ("gpt", "vit") else 2
+    inner = model.ffn / layouts.tensor
+    tokens = layouts.micro_batch * seq / layouts.context
+    # The gradient of the way up in fp32 before it is added to the sums, and what it is made of.
+    work = 4 * gates * model.width * inner + 2 * tokens * (gates + 1) * inner
+    table = 2.0 * model.width * model.padded_vocab / layouts.tensor
+    logits = LOGIT_BYTES["megatron"] * _logits(model, layouts, seq)
+    first = block * blocks * saved.in_flight(layouts, micro_batches, own_turns=True)
+    last, at_end = block * blocks, np.maximum(logits, work + table)
+    loss = (layouts.pipe == 1) | (last + at_end > first + work)
+    return Footprint(
+        parameters=2.0 * share("parameters"),
+        gradients=stack.gradient_bytes * share("gradients"),
+        optimizer=12.0 * share("optimizer"),
+        activations=np.where(loss, last, first),
+        temporaries=np.where(loss, at_end, work),
+    )

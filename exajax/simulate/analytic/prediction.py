@@ -1,0 +1,123 @@
+"""What the analytic engine predicts of a recipe, in the form of `exajax simulate`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from exajax.cluster import Cluster
+from exajax.mesh import MeshSpec
+from exajax.recipe import Recipe
+from exajax.simulate.analytic import engine
+from exajax.simulate.analytic.engine import Times
+from exajax.simulate.analytic.footprint import Footprint, footprint
+from exajax.simulate.analytic.layouts import Layouts
+from exajax.xla import MEMORY_FRACTION
+
+
+def capacity_bytes(cluster: Cluster) -> int:
+    """Returns the memory of a device that a run may take."""
+    return int(cluster.chip.memory_bytes * MEMORY_FRACTION[cluster.chip.platform])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A simulated step in closed formulas. Every number in it is simulated; nothing is measured.
+
+    Attributes:
+        recipe: what would be trained.
+        cluster: where.
+        times: of this one layout.
+        memory: the same.
+    """
+
+    recipe: Recipe
+    cluster: Cluster
+    times: Times
+    memory: Footprint
+
+    @property
+    def step_time_s(self) -> float:
+        """Seconds of the median step."""
+        return float(self.times.step_s[0])
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of a device at the peak."""
+        return int(self.memory.total[0])
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak fits a device's memory."""
+        return self.total_bytes <= capacity_bytes(self.cluster)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the prediction in the form that `exajax simulate --json` promises."""
+        recipe, step_s = self.recipe, self.step_time_s
+        devices = recipe.mesh.devices
+        hardware = recipe.model.step_flops(recipe.global_batch, recipe.seq, recipe.remat)
+        peak = self.cluster.chip.peak(recipe.precision) * devices
+        kinds = ("parameters", "gradients", "optimizer", "activations", "temporaries")
+        memory = {kind: int(getattr(self.memory, kind)[0]) for kind in kinds}
+        return {
+            "kind": "simulated",
+            "engine": "analytic",
+            "proxy": self.cluster.chip.proxy is not None,
+            "model": recipe.model.name,
+            "mesh": str(recipe.mesh),
+            "zero": recipe.zero,
+            "devices": devices,
+            "step_time_s": step_s,
+            "samples_per_s": recipe.global_batch / step_s,
+            "tokens_per_s": recipe.tokens / step_s,
+            "model_tflops_per_device": recipe.flops / step_s / devices / 1e12,
+            "mfu": recipe.flops / step_s / peak,
+            "hfu": hardware / step_s / peak,
+            "fits": self.fits,
+            "memory_bytes": memory
+            | {"total": sum(memory.values()), "capacity": capacity_bytes(self.cluster)},
+            "breakdown_s": _breakdown(self.times, recipe.mesh, recipe.zero),
+        }
+
+
+def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
+    """Returns what the analytic engine says of a recipe whose `zero` is a level."""
+    layouts = Layouts.of_recipes([recipe], flash=recipe.flash(cluster.chip.platform))
+    how: dict[str, Any] = {
+        "global_batch": recipe.global_batch,
+        "seq": recipe.seq,
+        "precision": recipe.precision,
+    }
+    times = engine.times(recipe.model, cluster, layouts, **how)
+    return Prediction(
+        recipe, cluster, times, footprint(recipe.model, cluster.stack, layouts, **how)
+    )
+
+
+def _breakdown(times: Times, mesh: MeshSpec, zero: int | str) -> dict[str, Any]:
+    """Returns where the seconds go, waits by the mesh axes that are waited for."""
+
+    def axes(*names: str) -> str:
+        return "+".join(name for name in names if getattr(mesh, name) > 1)
+
+    waits: dict[str, float] = {}
+    for names, seconds in (
+        (("model",), times.tensor),
+        (("context",), times.context),
+        (("expert",), times.expert),
+        (("data", "fsdp") if zero == 3 else ("fsdp",), times.shards),
+        (("data", "fsdp", "context"), times.gradients),
+        (("pipe",), times.stages),
+    ):
+        key, wait = axes(*names), float(np.atleast_1d(seconds)[0])
+        if wait > 0:
+            waits[key or names[0]] = waits.get(key or names[0], 0.0) + wait
+    return {
+        "compute": float(times.compute[0]),
+        "memory_bound": float(times.memory_bound[0]),
+        "exposed_communication": waits,
+        "pipeline_bubble": float(times.bubble[0]),
+        "stragglers": float(times.stragglers[0]),
+        "optimizer": float(times.optimizer[0]),
+        "other": float(times.other[0]),
+    }

@@ -1,0 +1,124 @@
+"""What blocks keep for the backward pass, in bytes on one device, over arrays of layouts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from exajax.models.presets import ModelConfig
+from exajax.recipe import REMATS
+from exajax.simulate.analytic.layouts import Floats, Ints, Layouts
+from exajax.stack import Stack
+
+CAPACITY = 1.25
+"""Room of an expert, over an even share (`Recipe.capacity_factor`)."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a block keeps for each token and each of its numbers.
+
+    Attributes:
+        stream: for each number of the residual stream, divided where `tensor` divides sequences.
+        heads: for each number of the queries.
+        kv: for each number of the keys, and of the values.
+        ffn: for each number between the matrices of the feed-forward.
+        scores: for each score of attention that is not fused.
+    """
+
+    stream: float = 0.0
+    heads: float = 0.0
+    kv: float = 0.0
+    ffn: float = 0.0
+    scores: float = 0.0
+
+
+def of_jax(gates: int) -> Mapping[str, Kept]:
+    """Returns what our models' blocks keep under XLA, by remat.
+
+    Read in the buffers of compiled programs (`benchmarks/engines.py`): products' results are in
+    bf16, and what no policy says is kept in the type that it is computed in.
+
+    Args:
+        gates: matrices on the way up in the feed-forward.
+    """
+    dots = Kept(stream=4, heads=2, kv=2)
+    return {
+        "none": Kept(stream=28, heads=4, kv=2, ffn=12, scores=6),
+        "attention": Kept(stream=28, heads=4, kv=2, ffn=12),
+        "selective": Kept(stream=4, heads=2, kv=2, ffn=2 * gates),
+        "save-dots-except-mlp-wi": dots,
+        "save-dots-except-mlp": dots,
+        "save-qkv": Kept(stream=2, heads=2, kv=2),
+        "full": Kept(stream=2),
+        "offload": Kept(),
+    }
+
+
+def of_megatron(gates: int, dropout: bool) -> Mapping[str, Kept]:
+    """Returns what a block of Megatron-LM keeps, by remat.
+
+    Without dropout: the stream before and behind each norm, queries, keys and values, what
+    attention makes of them, and both ends of the activation (arXiv:2205.05198, section 4.1); with
+    it, a byte for each mask, and the scores before and behind theirs.
+    """
+    masks = 2.0 if dropout else 0.0
+    scores = 5.0 if dropout else 2.0
+    none = Kept(stream=8 + masks, heads=4, kv=2, ffn=2 * gates + 2, scores=scores)
+    attention = Kept(stream=8 + masks, heads=4, kv=2, ffn=2 * gates + 2)
+    return {"none": none, "attention": attention, "full": Kept(stream=2)}
+
+
+TWICE = 8
+"""Ways from which on XLA keeps the stream of several sequences in two orders where `tensor` divides
+them, as in three of four compiled programs; none of four did with fewer."""
+
+
+def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack) -> Floats:
+    """Returns the bytes that a block keeps of one micro-batch, shape [N]."""
+    gates = 1 if model.family in ("gpt", "vit") else 2
+    by_remat = dict(of_jax(gates))
+    ours = stack.program == "jax"
+    if not ours:
+        by_remat |= of_megatron(gates, stack.dropout)
+
+    def column(name: str) -> Floats:
+        return np.array([getattr(by_remat[remat], name) for remat in REMATS])[layouts.remat]
+
+    tokens, tensor = layouts.micro_batch * seq / layouts.context, layouts.tensor
+    divided = layouts.sequence_parallel & (tensor > 1)
+    between = tokens / np.where(divided, tensor, 1)
+    between = between * np.where(
+        ours & divided & (tensor >= TWICE) & (layouts.micro_batch > 1), 2, 1
+    )
+    numbers = column("heads") * model.heads + 2 * column("kv") * model.kv_heads
+    feed_forward = column("ffn") * model.ffn
+    if model.mixture_layers:  # only what no policy makes again is kept of experts
+        routed = model.top_k * CAPACITY * model.mixture_layers / model.layers
+        wide = np.where(layouts.remat == REMATS.index("none"), routed, 0.0)
+        feed_forward = wide * (feed_forward + 4 * model.width * tensor)
+    scores = np.where(layouts.flash, 0.0, tokens * seq / layouts.context * model.heads / tensor)
+    within = numbers * model.head_dim + feed_forward
+    return (
+        column("stream") * model.width * between
+        + within * tokens / tensor
+        + column("scores") * scores
+    )
+
+
+def in_flight(layouts: Layouts, micro_batches: Ints, *, own_turns: bool = False) -> Floats:
+    """Returns how many micro-batches a stage keeps at most what its blocks keep of, shape [N].
+
+    GPipe keeps all of them. 1F1B keeps as many as there are stages, and with v parts of each
+    (p - 1) / v more (arXiv:2205.05198, section 4.2.3); where all stages go ahead together and then
+    back together, as ours do (`pipeline.Schedule.in_flight`), twice as many less one.
+
+    Args:
+        layouts: how.
+        micro_batches: of a step.
+        own_turns: whether stages take turns of their own.
+    """
+    p, v = layouts.pipe, layouts.interleave
+    parts = p * v + np.where(v > 1, p - 1, 0) if own_turns else 2 * p * v - 1
+    most = np.where(layouts.gpipe, micro_batches, np.minimum(parts, micro_batches * v) / v)
+    return np.where(p > 1, most, 1.0)

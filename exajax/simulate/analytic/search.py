@@ -1,0 +1,107 @@
+"""Every layout of a model over a number of devices that the trainer can train."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from exajax.models.presets import ModelConfig
+from exajax.recipe import REMATS
+from exajax.simulate.analytic.layouts import Layouts
+
+
+def divisors(number: int) -> list[int]:
+    """Returns the divisors of a number, the smallest first."""
+    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
+
+
+def candidates(
+    model: ModelConfig, devices: int, global_batch: int, seq: int, *, flash: bool
+) -> Layouts:
+    """Returns all layouts that a recipe may have (`Recipe.of`), those apart that are the same.
+
+    ZeRO 3 on `data` is `fsdp`, and GPipe is 1F1B with more in memory; neither is among them.
+
+    Args:
+        model: its dimensions.
+        devices: of every layout.
+        global_batch: sequences of a step.
+        seq: tokens of each.
+        flash: whether the chip has fused attention, which a ring of `context` does not use.
+    """
+    rows = [
+        np.array([(*mesh, *how) for how in _options(model, mesh, global_batch)])
+        for mesh in meshes(model, devices, global_batch, seq)
+    ]
+    if not rows:
+        return Layouts.of(pipe=[])
+    pipe, data, fsdp, expert, context, tensor, interleave, micro_batch, zero, remat, parallel = (
+        np.concatenate(rows).T
+    )
+    return Layouts.of(
+        pipe=pipe,
+        data=data,
+        fsdp=fsdp,
+        expert=expert,
+        context=context,
+        tensor=tensor,
+        interleave=interleave,
+        micro_batch=micro_batch,
+        zero=zero,
+        remat=remat,
+        sequence_parallel=parallel.astype(bool),
+        flash=flash & (context == 1),
+    )
+
+
+Mesh = tuple[int, int, int, int, int, int]
+"""Sizes of pipe, data, fsdp, expert, context and tensor."""
+
+
+def meshes(model: ModelConfig, devices: int, global_batch: int, seq: int) -> Iterator[Mesh]:
+    """Yields the meshes that divide model, batch and sequence."""
+    scanned = model.layers // model.moe_every
+    divided = (model.heads, model.kv_heads, model.ffn, model.padded_vocab)
+    for tensor in divisors(devices):
+        if any(size % tensor for size in divided):
+            continue
+        for pipe in divisors(devices // tensor):
+            if scanned % pipe:
+                continue
+            for context in divisors(devices // tensor // pipe):
+                if not _divides_sequence(model, seq, context, tensor):
+                    continue
+                shards = devices // tensor // pipe // context
+                if global_batch % shards:
+                    continue
+                for expert in divisors(shards) if model.experts else (1,):
+                    if expert > 1 and model.experts % expert:
+                        continue
+                    for fsdp in divisors(shards // expert):
+                        yield pipe, shards // expert // fsdp, fsdp, expert, context, tensor
+
+
+def _divides_sequence(model: ModelConfig, seq: int, context: int, tensor: int) -> bool:
+    if model.family == "vit":
+        return context == 1
+    ring = 2 * context if context > 1 else 1
+    return seq % ring == 0 and seq % (context * tensor) == 0
+
+
+def _options(model: ModelConfig, mesh: Mesh, global_batch: int) -> Iterator[tuple[int, ...]]:
+    """Yields interleave, micro-batch, ZeRO, remat and sequence parallelism of a mesh."""
+    pipe, data, fsdp, expert, _, tensor = mesh
+    each = global_batch // (data * fsdp * expert)
+    scanned = model.layers // model.moe_every
+    zeros = (0, 1, 2) if data > 1 else (0,)
+    parts = divisors(scanned // pipe) if pipe > 1 else [1]
+    batches = [
+        (v, micro) for v in parts for micro in divisors(each) if v == 1 or each // micro % pipe == 0
+    ]
+    yield from (
+        (*batch, zero, remat, parallel)
+        for batch, zero, remat, parallel in itertools.product(
+            batches, zeros, range(len(REMATS)), (1, 0) if tensor > 1 else (1,)
+        )
+    )

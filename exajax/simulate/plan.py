@@ -1,0 +1,175 @@
+"""The best ways to lay a model over devices: every layout priced, and ranked under the memory."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exajax.cluster import Cluster
+from exajax.errors import InputError
+from exajax.mesh import MeshSpec
+from exajax.models.presets import ModelConfig
+from exajax.recipe import REMATS, Recipe
+from exajax.simulate.analytic import engine
+from exajax.simulate.analytic.footprint import footprint
+from exajax.simulate.analytic.layouts import Floats, Ints, Layouts, distinct
+from exajax.simulate.analytic.prediction import capacity_bytes
+from exajax.simulate.analytic.search import candidates
+
+AT_A_TIME = 1 << 16
+"""Layouts that are priced at a time: few enough for their columns to stay in a core's caches."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be planned.
+
+    Attributes:
+        model: its dimensions.
+        global_batch: sequences of a step.
+        seq: tokens of each.
+        precision: what the passes compute in.
+    """
+
+    model: ModelConfig
+    global_batch: int
+    seq: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """All layouts of a workload over so many devices of a machine, and what each would do.
+
+    Attributes:
+        work: what is trained.
+        cluster: where.
+        layouts: N of them.
+        step_s: seconds of a step, shape [N].
+        bytes: on a device at the peak, shape [N].
+    """
+
+    work: Workload
+    cluster: Cluster
+    layouts: Layouts
+    step_s: Floats
+    bytes: Floats
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """Which of them fit a device's memory."""
+        return self.bytes <= capacity_bytes(self.cluster)
+
+    def ranked(self, rows: NDArray[Any]) -> Ints:
+        """Returns the fastest layout of each mesh among some layouts, the fastest mesh first.
+
+        Of equally fast ones that with less in memory comes first.
+
+        Args:
+            rows: their numbers.
+        """
+        order = rows[np.lexsort((self.bytes[rows], self.step_s[rows]))]
+        axes = ("pipe", "data", "fsdp", "expert", "context", "tensor")
+        first, _ = distinct(*(getattr(self.layouts, axis)[order] for axis in axes))
+        return order[np.sort(first)]
+
+    def front(self) -> Ints:
+        """Returns the layouts that no other one beats in both time and memory, by memory."""
+        order = np.lexsort((self.step_s, self.bytes))
+        best = np.minimum.accumulate(self.step_s[order])
+        better = np.concatenate([[True], best[1:] < best[:-1]])
+        return order[better]
+
+    def recipe(self, row: int) -> Recipe:
+        """Returns the recipe of a layout."""
+        one = self.layouts
+
+        def value(name: str) -> int:
+            return int(getattr(one, name)[row])
+
+        mesh = MeshSpec(
+            pipe=value("pipe"),
+            data=value("data"),
+            fsdp=value("fsdp"),
+            expert=value("expert"),
+            context=value("context"),
+            model=value("tensor"),
+        )
+        interleave = value("interleave")
+        return Recipe.of(
+            self.work.model,
+            mesh,
+            global_batch=self.work.global_batch,
+            micro_batch=value("micro_batch"),
+            seq=self.work.seq,
+            precision=self.work.precision,
+            remat=REMATS[value("remat")],
+            zero=value("zero"),
+            schedule="interleaved" if interleave > 1 else "1f1b",
+            interleave=interleave,
+            sequence_parallel=bool(one.sequence_parallel[row]),
+        )
+
+
+def search(work: Workload, cluster: Cluster, devices: int) -> Found:
+    """Prices every layout of a workload over devices.
+
+    Raises:
+        InputError: no layout divides model, batch and sequence over so many devices.
+    """
+    flash = _probe(work).flash(cluster.chip.platform) and cluster.chip.attention is not None
+    layouts = candidates(work.model, devices, work.global_batch, work.seq, flash=flash)
+    if not len(layouts):
+        raise InputError(
+            "--global-batch",
+            f"no mesh of {devices} devices divides {work.global_batch} sequences of {work.seq} "
+            f"tokens and the {work.model.layers} layers of {work.model.name}",
+            f"give a multiple of {devices}, or other --devices",
+        )
+    parts = [layouts.take(rows) for rows in _chunks(len(layouts))]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        priced = list(threads.map(lambda part: _price(work, cluster, part), parts))
+    step_s, bytes_ = (np.concatenate(columns) for columns in zip(*priced, strict=True))
+    return Found(work, cluster, layouts, step_s, bytes_)
+
+
+def _probe(work: Workload) -> Recipe:
+    """Returns the workload on one device: what is impossible everywhere is told at once."""
+    return Recipe.of(
+        work.model,
+        MeshSpec(),
+        global_batch=work.global_batch,
+        seq=work.seq,
+        precision=work.precision,
+    )
+
+
+def _chunks(count: int) -> Iterator[NDArray[np.intp]]:
+    for begin in range(0, count, AT_A_TIME):
+        yield np.arange(begin, min(begin + AT_A_TIME, count))
+
+
+def _price(work: Workload, cluster: Cluster, layouts: Layouts) -> tuple[Floats, Floats]:
+    how: dict[str, Any] = {
+        "global_batch": work.global_batch,
+        "seq": work.seq,
+        "precision": work.precision,
+    }
+    times = engine.times(work.model, cluster, layouts, **how)
+    return times.step_s, footprint(work.model, cluster.stack, layouts, **how).total
+
+
+def smallest_that_fits(work: Workload, cluster: Cluster, counts: Sequence[int]) -> Found | None:
+    """Returns the layouts over the first number of devices on which one of them fits."""
+    for devices in counts:
+        try:
+            found = search(work, cluster, devices)
+        except InputError:
+            continue
+        if found.fits.any():
+            return found
+    return None

@@ -1,0 +1,140 @@
+"""`exajax plan`: what it finds, what it promises, and what it says where nothing fits."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exajax.cluster import load_cluster
+from exajax.models.presets import PRESETS
+from exajax.simulate import plan
+from exajax.simulate.analytic.prediction import predict
+from tests.conftest import command
+
+H100 = load_cluster("dgx-h100")
+SMALL = ("--model", "llama2-7b", "--devices", "32", "--global-batch", "64")
+
+
+@pytest.fixture(scope="module")
+def result():
+    done = command("plan", *SMALL, "--tokens", "1e12", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+def test_plans_fit_and_are_ranked_by_time(result):
+    plans = result["plans"]
+    times = [one["step_time_s"] for one in plans]
+    assert times == sorted(times)
+    assert len({one["mesh"] for one in plans}) == len(plans) == 5
+    for one in plans:
+        memory, spent = dict(one["memory_bytes"]), dict(one["breakdown_s"])
+        assert one["fits"]
+        capacity, total = memory.pop("capacity"), memory.pop("total")
+        assert sum(memory.values()) == total <= capacity
+        waits = spent.pop("exposed_communication")
+        assert sum(spent.values()) + sum(waits.values()) == pytest.approx(one["step_time_s"])
+        assert set(waits) <= {"data", "fsdp", "model", "pipe", "context", "data+fsdp"}
+        assert set(one["provenance"]) >= {"versions", "model", "cluster", "recipe", "engine"}
+
+
+def test_the_command_of_a_plan_describes_that_plan(result):
+    best = result["plans"][0]
+    words = shlex.split(best["command"])
+    assert words[:2] == ["exajax", "train"]
+    done = command("simulate", "--engine", "analytic", "--json", *words[2:])
+    found = json.loads(done.stdout)
+    assert found["step_time_s"] == pytest.approx(best["step_time_s"])
+    assert found["memory_bytes"] == best["memory_bytes"]
+
+
+def test_the_cost_of_tokens_is_that_of_their_steps(result):
+    best, cost = result["plans"][0], result["plans"][0]["cost"]
+    assert cost["steps"] == -(-(10**12) // (64 * 4096))
+    hours = cost["steps"] * best["step_time_s"] / 3600
+    assert cost["node_hours"] == pytest.approx(4 * hours)
+    assert cost["device_energy_kwh"] == pytest.approx(hours * 32 * 0.7)
+
+
+def test_more_memory_would_be_faster_and_is_more_than_there_is(result):
+    for one in result["faster_with_more_memory"]:
+        assert one["memory_bytes"] > one["capacity"]
+        assert one["step_time_s"] < result["plans"][0]["step_time_s"]
+
+
+def test_words_name_the_engine_and_the_command_and_a_picture_is_drawn(tmp_path):
+    done = command("plan", *SMALL, "--plot", tmp_path / "plan.svg")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("simulated (analytic engine): ")
+    assert "\n  exajax train --model=llama2-7b --mesh=" in done.stdout
+    assert "Pareto front" in (tmp_path / "plan.svg").read_text()
+
+
+def test_where_nothing_fits_it_says_what_comes_closest_and_what_would_help():
+    flags = ("--model", "llama3-405b", "--devices", "8", "--global-batch", "8", "--json")
+    done = command("plan", *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["plans"] == []
+    assert "nothing fits; closest is" in found["advice"][0]
+    assert "--devices 128 makes it fit" in found["advice"][1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--devices", "65"), "--devices: 65 are not whole nodes of 8"),
+        (("--devices", "80000"), "--devices: 80000 are more than the 16384 of dgx-h100"),
+        (("--devices", "0"), "--devices: it is 0"),
+        (("--devices", "8", "--top", "0"), "--top: it is 0"),
+        (("--devices", "8", "--tokens", "nan"), "--tokens: it is nan"),
+        (("--devices", "8", "--plot", "x.gif"), "--plot: x.gif is no picture"),
+        (("--devices", "8", "--plot", "nowhere/x.png"), "--plot: cannot write to nowhere"),
+        (("--devices", "8", "--seq", "1000000"), "--seq: 1000000 is longer than"),
+        (("--devices", "56", "--model", "vit-b"), "--global-batch: no mesh of 56 devices"),
+    ],
+)
+def test_what_cannot_be_planned_is_named(flags, told):
+    done = command("plan", "--global-batch", "9", *flags)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def found(name, devices, batch):
+    model = PRESETS[name]
+    return plan.search(plan.Workload(model, batch, min(model.seq, 4096), "bf16"), H100, devices)
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(["gpt3-1.3b", "llama2-7b", "mixtral-8x7b", "alphaexa-250b", "vit-l"]),
+    st.sampled_from([1, 4, 8, 24, 64]),
+    st.sampled_from([24, 64, 192]),
+    st.randoms(use_true_random=False),
+)
+def test_every_layout_is_a_recipe_and_costs_what_it_costs_alone(name, devices, batch, random):
+    try:
+        layouts = found(name, devices, batch)
+    except plan.InputError:
+        return  # nothing divides
+    row = random.randrange(len(layouts.step_s))
+    recipe = layouts.recipe(row)
+    alone = predict(recipe, H100)
+    assert recipe.mesh.devices == devices
+    assert alone.step_time_s == pytest.approx(layouts.step_s[row])
+    assert alone.memory.total[0] == pytest.approx(layouts.bytes[row])
+
+
+def test_no_layout_beats_one_of_the_front_in_both():
+    layouts = found("llama2-7b", 16, 64)
+    front = layouts.front()
+    for row in front:
+        better = (layouts.step_s < layouts.step_s[row]) & (layouts.bytes <= layouts.bytes[row])
+        assert not better.any()
+    assert (np.diff(layouts.step_s[front]) < 0).all()
