@@ -68,7 +68,7 @@ def recipe_of(values: Columns) -> Recipe:
     return Recipe.of(
         model,
         mesh,
-        uneven_stages=True,
+        of_others=True,
         global_batch=count(values, "global_batch"),
         micro_batch=count(values, "micro_batch"),
         seq=model.seq,
