@@ -64,8 +64,10 @@ def predicted_against_published(
     figure = Figure(figsize=(11.2, max(5.8, 1.6 + 0.23 * len(by_source))), layout="constrained")
     axes = figure.subplots()
     _diagonal(axes, [row[key] for row in told for key in ("measured_s", "predicted_s")])
-    # A source of hundreds of rows would hide one of ten.
-    for row in sorted(told, key=lambda row: -by_source[row["source"]]["expressed"]):
+    # A source of hundreds of rows would hide one of ten, and both what is fitted.
+    for row in sorted(
+        told, key=lambda row: (row["used_for_calibration"], -by_source[row["source"]]["expressed"])
+    ):
         color, marker = styles[row["source"]]
         inside = "none" if row["used_for_calibration"] else color
         at = (row["measured_s"], row["predicted_s"])
@@ -90,7 +92,7 @@ def _diagonal(axes: Axes, seconds: Sequence[float]) -> None:
     axes.fill_between(ends, low, high, color=IDEAL, alpha=0.35, lw=0)
     axes.plot(ends, ends, color=IDEAL, lw=1.2)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
-    narrow = ends[1] < 30 * ends[0]
+    narrow = ends[1] < 100 * ends[0]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(LogLocator(subs=(2, 5)))
