@@ -128,12 +128,15 @@ def _checked(values: Mapping[str | None, Any], path: Path) -> dict[str, str]:
 
 
 def _row(values: Mapping[str, str]) -> Row:
-    recipe, measured, reason = None, None, ""
+    recipe, measured, reasons = None, None, []
+    try:
+        measured = published_step.measured_s(values)
+    except InexpressibleError as error:
+        reasons.append(str(error))
     try:
         recipe = recipe_of(with_any_remat(values))
-        measured = published_step.measured_s(values)
     except (InexpressibleError, InputError) as error:
-        reason = str(error)
+        reasons.append(str(error))
     network = number(values, "node_network_gbytes_per_s")
     return Row(
         row_id=values["row_id"],
@@ -145,6 +148,6 @@ def _row(values: Mapping[str, str]) -> Row:
         network=network * 1e9 if network else None,
         software=values.get("precision", ""),
         recipe=recipe,
-        reason=reason,
+        reason=next(iter(reasons), ""),
         memory=measured_memory(values),
     )
