@@ -138,6 +138,7 @@ def _row(values: Mapping[str, str]) -> Row:
     except (InexpressibleError, InputError) as error:
         reasons.append(str(error))
     network = number(values, "node_network_gbytes_per_s")
+    memory = measured_memory(values)  # needs a recipe and no step time
     return Row(
         row_id=values["row_id"],
         source=values["source"],
@@ -148,6 +149,6 @@ def _row(values: Mapping[str, str]) -> Row:
         network=network * 1e9 if network else None,
         software=values.get("precision", ""),
         recipe=recipe,
-        reason=next(iter(reasons), ""),
-        memory=measured_memory(values),
+        reason="" if not reasons else reasons[-1] if memory else reasons[0],
+        memory=memory,
     )
