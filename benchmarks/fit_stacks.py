@@ -26,7 +26,7 @@ from exajax.simulate import validation
 from exajax.stack import STACKS, Stack
 
 LIMITS = {
-    "matmul": (1.0, 2.0, 1.0),
+    "matmul": (1.0, 4.0, 1.0),
     "memory": (1.0, 4.0, 1.0),
     "shards": (1.0, 50.0, 1.0),
     "host": (0.1, 300.0, 1e-6),
