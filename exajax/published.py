@@ -16,6 +16,8 @@ from exajax import published_step, stack
 from exajax.cluster import Cluster, load_cluster, machine_with
 from exajax.errors import InputError
 from exajax.published_columns import InexpressibleError, number
+from exajax.published_memory import KINDS as MEMORY_KINDS
+from exajax.published_memory import MeasuredMemory, measured_memory, with_any_remat
 from exajax.published_recipe import recipe_of, sharded
 from exajax.recipe import Recipe
 
@@ -44,7 +46,8 @@ class Row:
         network: of a node, bytes/s in one direction; None where the row does not say.
         software: what the row says of precision and kernels, as written (`bf16 TE`).
         recipe: what was run, None where it cannot be expressed.
-        reason: why not.
+        reason: why not, or why the row has no step time.
+        memory: what it measures of a device's memory, None where it measures something else.
     """
 
     row_id: str
@@ -57,6 +60,7 @@ class Row:
     software: str
     recipe: Recipe | None
     reason: str = ""
+    memory: MeasuredMemory | None = None
 
     def machine(self) -> Cluster:
         """Returns the machine that it ran on, with its software stack.
@@ -106,7 +110,8 @@ def _checked(values: Mapping[str | None, Any], path: Path) -> dict[str, str]:
             "--table", f"{path}, row {values['row_id']}: too few or too many cells", "mend the row"
         )
     row = {str(column): text for column, text in values.items()}
-    measured = ("measured_value",) if published_step.measures_a_step(row) else ()
+    known = published_step.measures_a_step(row) or row.get("measured_metric") in MEMORY_KINDS
+    measured = ("measured_value",) if known else ()
     for column in (*NUMBERS, *measured):
         text = row.get(column, "").strip()
         try:
@@ -123,13 +128,17 @@ def _checked(values: Mapping[str | None, Any], path: Path) -> dict[str, str]:
 
 
 def _row(values: Mapping[str, str]) -> Row:
-    recipe, measured, reason = None, None, ""
+    recipe, measured, reasons = None, None, []
     try:
         measured = published_step.measured_s(values)
-        recipe = recipe_of(values)
+    except InexpressibleError as error:
+        reasons.append(str(error))
+    try:
+        recipe = recipe_of(with_any_remat(values))
     except (InexpressibleError, InputError) as error:
-        reason = str(error)
+        reasons.append(str(error))
     network = number(values, "node_network_gbytes_per_s")
+    memory = measured_memory(values)  # needs a recipe and no step time
     return Row(
         row_id=values["row_id"],
         source=values["source"],
@@ -140,5 +149,6 @@ def _row(values: Mapping[str, str]) -> Row:
         network=network * 1e9 if network else None,
         software=values.get("precision", ""),
         recipe=recipe,
-        reason=reason,
+        reason="" if not reasons else reasons[-1] if memory else reasons[0],
+        memory=memory,
     )

@@ -151,3 +151,23 @@ def test_the_compiled_engine_compiles_a_program_once_and_says_what_it_cannot(tmp
     assert 0 < first["predicted_s"] == second["predicted_s"]
     assert "pipe=4 does not divide the 6 layers" in third["reason"]
     assert done.stderr.count("parameters on fsdp=8") == 1
+
+
+def test_published_memory_is_predicted_by_kind():
+    done = command("validate", "--json", "--table", "exajax/published_tables/korthikanti2022.csv")
+    found = json.loads(done.stdout)
+    by_kind = {one["kind"]: one for one in found["memory_sources"]}
+    assert by_kind["state"]["expressed"] == 4
+    assert by_kind["state"]["largest_error"] < 0.03
+    assert by_kind["activations"]["expressed"] == 8
+    assert by_kind["activations"]["largest_error"] < 0.03
+    assert all(one["predicted_bytes"] for one in found["memory_rows"])
+
+
+def test_nonsense_in_a_figure_of_memory_is_named(tmp_path):
+    path = table(
+        tmp_path / "t.csv", measured_metric="peak_memory", unit="GiB", measured_value="much"
+    )
+    done = command("validate", "--table", path)
+    assert done.returncode == 2
+    assert "column measured_value: 'much'" in done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exajax import published, runtime, units
-from exajax.simulate import validation
+from exajax.simulate import memory_validation, validation
 from exajax.simulate.validation import Checked
 
 TABLES = Path(__file__).parent.parent / "published_tables"
@@ -55,16 +55,21 @@ def run(args: argparse.Namespace) -> int:
         out, price = runtime.claim_stdout(with_jax=False), _compiling()
     checked = [validation.check(row, price) for row in rows]
     sources = validation.summary(checked)
+    memory = [found for row in rows if (found := memory_validation.check(row))]
     result = {
         "kind": "simulated against published",
         "engine": args.engine,
         "sources": sources,
         "rows": [one.to_json() for one in checked],
+        "memory_sources": memory_validation.summary(memory),
+        "memory_rows": [one.to_json() for one in memory],
     }
     if args.plot:
         figure = validation_plot.predicted_against_published(result["rows"], sources, args.engine)
         validation_plot.write(args.plot, figure)
     text = described(sources, checked, args.engine, every_row=args.rows)
+    if memory:
+        text += "\n\n" + memory_described(memory, every_row=args.rows)
     print(runtime.to_json(result) if args.json else text, file=out, flush=True)
     return 0
 
@@ -111,6 +116,30 @@ def described(
     else:
         unknown = sum(one.error is None for one in checked)
         lines.append(f"{unknown} of {len(checked)} rows are not predicted; --rows says why")
+    return "\n".join(lines)
+
+
+def memory_described(memory: Sequence[memory_validation.Checked], *, every_row: bool) -> str:
+    """Returns simulated / published - 1 of memory in words."""
+    lines = [
+        f"{'memory of a device (analytic engine)':<56}{'rows':>5}{'known':>7}{'median':>8}"
+        f"{'bias':>8}{'largest':>9}"
+    ]
+    for one in memory_validation.summary(memory):
+        shares = [one[key] for key in ("median_error", "bias", "largest_error")]
+        median, bias, largest = ("-" if share is None else f"{share:.1%}" for share in shares)
+        lines.append(
+            f"{one['source'][:42] + ': ' + one['kind']:<56}{one['rows']:>5}{one['expressed']:>7}"
+            f"{median:>8}{bias:>8}{largest:>9}"
+        )
+    for row in memory if every_row else ():
+        told = f"not predicted: {row.reason}"
+        if row.predicted_bytes and row.error is not None:
+            told = (
+                f"published {units.show(row.measured.bytes, 'B')}, simulated "
+                f"{units.show(row.predicted_bytes, 'B')}, {row.error:+.1%}"
+            )
+        lines.append(f"{row.row.row_id:<72} {told}")
     return "\n".join(lines)
 
 
