@@ -25,6 +25,9 @@ MLPS = {"gpt": "gelu", "llama": "swiglu", "mixtral": "swiglu"}
 LATENT = ("deepseek",)
 """Beginnings of the names of models with latent attention (arXiv:2405.04434), which ours lack."""
 
+MIXTURE = re.compile(r"moe|\d+x\d+b|-a\d+b|mixtral|grok|dbrx|llama-?4|gpt-oss")
+"""In the names of mixtures of experts; no column says how many experts there are."""
+
 
 def _known() -> Iterator[ModelConfig]:
     nemo = "NVIDIA/NeMo, llm/gpt/model/nemotron.py; assumed: the vocabulary of arXiv:2402.16819"
@@ -71,7 +74,11 @@ def named(values: Columns) -> ModelConfig | None:
         if source in values["source"] and called == name
     )
     model = next(of_source, KNOWN.get(name))
-    return model if model and _same_shape(values, model) else None
+    if model and _same_shape(values, model):
+        return model
+    if MIXTURE.search(name):
+        raise InexpressibleError("it is a mixture, and its experts are unknown")
+    return None
 
 
 def _same_shape(values: Columns, model: ModelConfig) -> bool:

@@ -80,6 +80,8 @@ def test_a_row_is_a_recipe(tmp_path):
         ({"ep": "3"}, "is not its 16 devices, with or without ep 3"),
         ({"params_B": "47"}, "its dimensions make 6.74 G parameters, and it says 47 G"),
         ({"model": "DeepSeekV3"}, "its attention is latent"),
+        ({"model": "qwen3-30b-a3b"}, "it is a mixture, and its experts are unknown"),
+        ({"model": "mixtral-8x7b", "hidden": "8192"}, "it is a mixture"),
     ],
 )
 def test_a_row_that_cannot_be_expressed_says_why(tmp_path, changes, reason):

@@ -51,9 +51,10 @@ def trainable(recipe: Recipe) -> Recipe:
         InputError: the trainer does not run it.
     """
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    checked = Recipe.of(fields.pop("model"), fields.pop("mesh"), **fields)
     # Rows of one program differ in what their tables call the model.
-    model = dataclasses.replace(fields.pop("model"), name="published", source="")
-    return Recipe.of(model, fields.pop("mesh"), **fields)
+    model = dataclasses.replace(checked.model, name="published", source="")
+    return dataclasses.replace(checked, model=model)
 
 
 def _compiled(recipe: Recipe, machine: Cluster) -> Compiled:
