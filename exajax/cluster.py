@@ -153,13 +153,22 @@ TEMPLATE = "dgx-h100"
 """The machine whose nodes and variability one has that is known by its chip alone."""
 
 
+RACKS = {"gb200": "gb200-nvl72", "gb300": "gb300-nvl72"}
+"""Machines of chips whose links join all nodes of a rack: what others call a node is a tray."""
+
+PODS = {"tpu-v5p": "tpu-v5p", "tpu-v6e": "tpu-v6e"}
+"""Machines of chips that are joined without nodes."""
+
+
 def machine_with(chip: str, devices_per_node: int, network: float | None) -> Cluster:
-    """Returns a machine of NVIDIA GPUs in nodes with switches, which has no description.
+    """Returns a machine of a chip that has no description: NVIDIA GPUs in nodes with switches.
+
+    Where links join more than a node, the machine is that of the chip.
 
     Args:
-        chip: a chip that has measured links between its devices.
+        chip: a chip that has measured links between its devices, or is one of `RACKS` or `PODS`.
         devices_per_node: devices of a node.
-        network: of a node, bytes/s in one direction; None for that of `TEMPLATE`.
+        network: of a node, bytes/s in one direction; None for that of the template.
 
     Raises:
         InputError: nothing is known of the chip, or of its links.
@@ -167,16 +176,21 @@ def machine_with(chip: str, devices_per_node: int, network: float | None) -> Clu
     chips = [path.stem for path in CHIPS.glob("*.toml")]
     if chip not in chips:
         raise InputError("chip", f"unknown chip {chip!r}", nearest(chip, chips))
-    values = read_toml(_files()[TEMPLATE], "chip")
-    fabric = f"nvswitch-{chip.split('-')[0]}"
-    values |= {
-        "title": f"nodes of {devices_per_node} x {chip}",
-        "chip": chip,
-        "devices_per_node": [devices_per_node, "the row"],
-        "link": {"fabric": fabric},
-    }
+    if chip in PODS:
+        return load_cluster(PODS[chip])
+    values = read_toml(_files()[RACKS.get(chip, TEMPLATE)], "chip")
+    nodes = 1.0
+    if chip in RACKS:
+        nodes = values["devices_per_node"][0] / devices_per_node
+    else:
+        values |= {
+            "title": f"nodes of {devices_per_node} x {chip}",
+            "chip": chip,
+            "devices_per_node": [devices_per_node, "the row"],
+            "link": {"fabric": f"nvswitch-{chip.split('-')[0]}"},
+        }
     if network:
-        values["network"] |= {"bandwidth": [f"{network:g} B/s", "the row"]}
+        values["network"] |= {"bandwidth": [f"{nodes * network:g} B/s", "the row"]}
     return _described(f"{chip} x {devices_per_node}", values, f"chip {chip}", "chip")
 
 

@@ -116,13 +116,14 @@ class Recipe:
         global_batch: int | None = None,
         micro_batch: int | None = None,
         seq: int | None = None,
-        uneven_stages: bool = False,
+        of_others: bool = False,
         **options: Any,
     ) -> "Recipe":
         """Returns a checked recipe; batch and sequence follow from mesh and model if not given.
 
-        A micro-batch is one sequence in a pipeline, otherwise the whole batch. Stages hold the same
-        number of layers, unless `uneven_stages`: others train so, and the analytic engine knows it.
+        A micro-batch is one sequence in a pipeline, otherwise the whole batch. A recipe `of_others`
+        may have what the analytic engine knows and our trainer does not: stages with different
+        numbers of layers, and experts in fp8.
 
         Raises:
             InputError: the parts do not go together; names the flag to change.
@@ -134,9 +135,9 @@ class Recipe:
         recipe = cls(
             model, mesh, global_batch, micro_batch, model.seq if seq is None else seq, **options
         )
-        recipe._check_choices()
+        recipe._check_choices(of_others)
         recipe._check_divides()
-        recipe._check_pipeline(uneven_stages)
+        recipe._check_pipeline(of_others)
         return recipe
 
     @property
@@ -226,7 +227,7 @@ class Recipe:
             )
         return possible and self.attention != "unfused"
 
-    def _check_choices(self) -> None:
+    def _check_choices(self, of_others: bool) -> None:
         for flag, value, choices in (
             ("--precision", self.precision, PRECISIONS),
             ("--remat", self.remat, REMATS),
@@ -269,7 +270,7 @@ class Recipe:
                 f"{self.model.name} is a model of text, and it is for images",
                 "leave it out, or give --model vit-b",
             )
-        if self.precision == "fp8" and self.model.experts:
+        if self.precision == "fp8" and self.model.experts and not of_others:
             raise InputError(
                 "--precision",
                 f"the experts of {self.model.name}, most of its work, are not computed in fp8",
@@ -339,10 +340,10 @@ class Recipe:
     def _scanned(self) -> str:
         return "layers" if self.model.moe_every == 1 else f"groups of {self.model.moe_every} layers"
 
-    def _check_pipeline(self, uneven_stages: bool) -> None:
+    def _check_pipeline(self, of_others: bool) -> None:
         """Checks what goes through a pipeline, and what only a pipeline has."""
         stages, scanned = self.mesh.pipe, self.model.layers // self.model.moe_every
-        if scanned % stages and not (uneven_stages and stages <= scanned):
+        if scanned % stages and not (of_others and stages <= scanned):
             raise InputError(
                 "--mesh",
                 f"pipe={stages} does not divide the {scanned} {self._scanned}",
@@ -357,7 +358,7 @@ class Recipe:
         if self.interleave > 1 and stages == 1:
             raise InputError("--interleave", "mesh has no pipe axis", "give a mesh with pipe")
         parts = stages * self.interleave
-        if self.interleave > 1 and scanned % parts and not (uneven_stages and parts <= scanned):
+        if self.interleave > 1 and scanned % parts and not (of_others and parts <= scanned):
             raise InputError(
                 "--interleave",
                 f"{stages} stages x {self.interleave} parts do not divide the {scanned} "

@@ -36,7 +36,9 @@ def test_the_default_machine_is_128_nodes_of_8_and_more():
         ("dgx-h100", 8, 400e9, "fat-tree"),
         ("dgx-b200", 8, 400e9, "fat-tree"),
         ("jean-zay", 8, 50e9, "fat-tree"),
+        ("gb200-nvl72", 64, 3200e9, "fat-tree"),
         ("tpu-v5p", 4, 90e9, "torus-3d"),
+        ("tpu-v6e", 8, 90e9, "torus-3d"),
     ],
 )
 def test_the_machines_are_those_of_their_sites(name, devices_per_node, node_bandwidth, topology):
@@ -45,6 +47,16 @@ def test_the_machines_are_those_of_their_sites(name, devices_per_node, node_band
     assert machine.network.bandwidth == node_bandwidth
     assert machine.network.topology == topology
     assert all(size > 0 for size in machine.network.sides)
+
+
+def test_links_that_join_a_rack_make_it_the_node_of_a_row():
+    # A tray of 4 has 400 GB/s of network; 16 of them are a node.
+    machine = cluster.machine_with("gb200", 4, 400e9)
+    assert (machine.chip.name, machine.devices_per_node) == ("gb200", 64)
+    assert machine.network.bandwidth == pytest.approx(16 * 400e9)
+    ordinary = cluster.machine_with("b200", 8, 400e9)
+    assert (ordinary.devices_per_node, ordinary.network.bandwidth) == (8, 400e9)
+    assert cluster.machine_with("tpu-v6e", 8, None) == cluster.load_cluster("tpu-v6e")
 
 
 def test_an_alias_is_the_same_machine_and_stands_in_the_list():

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exajax.errors import InputError
-from exajax.published import InexpressibleError, layout_of, read_table
+from exajax.published import read_table
+from exajax.published_columns import InexpressibleError
+from exajax.published_recipe import layout_of
 
 ROW = {
     "source": "a paper",
@@ -29,6 +31,11 @@ ROW = {
     "vpp_interleave": "1",
     "micro_batch": "2",
     "global_batch": "32",
+    "ep": "1",
+    "params_B": "",
+    "measured_metric": "",
+    "measured_value": "",
+    "unit": "",
     "derived_iter_s": "0.74",
     "precision": "bf16",
     "recompute_policy": "save_qkv",
@@ -69,11 +76,110 @@ def test_a_row_is_a_recipe(tmp_path):
         ({"tp": "3"}, "is not its 16 devices"),
         ({"global_batch": "33"}, "--global-batch"),
         ({"derived_iter_s": ""}, "it has no step time"),
+        ({"ep": "2"}, "it has ep 2, and its experts are unknown"),
+        ({"ep": "3"}, "is not its 16 devices, with or without ep 3"),
+        ({"params_B": "47"}, "its dimensions make 6.74 G parameters, and it says 47 G"),
+        ({"model": "DeepSeekV3"}, "its attention is latent"),
+        ({"model": "qwen3-30b-a3b"}, "it is a mixture, and its experts are unknown"),
+        ({"model": "mixtral-8x7b", "hidden": "8192"}, "it is a mixture"),
     ],
 )
 def test_a_row_that_cannot_be_expressed_says_why(tmp_path, changes, reason):
     [row] = read_table(table(tmp_path / "t.csv", changes))
     assert reason in row.reason
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "unit", "measured_s"),
+    [
+        ("iteration_time", "740", "ms", 0.74),
+        ("step_time", "0.74", "s", 0.74),
+        ("time_per_step", "0.74", "s/step", 0.74),
+        # A step has 32 sequences of 4,096 tokens, on 16 devices.
+        ("tokens_per_s", "65536", "tokens/s", 2.0),
+        ("tokens_per_s_per_gpu", "4096", "tokens/s/GPU", 2.0),
+        ("throughput", "4096", "tokens/s/tile", 2.0),
+        ("tokens_per_s_per_gpu", "4096", "tokens/s", 2.0),
+        ("samples_per_s", "16", "samples/s", 2.0),
+        ("sequences_per_s", "16", "sequences/s", 2.0),
+        ("sequences_per_s_per_device", "1", "", 2.0),
+        ("steps_per_s", "0.5", "steps/s", 2.0),
+    ],
+)
+def test_a_step_follows_from_a_time_or_a_rate(tmp_path, metric, value, unit, measured_s):
+    measured = {"measured_metric": metric, "measured_value": value, "unit": unit}
+    [row] = read_table(table(tmp_path / "t.csv", measured | {"derived_iter_s": ""}))
+    assert row.reason == ""
+    assert row.measured_s == pytest.approx(measured_s)
+    [row] = read_table(table(tmp_path / "t.csv", measured))
+    assert row.measured_s == 0.74
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "reason"),
+    [
+        (
+            "model_tflops_per_gpu",
+            "TFLOP/s/chip",
+            "it measures model_tflops_per_gpu in TFLOP/s/chip",
+        ),
+        ("mfu", "%", "it measures mfu in %"),
+        ("layer_forward_time", "ms", "it measures layer_forward_time in ms"),
+        ("startup_init_time", "s", "it measures startup_init_time in s"),
+        ("iteration_time", "fortnights", "it measures iteration_time in fortnights"),
+        ("tokens_per_s", "tokens/s", "it measures tokens_per_s, and its global_batch is unknown"),
+    ],
+)
+def test_what_is_no_step_time_says_what_it_is(tmp_path, metric, unit, reason):
+    measured = {"measured_metric": metric, "measured_value": "50", "unit": unit}
+    unknown = {"derived_iter_s": "", "global_batch": ""}
+    [row] = read_table(table(tmp_path / "t.csv", measured | unknown))
+    assert row.reason == f"it has no step time: {reason}"
+    assert row.measured_s is None
+
+
+@pytest.mark.parametrize("value", ["-5", "fast", "nan", "0"])
+def test_a_rate_that_is_nonsense_is_named(tmp_path, value):
+    measured = {"measured_metric": "tokens_per_s", "measured_value": value, "unit": "tokens/s"}
+    with pytest.raises(InputError, match=f"row row-1, column measured_value: '{value}'"):
+        read_table(table(tmp_path / "t.csv", measured))
+
+
+BARE = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "mlp"), "")
+
+
+def test_a_model_that_is_known_by_name_brings_what_a_row_leaves_out(tmp_path):
+    changes = {"model": "Mixtral 8x7B", "dp": "16", "fsdp": "1", "ep": "8", "zero": "1"}
+    [row] = read_table(table(tmp_path / "t.csv", BARE | changes))
+    model, mesh = row.recipe.model, row.recipe.mesh
+    assert (model.family, model.experts, model.top_k) == ("mixtral", 8, 2)
+    assert (model.width, model.kv_heads, model.vocab) == (4096, 8, 32_000)
+    assert (mesh.data, mesh.expert) == (2, 8)
+
+
+def test_fewer_layers_are_the_same_model_and_another_width_is_not(tmp_path):
+    named = BARE | {"model": "llama3.1-70b"}
+    fewer, narrower = read_table(
+        table(tmp_path / "t.csv", named | {"layers": "12"}, named | {"hidden": "4096"})
+    )
+    assert (fewer.recipe.model.layers, fewer.recipe.model.width) == (12, 8192)
+    assert narrower.reason == "its heads is unknown"
+
+
+def test_a_name_of_one_source_means_nothing_in_another(tmp_path):
+    changes = BARE | {"model": "gpt-200B", "seq": "2048", "mlp": "gelu"}
+    there, elsewhere = read_table(
+        table(tmp_path / "t.csv", changes | {"source": "BLOOM prequel"}, changes)
+    )
+    assert there.recipe.model.heads == 96
+    assert elsewhere.reason == "its heads is unknown"
+
+
+def test_experts_are_divided_within_data_or_beside_it():
+    sizes = {"num_gpus": "16", "fsdp": "1", "tp": "2", "pp": "1", "cp": "1", "ep": "4"}
+    within, _ = layout_of(sizes | {"dp": "8"})
+    beside, _ = layout_of(sizes | {"dp": "2"})
+    assert (within.data, within.expert) == (beside.data, beside.expert) == (2, 4)
 
 
 def test_no_row_is_dropped(tmp_path):

@@ -63,7 +63,13 @@ def table(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("column", "text"), [("layers", "many"), ("num_gpus", "-8"), ("derived_iter_s", "inf")]
+    ("column", "text"),
+    [
+        ("layers", "many"),
+        ("num_gpus", "-8"),
+        ("derived_iter_s", "inf"),
+        ("measured_value", "quick"),
+    ],
 )
 def test_nonsense_in_a_table_is_named_by_row_and_column(tmp_path, column, text):
     done = command("validate", "--table", table(tmp_path / "t.csv", **{column: text}))
@@ -94,3 +100,74 @@ def test_a_machine_without_a_name_is_built_from_its_chip_and_network(tmp_path):
         for i, changes in enumerate(({}, {"cluster": ""}))
     )
     assert built.predicted_s == pytest.approx(named.predicted_s, rel=1e-6)
+
+
+def test_a_step_faster_than_the_peak_of_its_devices_is_a_reason(tmp_path):
+    path = table(tmp_path / "t.csv", derived_iter_s="0.001")
+    checked = validation.check(published.read_table(path)[1])
+    assert checked.error is None
+    assert "at the peak of its devices its products alone take" in checked.reason
+
+
+@pytest.mark.parametrize(("name", "begins"), [("v.png", b"\x89PNG"), ("v.svg", b"<?xml")])
+def test_the_plot_is_of_the_kind_that_its_name_says(tmp_path, name, begins):
+    done = command("validate", "--json", "--plot", tmp_path / name)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / name).read_bytes().startswith(begins)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name == "v.svg":
+        text = (tmp_path / name).read_text()
+        assert "Narayanan" in text
+        assert "published step, seconds" in text
+
+
+@pytest.mark.parametrize("name", ["v.pdf", "none/v.png", "."])
+def test_a_plot_that_cannot_be_written_is_refused_before_any_work(tmp_path, name):
+    done = command("validate", "--table", tmp_path / "none.csv", "--plot", tmp_path / name)
+    assert done.returncode == 2
+    assert "--plot: " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_compiled_engine_compiles_a_program_once_and_says_what_it_cannot(tmp_path):
+    rows = list(csv.DictReader((TABLES / "dgxc_jax_h100.csv").open()))[:1]
+    small = {"model": "small", "params_B": "", "layers": "8", "hidden": "128", "heads": "16"}
+    small |= {"kv_heads": "8", "ffn": "384", "vocab": "256", "seq": "128", "num_gpus": "8"}
+    small |= {"dp": "1", "fsdp": "8", "micro_batch": "1", "global_batch": "8"}
+    small |= {"recompute_policy": "none", "dtype": "bf16"}
+    uneven = {"row_id": "c", "fsdp": "2", "pp": "4", "layers": "6"}
+    path = tmp_path / "t.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for changes in ({"row_id": "a"}, {"row_id": "b", "model": "called otherwise"}, uneven):
+            writer.writerow(rows[0] | small | changes)
+    done = command("validate", "--engine", "compiled", "--table", path, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    first, second, third = result["rows"]
+    assert result["engine"] == "compiled"
+    assert 0 < first["predicted_s"] == second["predicted_s"]
+    assert "pipe=4 does not divide the 6 layers" in third["reason"]
+    assert done.stderr.count("parameters on fsdp=8") == 1
+
+
+def test_published_memory_is_predicted_by_kind():
+    done = command("validate", "--json", "--table", "exajax/published_tables/korthikanti2022.csv")
+    found = json.loads(done.stdout)
+    by_kind = {one["kind"]: one for one in found["memory_sources"]}
+    assert by_kind["state"]["expressed"] == 4
+    assert by_kind["state"]["largest_error"] < 0.03
+    assert by_kind["activations"]["expressed"] == 8
+    assert by_kind["activations"]["largest_error"] < 0.03
+    assert all(one["predicted_bytes"] for one in found["memory_rows"])
+
+
+def test_nonsense_in_a_figure_of_memory_is_named(tmp_path):
+    path = table(
+        tmp_path / "t.csv", measured_metric="peak_memory", unit="GiB", measured_value="much"
+    )
+    done = command("validate", "--table", path)
+    assert done.returncode == 2
+    assert "column measured_value: 'much'" in done.stderr

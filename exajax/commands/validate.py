@@ -1,13 +1,15 @@
 """Compares predicted steps with published ones, source by source, beside a null model."""
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from exajax import published, runtime, units
-from exajax.simulate import validation
+from exajax.simulate import memory_validation, validation
 from exajax.simulate.validation import Checked
 
 TABLES = Path(__file__).parent.parent / "published_tables"
@@ -24,45 +26,88 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.csv",
         help="measured steps, a row each; may be given again (default: those of the project)",
     )
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE.png|FILE.svg",
+        help="draw simulated against published steps",
+    )
+    add(
+        "--engine",
+        choices=("analytic", "compiled"),
+        default="analytic",
+        help="closed formulas, or every row's program compiled ahead: seconds a row",
+    )
     add("--rows", action="store_true", help="every row, and why some cannot be predicted")
     add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the errors of every source."""
+    if args.plot:
+        from exajax.report import validation_plot  # matplotlib, which nothing else here needs
+
+        validation_plot.check(args.plot)
     tables = args.table or sorted(TABLES.glob("*.csv"))
     rows = [row for table in tables for row in published.read_table(table)]
-    checked = [validation.check(row) for row in rows]
+    out, price = sys.stdout, None
+    if args.engine == "compiled":
+        out, price = runtime.claim_stdout(with_jax=False), _compiling()
+    checked = [validation.check(row, price) for row in rows]
     sources = validation.summary(checked)
-    if args.json:
-        result = {
-            "kind": "simulated against published",
-            "engine": "analytic",
-            "sources": sources,
-            "rows": [one.to_json() for one in checked],
-        }
-        print(runtime.to_json(result), flush=True)
-        return 0
-    print(described(sources, checked, every_row=args.rows), file=sys.stdout, flush=True)
+    memory = [found for row in rows if (found := memory_validation.check(row))]
+    result = {
+        "kind": "simulated against published",
+        "engine": args.engine,
+        "sources": sources,
+        "rows": [one.to_json() for one in checked],
+        "memory_sources": memory_validation.summary(memory),
+        "memory_rows": [one.to_json() for one in memory],
+    }
+    if args.plot:
+        figure = validation_plot.predicted_against_published(result["rows"], sources, args.engine)
+        validation_plot.write(args.plot, figure)
+    text = described(sources, checked, args.engine, every_row=args.rows)
+    if memory:
+        text += "\n\n" + memory_described(memory, every_row=args.rows)
+    print(runtime.to_json(result) if args.json else text, file=out, flush=True)
     return 0
 
 
+def _compiling() -> validation.Price:
+    """Returns what compiles rows, and says on standard error which one."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # whatever is attached, it is compiled for a described one
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # that a step does not fit is a result, not an error
+    from exajax.simulate import compiled_steps
+
+    began_s = time.monotonic()
+
+    def told(program: str) -> None:
+        print(f"{time.monotonic() - began_s:8.1f} s  {program}", file=sys.stderr, flush=True)
+
+    return compiled_steps.pricer(told)
+
+
 def described(
-    sources: Sequence[dict[str, Any]], checked: Sequence[Checked], *, every_row: bool
+    sources: Sequence[dict[str, Any]], checked: Sequence[Checked], engine: str, *, every_row: bool
 ) -> str:
     """Returns simulated / published - 1 in words, of rows that nothing was fitted on."""
     head = (
         f"{'source':<56}{'rows':>5}{'held out':>10}{'median':>8}{'MAPE':>8}{'bias':>8}{'null':>8}"
+        f"{'ranks':>7}"
     )
     lines = [head]
     for one in sources:
         held_out = one["expressed"] - one["calibrated"]
         shares = [one[key] for key in ("median_error", "mape", "bias", "null_mape")]
         told = "".join(f"{'-' if share is None else f'{share:.1%}':>8}" for share in shares)
+        ranks = one["rank_correlation"]
+        told += f"{'-' if ranks is None else f'{ranks:.2f}':>7}"
         lines.append(f"{one['source'][:55]:<56}{one['rows']:>5}{held_out:>10}{told}")
     lines.append(
-        "simulated (analytic engine) against published steps; `held out`: rows that can be "
-        "predicted and that no factor was fitted on; `null`: MAPE of one efficiency for everything"
+        f"simulated ({engine} engine) against published steps; `held out`: rows that can be "
+        "predicted and that no factor was fitted on; `null`: MAPE of one efficiency for "
+        "everything; `ranks`: how well slow and fast steps are told apart, 1 is all (Spearman)"
     )
     fitted = [one.row.row_id for one in checked if one.calibrated]
     lines.append(f"fitted on: {', '.join(fitted) or 'none of these rows'}")
@@ -71,6 +116,30 @@ def described(
     else:
         unknown = sum(one.error is None for one in checked)
         lines.append(f"{unknown} of {len(checked)} rows are not predicted; --rows says why")
+    return "\n".join(lines)
+
+
+def memory_described(memory: Sequence[memory_validation.Checked], *, every_row: bool) -> str:
+    """Returns simulated / published - 1 of memory in words."""
+    lines = [
+        f"{'memory of a device (analytic engine)':<56}{'rows':>5}{'known':>7}{'median':>8}"
+        f"{'bias':>8}{'largest':>9}"
+    ]
+    for one in memory_validation.summary(memory):
+        shares = [one[key] for key in ("median_error", "bias", "largest_error")]
+        median, bias, largest = ("-" if share is None else f"{share:.1%}" for share in shares)
+        lines.append(
+            f"{one['source'][:42] + ': ' + one['kind']:<56}{one['rows']:>5}{one['expressed']:>7}"
+            f"{median:>8}{bias:>8}{largest:>9}"
+        )
+    for row in memory if every_row else ():
+        told = f"not predicted: {row.reason}"
+        if row.predicted_bytes and row.error is not None:
+            told = (
+                f"published {units.show(row.measured.bytes, 'B')}, simulated "
+                f"{units.show(row.predicted_bytes, 'B')}, {row.error:+.1%}"
+            )
+        lines.append(f"{row.row.row_id:<72} {told}")
     return "\n".join(lines)
 
 

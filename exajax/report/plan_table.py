@@ -38,9 +38,14 @@ def described(result: Plan, cluster: Cluster) -> str:
     if cluster.chip.proxy:
         lines.append(
             f"note: kernels of {cluster.chip.title} are priced by its own peaks and memory, with "
-            "the efficiencies of another chip; never held against a measured step"
+            f"the efficiencies of another chip; {_held(cluster)}"
         )
     return "\n".join(lines)
+
+
+def _held(cluster: Cluster) -> str:
+    rows = len(cluster.stack.fitted_on)
+    return f"factors from {rows} published steps" if rows else "never held against a measured step"
 
 
 def step(result: Plan, cluster: Cluster) -> str:

@@ -1,7 +1,7 @@
 """Predictions against published measurements, source by source, beside those of a null model."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from exajax.simulate.analytic.layouts import Layouts
 NULL_EFFICIENCY = 0.4493
 """Of the null model: the mean over the ten rows of table 1 of arXiv:2104.04473
 (`benchmarks/fit_stacks.py --null`)."""
+
+Price = Callable[[Recipe, Cluster], float]
+"""Predicts the seconds of a step; raises `InputError` where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,47 @@ def _error(predicted_s: float | None, measured_s: float | None) -> float | None:
     return predicted_s / measured_s - 1 if predicted_s and measured_s else None
 
 
-def check(row: Row) -> Checked:
-    """Returns what the analytic engine predicts for a row, or why it predicts nothing."""
+def check(row: Row, price: Price | None = None) -> Checked:
+    """Returns what is predicted for a row, or why nothing is.
+
+    Args:
+        row: a published measurement.
+        price: what predicts; the analytic engine if it is not given.
+    """
     if row.reason or row.recipe is None:
         return Checked(row, None, None, "", False, row.reason)
     try:
         machine = row.machine()
-        predicted_s = step_s(row.recipe, machine)
+        _check_slices(row.recipe, machine)
+        least_s = least_step_s(row.recipe, machine)
+        if row.measured_s and row.measured_s < least_s:
+            reason = f"at the peak of its devices its products alone take {least_s:.3g} s"
+            return Checked(row, None, None, "", False, reason)
+        predicted_s = (price or step_s)(row.recipe, machine)
         null_s = null_step_s(row.recipe, machine)
     except InputError as error:
         return Checked(row, None, None, "", False, str(error))
     stack = machine.stack
     return Checked(row, predicted_s, null_s, stack.name, row.row_id in stack.fitted_on, "")
+
+
+def _check_slices(recipe: Recipe, machine: Cluster) -> None:
+    """Raises an `InputError` for a mesh over several slices: of what joins them nothing is said."""
+    if machine.network.topology == "torus-3d" and recipe.mesh.devices > machine.devices:
+        raise InputError(
+            "num_gpus",
+            f"{recipe.mesh.devices} devices are more than a slice of {machine.name} has",
+            f"give at most {machine.devices}",
+        )
+
+
+def least_step_s(recipe: Recipe, machine: Cluster) -> float:
+    """Returns the seconds of a step below which a row contradicts itself.
+
+    6 x parameters x tokens: nothing recomputed, and no attention, which sources count differently.
+    """
+    flops = 6.0 * recipe.tokens * recipe.model.matmul_parameters
+    return flops / (recipe.mesh.devices * machine.chip.peak(recipe.precision))
 
 
 def step_s(recipe: Recipe, machine: Cluster) -> float:

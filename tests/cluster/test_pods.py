@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from exajax import local_hosts
 from exajax.resilience.control import Control
 from tests.cluster.processes import left_over, wait_until
@@ -31,6 +33,7 @@ def pod(number, run_dir, text):
     )
 
 
+@pytest.mark.slow
 def test_a_drained_pod_leaves_the_job_to_the_others_though_it_was_the_leader(tmp_path, text):
     run_dir = tmp_path / "run"
     control = Control(run_dir)

@@ -36,6 +36,7 @@ def mixture(tmp_path_factory, text, folder):  # noqa: F811
     return f"0.7:{out},0.3:{text}"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_samples_on_another_number_of_hosts(tmp_path, mixture):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     checkpoints = killed / "checkpoints"

@@ -125,6 +125,7 @@ def test_the_parts_add_up_to_the_peak_and_the_largest_are_named(remat):
         assert kept.shape == "bf16[8,4,128,96]"  # layers, samples, tokens, a quarter of 384
 
 
+@pytest.mark.slow
 def test_zero_divides_what_its_level_says():
     plain, optimizer, everything = (
         memory_of("gpt-tiny", "8x1", zero=zero, remat="full") for zero in (0, 1, 3)
