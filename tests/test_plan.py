@@ -1,5 +1,6 @@
 """`exajax plan`: what it finds, what it promises, and what it says where nothing fits."""
 
+import dataclasses
 import json
 import shlex
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from exajax.cluster import load_cluster
 from exajax.models.presets import PRESETS
+from exajax.report import plan_table
 from exajax.simulate import plan
 from exajax.simulate.analytic.prediction import predict
 from tests.conftest import command
@@ -92,8 +94,9 @@ def test_where_nothing_fits_it_says_what_comes_closest_and_what_would_help():
         (("--devices", "0"), "--devices: it is 0"),
         (("--devices", "8", "--top", "0"), "--top: it is 0"),
         (("--devices", "8", "--tokens", "nan"), "--tokens: it is nan"),
-        (("--devices", "8", "--plot", "x.gif"), "--plot: x.gif is no picture"),
-        (("--devices", "8", "--plot", "nowhere/x.png"), "--plot: cannot write to nowhere"),
+        (("--devices", "8", "--plot", "x.gif"), "--plot: x.gif is neither PNG nor SVG"),
+        (("--devices", "8", "--plot", "nowhere/x.png"), "--plot: cannot write to nowhere/x.png"),
+        (("--devices", "8", "--global-batch", "9" * 20), "give at most 1,048,576"),
         (("--devices", "8", "--seq", "1000000"), "--seq: 1000000 is longer than"),
         (("--devices", "56", "--model", "vit-b"), "--global-batch: no mesh of 56 devices"),
     ],
@@ -104,6 +107,47 @@ def test_what_cannot_be_planned_is_named(flags, told):
     assert told in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_plan_that_does_not_fit_as_compiled_is_not_the_best(result):
+    first, second = (dict(one) for one in result["plans"][:2])
+    gaps = {"step_time_s": 1.0, "memory_bytes": 9e10, "step_time_gap": 0.1, "memory_gap": -0.2}
+    first["verified"] = {"fits": False, "reason": "", **gaps}
+    told = plan_table.described({**result, "plans": [first, second]}, H100)
+    assert "DOES NOT FIT" in told
+    assert f"best: {second['mesh']}" in told
+    assert f"train it:\n  {second['command']}" in told
+    told = plan_table.described({**result, "plans": [first]}, H100)
+    assert "train it" not in told
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--optimizer", "lion"), ("--packed",), ("--model", "mixtral-tiny", "--moe", "dropless")],
+)
+def test_options_that_the_formulas_do_not_know_are_refused(flags):
+    done = command("simulate", "--engine", "analytic", "--mesh", "8x1", *flags)
+    assert done.returncode == 2
+    assert "the analytic engine knows" in done.stderr
+    assert "give --engine compiled" in done.stderr
+
+
+def test_the_kernels_of_others_do_not_change_what_our_step_keeps_in_memory():
+    stack = dataclasses.replace(H100.stack, program="megatron")
+    theirs = dataclasses.replace(H100, stack=stack)
+    work = plan.Workload(PRESETS["llama2-7b"], 64, 4096, "bf16")
+    assert plan.search(work, theirs, 8).bytes == pytest.approx(plan.search(work, H100, 8).bytes)
+
+
+@pytest.mark.slow
+def test_the_best_plans_are_compiled_too():
+    done = command("plan", *SMALL, "--verify", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    for one in json.loads(done.stdout)["plans"][:2]:
+        assert one["verified"]["engine"] == "compiled"
+        assert one["verified"]["fits"]
+        assert abs(one["verified"]["step_time_gap"]) < 0.15
+        assert abs(one["verified"]["memory_gap"]) < 0.15
 
 
 def found(name, devices, batch):

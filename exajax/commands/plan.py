@@ -26,6 +26,12 @@ from exajax.simulate.analytic.prediction import capacity_bytes, predict
 SHOWN = 3
 """Layouts that more memory would allow which are told."""
 
+LEAST_GAIN = 0.01
+"""How much faster they have to be."""
+
+MOST_SEQUENCES = 1 << 20
+"""Of a step: far more than anybody trains with, and few enough for their divisors to be counted."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
@@ -44,25 +50,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--top", type=int, default=5, metavar="K", help="meshes to show, the best layout of each")
     add("--verify", type=int, default=0, metavar="K", help="compile the best K ahead of time too")
     add("--tokens", type=float, metavar="N", help="tell node-hours and energy of so many tokens")
-    add("--plot", type=Path, metavar="FILE", help="draw time against memory, a .png, .svg or .pdf")
+    add("--plot", type=Path, metavar="FILE", help="draw time against memory, a .png or .svg")
     add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plans."""
     work, cluster = _checked(args)
+    out = sys.stdout
     if args.verify:
+        cluster.check(args.devices, args.precision)
         os.environ["JAX_PLATFORMS"] = "cpu"  # it is compiled for a described machine
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    out = runtime.claim_stdout(with_jax=False) if args.verify else sys.stdout
+        out = runtime.claim_stdout(with_jax=False)
     begun = time.perf_counter()
     found = plan.search(work, cluster, args.devices)
     seconds = time.perf_counter() - begun
     fitting = found.fits.nonzero()[0]
-    best = [found.recipe(int(row)) for row in found.ranked(fitting)[: max(args.top, args.verify)]]
-    plans = [_plan(recipe, cluster, args) for recipe in best]
-    for number, recipe in enumerate(best[: args.verify]):
-        told = f"compiling {number + 1} of {min(args.verify, len(best))}: {recipe.mesh}"
+    recipes = [found.recipe(int(row)) for row in found.ranked(fitting)]
+    plans = [_plan(one, found.cluster, args) for one in recipes[: max(args.top, args.verify)]]
+    for number, recipe in enumerate(recipes[: args.verify]):
+        told = f"compiling {number + 1} of {min(args.verify, len(recipes))}: {recipe.mesh}"
         print(told, file=sys.stderr, flush=True)
         plans[number]["verified"] = _verified(recipe, plans[number], cluster)
     result = {
@@ -74,15 +82,15 @@ def run(args: argparse.Namespace) -> int:
         "fitting": len(fitting),
         "seconds": seconds,
         "plans": plans,
-        "faster_with_more_memory": _with_more_memory(found, cluster, args),
+        "faster_with_more_memory": _with_more_memory(found, args),
         "advice": [] if len(fitting) else _advice(found, args),
     }
-    if args.plot:
-        from exajax.report import plan_plot
-
-        plan_plot.write(args.plot, found)
     text = runtime.to_json(result) if args.json else plan_table.described(result, cluster)
     print(text, file=out, flush=True)
+    if args.plot:
+        from exajax.report import plan_plot, plots
+
+        plots.write(args.plot, plan_plot.draw(found))
     return 0
 
 
@@ -112,17 +120,16 @@ def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
             f"{args.devices} are not whole nodes of {cluster.devices_per_node}",
             f"give a multiple of {cluster.devices_per_node}",
         )
+    if args.global_batch > MOST_SEQUENCES:
+        raise InputError(
+            "--global-batch", f"it is {args.global_batch}", f"give at most {MOST_SEQUENCES:,}"
+        )
     if args.plot:
-        _check_plot(args.plot)
+        from exajax.report import plots  # matplotlib, for this alone
+
+        plots.check_file(args.plot)
     seq = model.seq if args.seq is None else args.seq
     return plan.Workload(model, args.global_batch, seq, args.precision), cluster
-
-
-def _check_plot(path: Path) -> None:
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError("--plot", f"{path} is no picture", "give a .png, .svg or .pdf")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError("--plot", f"cannot write to {path.parent}", "give another folder")
 
 
 def _plan(recipe: Recipe, cluster: Cluster, args: argparse.Namespace) -> dict[str, Any]:
@@ -169,8 +176,11 @@ def _verified(recipe: Recipe, told: dict[str, Any], cluster: Cluster) -> dict[st
     """Returns what the compiled engine says of a plan, and how far the plan is from it."""
     from exajax.commands import simulate
 
-    cluster.check(recipe.mesh.devices, recipe.precision)
-    prediction = simulate.predict(recipe, cluster)[1]
+    try:
+        prediction = simulate.predict(recipe, cluster)[1]
+    except (NotImplementedError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return {"engine": "compiled", "fits": False, "reason": f"XLA refuses it: {first}"}
     step_s, total = prediction.step_time_s, prediction.compiled.memory.total
     return {
         "engine": "compiled",
@@ -179,27 +189,31 @@ def _verified(recipe: Recipe, told: dict[str, Any], cluster: Cluster) -> dict[st
         "fits": prediction.fits,
         "step_time_gap": told["step_time_s"] / step_s - 1,
         "memory_gap": told["memory_bytes"]["total"] / total - 1,
+        "reason": "",
     }
 
 
-def _with_more_memory(
-    found: plan.Found, cluster: Cluster, args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Returns the layouts that would be faster if they fitted, the least memory first."""
-    limit = capacity_bytes(cluster)
-    front = [int(row) for row in found.front() if found.bytes[row] > limit]
-    chosen = front if len(front) <= SHOWN else [front[0], front[len(front) // 2], front[-1]]
+def _with_more_memory(found: plan.Found, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns layouts that would be faster if they fitted, the least memory first."""
+    limit = capacity_bytes(found.cluster)
     fastest = found.step_s[found.fits].min(initial=math.inf)
+    front = [
+        int(row)
+        for row in found.front()
+        if found.bytes[row] > limit and found.step_s[row] < fastest / (1 + LEAST_GAIN)
+    ]
+    if math.isinf(fastest):
+        return []
+    chosen = front if len(front) <= SHOWN else [front[0], front[len(front) // 2], front[-1]]
     return [
         {
             "step_time_s": float(found.step_s[row]),
             "memory_bytes": float(found.bytes[row]),
             "capacity": limit,
-            "faster_by": None if math.isinf(fastest) else float(fastest / found.step_s[row] - 1),
+            "faster_by": float(fastest / found.step_s[row] - 1),
             "command": command(found.recipe(row), args.model),
         }
         for row in chosen
-        if found.step_s[row] < fastest
     ]
 
 
@@ -207,16 +221,23 @@ def _advice(found: plan.Found, args: argparse.Namespace) -> list[str]:
     """Returns what comes closest where nothing fits, and what would help."""
     work, cluster = found.work, found.cluster
     closest = int(np.lexsort((found.step_s, found.bytes))[0])
-    limit = capacity_bytes(cluster)
+    limit, recipe = capacity_bytes(cluster), found.recipe(closest)
     needed = f"{units.show(float(found.bytes[closest]), 'B')} of {units.show(limit, 'B')} a device"
-    told = [f"nothing fits; closest is {needed}: {command(found.recipe(closest), args.model)}"]
+    told = [f"nothing fits; closest is {needed}: {command(recipe, args.model)}"]
+    if work.global_batch < args.devices:
+        larger = dataclasses.replace(work, global_batch=args.devices)
+        if plan.smallest_that_fits(larger, cluster, [args.devices]):
+            told.append(
+                f"--global-batch {args.devices} makes it fit: parameters are divided over no more "
+                "devices than the batch has sequences"
+            )
     counts = [args.devices * ways for ways in (2, 4, 8, 16, 32, 64)]
     more = plan.smallest_that_fits(work, cluster, [n for n in counts if n <= cluster.devices])
     if more:
         best = int(more.ranked(more.fits.nonzero()[0])[0])
-        step = units.show(float(more.step_s[best]), "s")
-        devices = more.recipe(best).mesh.devices
+        step, devices = units.show(float(more.step_s[best]), "s"), more.layouts.devices[best]
         told.append(f"--devices {devices} makes it fit: {step} a step (analytic engine)")
-    if work.seq > 1:
-        told.append("a shorter --seq or a smaller --model needs less")
+    memory = predict(recipe, cluster).memory
+    if found.bytes[closest] - memory.activations[0] - memory.temporaries[0] < limit:
+        told.append("a shorter --seq needs less")
     return told

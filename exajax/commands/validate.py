@@ -45,9 +45,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the errors of every source."""
     if args.plot:
-        from exajax.report import validation_plot  # matplotlib, which nothing else here needs
+        from exajax.report import plots, validation_plot  # matplotlib, for this alone
 
-        validation_plot.check(args.plot)
+        plots.check_file(args.plot)
     tables = args.table or sorted(TABLES.glob("*.csv"))
     rows = [row for table in tables for row in published.read_table(table)]
     out, price = sys.stdout, None
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.plot:
         figure = validation_plot.predicted_against_published(result["rows"], sources, args.engine)
-        validation_plot.write(args.plot, figure)
+        plots.write(args.plot, figure)
     text = described(sources, checked, args.engine, every_row=args.rows)
     if memory:
         text += "\n\n" + memory_described(memory, every_row=args.rows)

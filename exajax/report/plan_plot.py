@@ -1,25 +1,15 @@
 """Every layout as a point, time against memory, and those that no other one beats in both."""
 
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from exajax.report.plots import IDEAL, LIMIT, SIMULATED, STYLE, styled
+from exajax.report.plots import IDEAL, LIMIT, SIMULATED, styled
 from exajax.simulate.analytic.prediction import capacity_bytes
 from exajax.simulate.plan import Found
 
 POINTS = 20_000
 """Layouts that are drawn at most, chosen evenly of all."""
-
-
-def write(path: Path, found: Found) -> None:
-    """Writes the picture; its suffix says in which form."""
-    figure = draw(found)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=160, metadata={} if path.suffix == ".png" else {"Date": None})
 
 
 @styled
@@ -54,6 +44,7 @@ def draw(found: Found) -> Figure:
         f"{work.global_batch:,}: {len(found.layouts):,} layouts, simulated"
     )
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
     axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.95)

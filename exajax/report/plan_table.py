@@ -23,29 +23,31 @@ def described(result: Plan, cluster: Cluster) -> str:
         f"second), {result['fitting']:,} fit"
     ]
     plans = result["plans"]
-    if plans:
-        lines += _table(plans)
-        lines += ["", f"best: {plans[0]['mesh']}", *_where(plans[0]), *_cost(plans[0], cluster)]
-        lines += ["", "train it:", *(f"  {one['command']}" for one in plans[:1])]
+    good = [one for one in plans if one.get("verified", {"fits": True})["fits"]]
+    lines += _table(plans) if plans else []
+    if good:
+        lines += ["", f"best: {good[0]['mesh']}", *_where(good[0]), *_cost(good[0], cluster)]
+        lines += ["", "train it:", f"  {good[0]['command']}"]
+    elif plans:
+        lines.append("none of these fits as compiled; give a larger --verify")
     for one in result["faster_with_more_memory"]:
-        share = "" if one["faster_by"] is None else f", {one['faster_by']:.0%} faster"
         lines.append(
             f"with {units.show(one['memory_bytes'], 'B')} a device instead of "
-            f"{units.show(one['capacity'], 'B')}: {units.show(one['step_time_s'], 's')}{share}: "
-            f"{one['command']}"
+            f"{units.show(one['capacity'], 'B')}: {units.show(one['step_time_s'], 's')}, "
+            f"{one['faster_by']:.0%} faster: {one['command']}"
         )
     lines += [f"advice: {advice}" for advice in result["advice"]]
-    if cluster.chip.proxy:
-        lines.append(
-            f"note: kernels of {cluster.chip.title} are priced by its own peaks and memory, with "
-            f"the efficiencies of another chip; {_held(cluster)}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, f"note: {_held(cluster)}"])
 
 
 def _held(cluster: Cluster) -> str:
-    rows = len(cluster.stack.fitted_on)
-    return f"factors from {rows} published steps" if rows else "never held against a measured step"
+    """Returns how far the kernels' prices may be trusted."""
+    rows, chip = len(cluster.stack.fitted_on), cluster.chip
+    if chip.proxy and not rows:
+        return f"unvalidated: {chip.title} has another chip's efficiencies, and no measured step"
+    if rows:
+        return f"kernels as slow as in {rows} published steps (stack {cluster.stack.name})"
+    return "exajax validate holds simulated steps against published ones"
 
 
 def step(result: Plan, cluster: Cluster) -> str:
@@ -63,7 +65,7 @@ def step(result: Plan, cluster: Cluster) -> str:
 
 
 def _table(plans: list[Plan]) -> list[str]:
-    lines = [f"{'':>3}{'step':>9}{'tokens/s':>12}{'MFU':>7}{'memory':>9}  mesh, options"]
+    lines = [f"{'':>3}{'step':>12}{'tokens/s':>13}{'MFU':>7}{'memory':>9}  mesh, options"]
     for number, one in enumerate(plans, 1):
         options = one["options"]
         how = [f"micro-batch {options['micro_batch']}", f"remat {options['remat']}"]
@@ -71,17 +73,24 @@ def _table(plans: list[Plan]) -> list[str]:
         how += [f"interleave {options['interleave']}"] if options["interleave"] > 1 else []
         how += [] if options["sequence_parallel"] else ["no sequence parallelism"]
         lines.append(
-            f"{number:>3}{units.show(one['step_time_s'], 's'):>9}{one['tokens_per_s']:>12,.0f}"
+            f"{number:>3}{units.show(one['step_time_s'], 's'):>12}{one['tokens_per_s']:>13,.0f}"
             f"{one['mfu']:>7.1%}{units.show(one['memory_bytes']['total'], 'B'):>9}  "
             f"{one['mesh']}: {', '.join(how)}"
         )
         if found := one.get("verified"):
-            lines.append(
-                f"{'':>3}{units.show(found['step_time_s'], 's'):>9}{'':>19}"
-                f"{units.show(found['memory_bytes'], 'B'):>9}  compiled engine; the line above is "
-                f"{found['step_time_gap']:+.1%} in time, {found['memory_gap']:+.1%} in memory"
-            )
+            lines.append(_compiled(found))
     return lines
+
+
+def _compiled(found: Plan) -> str:
+    if found["reason"]:
+        return f"{'':>15}  compiled engine: {found['reason']}"
+    fits = "" if found["fits"] else "; DOES NOT FIT"
+    return (
+        f"{'':>3}{units.show(found['step_time_s'], 's'):>12}{'':>20}"
+        f"{units.show(found['memory_bytes'], 'B'):>9}  compiled engine; the line above is "
+        f"{found['step_time_gap']:+.1%} in time, {found['memory_gap']:+.1%} in memory{fits}"
+    )
 
 
 def _where(one: Plan) -> list[str]:
@@ -113,7 +122,7 @@ def _cost(one: Plan, cluster: Cluster) -> list[str]:
     told = (
         "energy unknown: the chip's rated power is not in its description"
         if energy is None
-        else f"{energy / 1e3:,.3g} MWh at the {cluster.chip.power_w:.0f} W that a device is rated "
+        else f"{energy:,.3g} kWh at the {cluster.chip.power_w:.0f} W that a device is rated "
         "for, hosts and cooling apart"
     )
     return [

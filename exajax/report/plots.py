@@ -2,7 +2,9 @@
 
 import functools
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,6 +14,8 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+
+from exajax.errors import InputError
 
 MEASURED, SIMULATED, IDEAL, LIMIT = "#2563a8", "#d97706", "#9aa3af", "#b91c1c"
 PARTS = {
@@ -47,6 +51,8 @@ STYLE: Any = {
     "svg.hashsalt": "exajax",
 }
 Points = Sequence[Mapping[str, Any]]
+SUFFIXES = (".png", ".svg")
+"""Of pictures that are written to a file."""
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -58,6 +64,36 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
             return plot(*args, **options)
 
     return in_style
+
+
+def check_file(path: Path) -> None:
+    """Raises an `InputError` if no plot can be written there. Writes nothing."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            "--plot", f"{path} is neither PNG nor SVG", f"end it in {' or '.join(SUFFIXES)}"
+        )
+    folder = path.absolute().parent
+    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise InputError(
+            "--plot", f"cannot write to {path}", "give a file in a folder that is there"
+        )
+
+
+def write(path: Path, figure: Figure) -> None:
+    """Writes a figure, whole or not at all; raises an `InputError` if it cannot."""
+    kind = path.suffix.lower().removeprefix(".")
+    options: dict[str, Any] = {"dpi": 160} if kind == "png" else {"metadata": {"Date": None}}
+    drawn, part = io.BytesIO(), path.with_name(f".{path.name}.part")
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(drawn, format=kind, **options)
+    try:
+        part.write_bytes(drawn.getvalue())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(
+            "--plot", f"cannot write to {path}: {error.strerror}", "give another file"
+        ) from error
 
 
 def svg(figure: Figure) -> str:

@@ -1,22 +1,17 @@
 """Predicted steps against published ones, as a picture."""
 
-import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from exajax.errors import InputError
-from exajax.report.plots import IDEAL, STYLE, styled
+from exajax.report.plots import IDEAL, styled
 
-SUFFIXES = (".png", ".svg")
 BAND = 0.1
 """Half the width of the band about the diagonal, as a share."""
 
@@ -29,19 +24,6 @@ MARKERS = "osD^v"
 
 NAME = 54
 """Letters of a source's name that the legend has room for."""
-
-
-def check(path: Path) -> None:
-    """Raises an `InputError` if no plot can be written there. Writes nothing."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            "--plot", f"{path} is neither PNG nor SVG", f"end it in {' or '.join(SUFFIXES)}"
-        )
-    folder = path.absolute().parent
-    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise InputError(
-            "--plot", f"cannot write to {path}", "give a file in a folder that is there"
-        )
 
 
 @styled
@@ -121,20 +103,3 @@ def _of_lines() -> list[Line2D | Patch]:
         Line2D([], [], color=IDEAL, lw=1.2, label="as published"),
         Patch(color=IDEAL, alpha=0.3, lw=0, label=f"within {BAND:.0%}"),
     ]
-
-
-def write(path: Path, figure: Figure) -> None:
-    """Writes a figure, whole or not at all; raises an `InputError` if it cannot."""
-    kind = path.suffix.lower().removeprefix(".")
-    options: dict[str, Any] = {"dpi": 160} if kind == "png" else {"metadata": {"Date": None}}
-    drawn, part = io.BytesIO(), path.with_name(f".{path.name}.part")
-    with rc_context(STYLE):
-        figure.savefig(drawn, format=kind, **options)
-    try:
-        part.write_bytes(drawn.getvalue())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(
-            "--plot", f"cannot write to {path}: {error.strerror}", "give another file"
-        ) from error

@@ -17,7 +17,7 @@ from exajax.recipe import REMATS, Recipe
 from exajax.simulate.analytic import engine
 from exajax.simulate.analytic.footprint import footprint
 from exajax.simulate.analytic.layouts import Floats, Ints, Layouts, distinct
-from exajax.simulate.analytic.prediction import capacity_bytes
+from exajax.simulate.analytic.prediction import capacity_bytes, ours
 from exajax.simulate.analytic.search import candidates
 
 AT_A_TIME = 1 << 16
@@ -121,6 +121,7 @@ def search(work: Workload, cluster: Cluster, devices: int) -> Found:
     Raises:
         InputError: no layout divides model, batch and sequence over so many devices.
     """
+    cluster = ours(cluster)
     flash = _probe(work).flash(cluster.chip.platform) and cluster.chip.attention is not None
     layouts = candidates(work.model, devices, work.global_batch, work.seq, flash=flash)
     if not len(layouts):

@@ -56,7 +56,7 @@ def footprint(
         precision: what the passes compute in.
     """
     micro_batches = layouts.micro_batches(global_batch)
-    block = saved.of_block(model, layouts, seq, stack)
+    block = saved.of_block(model, layouts, seq, stack, precision)
     if stack.program == "megatron":
         return _of_megatron(model, layouts, seq, stack, micro_batches, block)
     return _of_jax(model, layouts, seq, precision, micro_batches, block)
@@ -99,12 +99,12 @@ def _of_jax(
     replicas = (layouts.zero < 3) & (layouts.data > 1)
     kept = kept * np.where((micro_batches > 1) & ~piped & ~replicas, 1.5, 1.0)
 
-    logits = LOGIT_BYTES["jax"] * _logits(model, layouts, seq)
+    logits = narrow / 2 * LOGIT_BYTES["jax"] * _logits(model, layouts, seq)
     in_block = held[:2]
     whole = sum(one.count for one in in_block)
     divided = whole > weights.share(in_block, layouts, "parameters")
     gathered = np.where(divided, 2 * narrow * whole / blocks, 0.0)
-    work = _work(model, layouts, seq) + current
+    work = narrow / 2 * _work(model, layouts, seq) + current
     levels = (layouts.zero == 1) | (layouts.zero == 2)
     updated = np.where(levels & (layouts.data > 1), 4 * mine, 0) - copy - kept
     return Footprint(

@@ -133,7 +133,9 @@ def of_block(
     routed = model.top_k * CAPACITY if model.mixture_layers else 1.0
     feed_forward = T * routed * model.ffn / t
     numbers = np.stack([between * model.width, T * kv, feed_forward, scores(model, layouts, seq)])
-    kept = np.where(layouts.pipe > 1, saved.of_block(model, layouts, seq, cluster.stack), 0.0)
+    kept = np.where(
+        layouts.pipe > 1, saved.of_block(model, layouts, seq, cluster.stack, precision), 0.0
+    )
     slots = T * routed * model.width if model.mixture_layers else 0.0
     turned, casts = _turned(model, layouts, T), _casts(model, layouts, T, precision)
     ahead, back = (

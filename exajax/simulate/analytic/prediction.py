@@ -1,18 +1,26 @@
 """What the analytic engine predicts of a recipe, in the form of `exajax simulate`."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from exajax.cluster import Cluster
+from exajax.errors import InputError
 from exajax.mesh import MeshSpec
 from exajax.recipe import Recipe
 from exajax.simulate.analytic import engine
 from exajax.simulate.analytic.engine import Times
 from exajax.simulate.analytic.footprint import Footprint, footprint
 from exajax.simulate.analytic.layouts import Layouts
+from exajax.simulate.analytic.saved import CAPACITY
 from exajax.xla import MEMORY_FRACTION
+
+
+def ours(cluster: Cluster) -> Cluster:
+    """Returns a machine with our own training step, whoever's kernels its stack speaks of."""
+    return dataclasses.replace(cluster, stack=dataclasses.replace(cluster.stack, program="jax"))
 
 
 def capacity_bytes(cluster: Cluster) -> int:
@@ -81,7 +89,13 @@ class Prediction:
 
 
 def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
-    """Returns what the analytic engine says of a recipe whose `zero` is a level."""
+    """Returns what the analytic engine says of training a recipe whose `zero` is a level.
+
+    Raises:
+        InputError: it has an option that the engine does not know.
+    """
+    _check_known(recipe)
+    cluster = ours(cluster)
     layouts = Layouts.of_recipes([recipe], flash=recipe.flash(cluster.chip.platform))
     how: dict[str, Any] = {
         "global_batch": recipe.global_batch,
@@ -92,6 +106,21 @@ def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
     return Prediction(
         recipe, cluster, times, footprint(recipe.model, cluster.stack, layouts, **how)
     )
+
+
+def _check_known(recipe: Recipe) -> None:
+    for flag, given, known in (
+        ("--optimizer", recipe.optimizer, "adamw"),
+        ("--packed", recipe.packed, False),
+        ("--moe", recipe.moe if recipe.model.experts else "capacity", "capacity"),
+        ("--capacity-factor", recipe.capacity_factor, CAPACITY),
+    ):
+        if given != known:
+            raise InputError(
+                flag,
+                f"the analytic engine knows {known} alone, and it is {given}",
+                "give --engine compiled",
+            )
 
 
 def _breakdown(times: Times, mesh: MeshSpec, zero: int | str) -> dict[str, Any]:
@@ -106,7 +135,7 @@ def _breakdown(times: Times, mesh: MeshSpec, zero: int | str) -> dict[str, Any]:
         (("context",), times.context),
         (("expert",), times.expert),
         (("data", "fsdp") if zero == 3 else ("fsdp",), times.shards),
-        (("data", "fsdp", "context"), times.gradients),
+        (("data", "fsdp", "expert", "context"), times.gradients),
         (("pipe",), times.stages),
     ):
         key, wait = axes(*names), float(np.atleast_1d(seconds)[0])

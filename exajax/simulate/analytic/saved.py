@@ -51,7 +51,7 @@ def of_jax(gates: int) -> Mapping[str, Kept]:
         "save-dots-except-mlp": dots,
         "save-qkv": Kept(stream=2, heads=2, kv=2),
         "full": Kept(stream=2),
-        "offload": Kept(),
+        "offload": Kept(stream=2),  # what the scan of layers carries; products' results leave
     }
 
 
@@ -74,7 +74,14 @@ TWICE = 8
 them, as in three of four compiled programs; none of four did with fewer."""
 
 
-def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack) -> Floats:
+WIDER = {"none": 1.1, "attention": 1.1}
+"""What blocks keep where they compute in fp32, over what they keep in bf16: twice as much where
+results of products are all of it, and little more where most was in fp32 before."""
+
+
+def of_block(
+    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, precision: str
+) -> Floats:
     """Returns the bytes that a block keeps of one micro-batch, shape [N]."""
     gates = 1 if model.family in ("gpt", "vit") else 2
     by_remat = dict(of_jax(gates))
@@ -99,7 +106,8 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack) -> Fl
         feed_forward = wide * (feed_forward + 4 * model.width * tensor)
     scores = np.where(layouts.flash, 0.0, tokens * seq / layouts.context * model.heads / tensor)
     within = numbers * model.head_dim + feed_forward
-    return (
+    wider = np.array([WIDER.get(remat, 2.0) for remat in REMATS])[layouts.remat]
+    return (wider if precision == "fp32" else 1.0) * (
         column("stream") * model.width * between
         + within * tokens / tensor
         + column("scores") * scores

@@ -1,5 +1,6 @@
 """Every layout of a model over a number of devices that the trainer can train."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ from exajax.recipe import REMATS
 from exajax.simulate.analytic.layouts import Layouts
 
 
+@functools.cache
 def divisors(number: int) -> list[int]:
     """Returns the divisors of a number, the smallest first."""
     small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
@@ -21,7 +23,8 @@ def candidates(
 ) -> Layouts:
     """Returns all layouts that a recipe may have (`Recipe.of`), those apart that are the same.
 
-    ZeRO 3 on `data` is `fsdp`, and GPipe is 1F1B with more in memory; neither is among them.
+    ZeRO 3 on `data` is `fsdp`, and GPipe is 1F1B with more in memory; neither is among them, nor is
+    `context` for images, whose sequences are short.
 
     Args:
         model: its dimensions.
