@@ -61,8 +61,11 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
     turn = timed("collective-permute", keys, np.minimum(layouts.context, 2), tensor)
     ring = turn * (layouts.context - 1)
 
-    room = CAPACITY if stack.program == "jax" else 1.0
-    routed = tokens * room * model.top_k * model.width * ELEMENT if model.experts else 0.0
+    # Ours sends whole tokens; others, where the sequence is divided, each device its own part.
+    ours = stack.program == "jax"
+    apart = np.where(parallel & (not ours), tensor, 1)
+    room = CAPACITY if ours else 1.0
+    routed = tokens / apart * room * model.top_k * model.width * ELEMENT if model.experts else 0.0
     exchanged = 2 * timed("all-to-all", routed, layouts.expert, inner)
     parameters = block_parameters(model, layouts)
     stride = inner * layouts.expert
