@@ -72,6 +72,9 @@ def guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
 def _guarded(run, *args) -> int:  # type: ignore[no-untyped-def]
     try:
         return int(run(*args) or 0)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
     except InputError as error:
         if distributed.speaks():
             print(f"exajax: error: {error}", file=sys.stderr)
