@@ -122,8 +122,8 @@ def _cost(one: Plan, cluster: Cluster) -> list[str]:
     told = (
         "energy unknown: the chip's rated power is not in its description"
         if energy is None
-        else f"{units.show(energy * 1e3, 'Wh')} at the {cluster.chip.power_w:.0f} W that a device is rated "
-        "for, hosts and cooling apart"
+        else f"{units.show(energy * 1e3, 'Wh')} at the {cluster.chip.power_w:.0f} W that a device "
+        "is rated for, hosts and cooling apart"
     )
     return [
         f"  cost    {cost['tokens']:.3g} tokens: {cost['steps']:,} steps, {cost['days']:,.3g} "
