@@ -24,7 +24,8 @@ def candidates(
     """Returns all layouts that a recipe may have (`Recipe.of`), those apart that are the same.
 
     ZeRO 3 on `data` is `fsdp`, and GPipe is 1F1B with more in memory; neither is among them, nor is
-    `context` for images, whose sequences are short.
+    `context` for images, whose sequences are short, nor offload in a pipeline, which XLA refuses
+    to compile.
 
     Args:
         model: its dimensions.
@@ -102,9 +103,8 @@ def _options(model: ModelConfig, mesh: Mesh, global_batch: int) -> Iterator[tupl
     batches = [
         (v, micro) for v in parts for micro in divisors(each) if v == 1 or each // micro % pipe == 0
     ]
+    remats = [i for i, remat in enumerate(REMATS) if pipe == 1 or remat != "offload"]
+    parallel = (1, 0) if tensor > 1 else (1,)
     yield from (
-        (*batch, zero, remat, parallel)
-        for batch, zero, remat, parallel in itertools.product(
-            batches, zeros, range(len(REMATS)), (1, 0) if tensor > 1 else (1,)
-        )
+        (*batch, *how) for batch, *how in itertools.product(batches, zeros, remats, parallel)
     )
