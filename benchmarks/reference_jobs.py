@@ -47,6 +47,9 @@ JOBS = (
     Job("llama2-70b", 512, 1152, 120e3),
     Job("alphaexa-250b", 1024, 1152, 250e3),
 )
+TRIES = 4
+"""Plans that are compiled at most until one fits as compiled too."""
+
 MACHINES = ("dgx-a100", "dgx-h100", "polaris", "aurora", "frontier")
 
 
@@ -92,16 +95,19 @@ def planned(job: Job, cluster: Cluster, verify: bool) -> dict[str, Any]:
     }
     if not len(fitting):
         return row
-    recipe = found.recipe(int(found.ranked(fitting)[0]))
-    told = predict(recipe, cluster).to_json()
-    row["plan"] = told | {
+    best = [found.recipe(int(row)) for row in found.ranked(fitting)[: TRIES if verify else 1]]
+    recipe = best[0]
+    if verify:
+        for recipe in best:
+            row["compiled"] = compiled(recipe, cluster)
+            if row["compiled"]["fits"]:
+                break
+    row["plan"] = predict(recipe, cluster).to_json() | {
         "remat": recipe.remat,
         "micro_batch": recipe.micro_batch,
         "interleave": recipe.interleave,
         "command": command(recipe, job.model),
     }
-    if verify:
-        row["compiled"] = compiled(recipe, cluster)
     return row
 
 

@@ -96,6 +96,11 @@ class ModelConfig:
         return self.layers // self.moe_every if self.experts else 0
 
     @property
+    def mixture_share(self) -> float:
+        """Share of the layers whose feed-forward is a mixture."""
+        return self.mixture_layers / self.layers
+
+    @property
     def matmul_parameters(self) -> int:
         """Parameters that multiply every token: all matrices and the logits, no look-up table.
 

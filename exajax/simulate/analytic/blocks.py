@@ -12,6 +12,9 @@ from exajax.simulate.analytic.layouts import Bools, Floats, Layouts, distinct
 from exajax.simulate.analytic.saved import CAPACITY
 from exajax.stack import Stack
 
+FEED_FORWARD = ("up", "activation", "down")
+"""Parts of the feed-forward of a block that is no mixture."""
+
 PARTS = ("norms", "qkv", "attention", "out", "up", "activation", "down", "experts")
 
 REMADE: Mapping[str, tuple[str, ...]] = {
@@ -123,7 +126,7 @@ class _Part:
 
 
 def block(model: ModelConfig, shard: Shard, chip: Chip, precision: str, stack: Stack) -> Block:
-    """Returns the time of one block; of a mixture, with experts in place of the feed-forward."""
+    """Returns the time of one block, on average where some of them are mixtures."""
     forward_s, backward_s, products_s, kernels = {}, {}, {}, {}
     for name, part in _parts(model, shard, stack).items():
         ahead = back = np.zeros(len(shard.tokens))
@@ -144,11 +147,20 @@ def block(model: ModelConfig, shard: Shard, chip: Chip, precision: str, stack: S
             stack.memory * (bytes_s(np.asarray(bytes_), chip) + count * chip.launch_s)
             for bytes_, count in zip(moved, part.kernels, strict=True)
         ]
-        forward_s[name], backward_s[name] = ahead + waits[0], back + waits[1]
-        products_s[name] = (ahead, back)
+        share = _share(model, name)
+        forward_s[name] = share * (ahead + waits[0])
+        backward_s[name] = share * (back + waits[1])
+        products_s[name] = (share * ahead, share * back)
         count = np.where(shard.flash & (name == "attention"), 1.0, len(part.products))
-        kernels[name] = (count + part.kernels[0], 2 * count + part.kernels[1])
+        kernels[name] = (share * (count + part.kernels[0]), share * (2 * count + part.kernels[1]))
     return Block(forward_s, backward_s, products_s, kernels)
+
+
+def _share(model: ModelConfig, part: str) -> float:
+    """Returns the share of the blocks that have a part."""
+    if part == "experts":
+        return model.mixture_share
+    return 1 - model.mixture_share if part in FEED_FORWARD else 1.0
 
 
 def _casts(part: _Part, precision: str, backward: int) -> Floats | float:
@@ -195,14 +207,16 @@ def _parts(model: ModelConfig, shard: Shard, stack: Stack) -> dict[str, _Part]:
         "attention": _attention(model, shard, mask),
         "out": _Part((dense(D, heads),), 0.0, bias * D, (0, 1)),
     }
-    if not model.mixture_layers:
+    if model.mixture_share:
+        parts |= {"experts": _experts(model, shard, stack)}
+    if model.mixture_share < 1:
         acting = {1: (2, 3), 2: (3, 5)}[gates]
-        return parts | {
+        parts |= {
             "up": _Part(up, 0.0, bias * gates * F, (0, 1)),
             "activation": _Part((), acting[0] * E * F * T, acting[1] * E * F * T, (1, 1)),
             "down": _Part((dense(D, F),), 0.0, bias * D, (0, 1)),
         }
-    return parts | {"experts": _experts(model, shard, stack)}
+    return parts
 
 
 def _attention(model: ModelConfig, shard: Shard, mask: float) -> _Part:

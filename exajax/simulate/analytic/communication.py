@@ -66,7 +66,7 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
     apart = np.where(parallel & (not ours), tensor, 1)
     room = CAPACITY if ours else 1.0
     routed = tokens / apart * room * model.top_k * model.width * ELEMENT if model.experts else 0.0
-    exchanged = 2 * timed("all-to-all", routed, layouts.expert, inner)
+    exchanged = 2 * timed("all-to-all", routed, layouts.expert, inner) * model.mixture_share
     parameters = block_parameters(model, layouts)
     stride = inner * layouts.expert
     shards = layouts.weight_shards

@@ -1,11 +1,13 @@
 """Memory of a device at the peak of a step in every layout, by what is in it."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from exajax.models.presets import ModelConfig
+from exajax.recipe import REMATS
 from exajax.simulate.analytic import saved, weights
 from exajax.simulate.analytic.layouts import Floats, Layouts
 from exajax.stack import Stack
@@ -59,8 +61,10 @@ def footprint(
     block = saved.of_block(model, layouts, seq, stack, precision)
     if stack.program == "megatron":
         return _of_megatron(model, layouts, seq, stack, micro_batches, block)
-    return _of_jax(model, layouts, seq, precision, micro_batches, block)
+    return _of_jax(model, layouts, seq, stack, precision, micro_batches, block)
 
+
+NOTHING_AGAIN = REMATS.index("none")
 
 LOGIT_BYTES = {"jax": 6.0, "megatron": 10.0}
 """Bytes of a logit where the loss is computed. Ours: in bf16, its gradient, and one more of either.
@@ -71,6 +75,7 @@ def _of_jax(
     model: ModelConfig,
     layouts: Layouts,
     seq: int,
+    stack: Stack,
     precision: str,
     micro_batches: np.ndarray,
     block: Floats,
@@ -94,19 +99,14 @@ def _of_jax(
     # The loop of a pipeline copies the sum of the largest matrix of its blocks.
     largest = blocks * model.width * model.ffn * max(1, model.experts) / layouts.tensor
     sums += np.where(piped, 4 * largest / layouts.fsdp / layouts.expert, 0)
-    kept = block * blocks * saved.in_flight(layouts, micro_batches)
-    # XLA runs two micro-batches in one trip of their loop, and keeps some of both.
-    replicas = (layouts.zero < 3) & (layouts.data > 1)
-    kept = kept * np.where((micro_batches > 1) & ~piped & ~replicas, 1.5, 1.0)
-
+    kept = _kept(block * blocks, layouts, micro_batches)
     logits = narrow / 2 * LOGIT_BYTES["jax"] * _logits(model, layouts, seq)
-    in_block = held[:2]
-    whole = sum(one.count for one in in_block)
-    divided = whole > weights.share(in_block, layouts, "parameters")
-    gathered = np.where(divided, 2 * narrow * whole / blocks, 0.0)
     work = narrow / 2 * _work(model, layouts, seq) + current
+    if model.moe_every > 1:
+        work = work + _of_group(model, layouts, seq, stack, precision)
     levels = (layouts.zero == 1) | (layouts.zero == 2)
     updated = np.where(levels & (layouts.data > 1), 4 * mine, 0) - copy - kept
+    gathered = _gathered(held[:2], model, layouts, narrow / blocks)
     return Footprint(
         parameters=wide * mine,
         gradients=sums,
@@ -114,6 +114,42 @@ def _of_jax(
         activations=kept,
         temporaries=copy + gathered + np.maximum(np.maximum(logits, work), updated),
     )
+
+
+def _kept(of_a_micro_batch: Floats, layouts: Layouts, micro_batches: np.ndarray) -> Floats:
+    """Returns what all blocks of a stage keep.
+
+    XLA runs two micro-batches in one trip of their loop, and keeps some of both.
+    """
+    replicas = (layouts.zero < 3) & (layouts.data > 1)
+    doubled = (micro_batches > 1) & (layouts.pipe == 1) & ~replicas
+    in_flight = saved.in_flight(layouts, micro_batches)
+    return of_a_micro_batch * in_flight * np.where(doubled, 1.5, 1.0)
+
+
+def _gathered(
+    held: Sequence[weights.Weights], model: ModelConfig, layouts: Layouts, size: Floats
+) -> Floats:
+    """Returns what is gathered of divided parameters: those of two blocks, or groups of them.
+
+    Args:
+        held: parameters of the blocks of a stage.
+        model: says how many layers are a group.
+        layouts: how.
+        size: bytes of a number, over the blocks of the stage.
+    """
+    whole: Floats = np.sum([one.count for one in held], axis=0)
+    divided = whole > weights.share(held, layouts, "parameters")
+    return np.where(divided, 2.0 * model.moe_every * size * whole, 0.0)
+
+
+def _of_group(
+    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, precision: str
+) -> Floats:
+    """Returns what the other layers of a group keep while it is made again as one."""
+    everything = dataclasses.replace(layouts, remat=np.full_like(layouts.remat, NOTHING_AGAIN))
+    again = saved.of_block(model, everything, seq, stack, precision)
+    return (model.moe_every - 1) * np.where(saved.carried(layouts), again, 0.0)
 
 
 def _work(model: ModelConfig, layouts: Layouts, seq: int) -> Floats:

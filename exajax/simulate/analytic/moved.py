@@ -130,13 +130,14 @@ def of_block(
     T, t = layouts.micro_batch * seq / layouts.context, layouts.tensor
     between = T / np.where(layouts.sequence_parallel, t, 1)
     kv = (model.heads + 2 * model.kv_heads) * model.head_dim / t
-    routed = model.top_k * CAPACITY if model.mixture_layers else 1.0
+    mixture = model.mixture_share * model.top_k * CAPACITY
+    routed = mixture + 1 - model.mixture_share
     feed_forward = T * routed * model.ffn / t
     numbers = np.stack([between * model.width, T * kv, feed_forward, scores(model, layouts, seq)])
     kept = np.where(
         layouts.pipe > 1, saved.of_block(model, layouts, seq, cluster.stack, precision), 0.0
     )
-    slots = T * routed * model.width if model.mixture_layers else 0.0
+    slots = T * mixture * model.width
     turned, casts = _turned(model, layouts, T), _casts(model, layouts, T, precision)
     ahead, back = (
         np.sum(one[layouts.remat].T * numbers, axis=0)

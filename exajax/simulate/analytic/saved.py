@@ -7,7 +7,7 @@ import numpy as np
 
 from exajax.models.presets import ModelConfig
 from exajax.recipe import REMATS
-from exajax.simulate.analytic.layouts import Floats, Ints, Layouts
+from exajax.simulate.analytic.layouts import Bools, Floats, Ints, Layouts
 from exajax.stack import Stack
 
 CAPACITY = 1.25
@@ -101,17 +101,25 @@ def of_block(
     numbers = column("heads") * model.heads + 2 * column("kv") * model.kv_heads
     feed_forward = column("ffn") * model.ffn
     if model.mixture_layers:  # only what no policy makes again is kept of experts
-        routed = model.top_k * CAPACITY * model.mixture_layers / model.layers
+        routed = model.top_k * CAPACITY * model.mixture_share
         wide = np.where(layouts.remat == REMATS.index("none"), routed, 0.0)
-        feed_forward = wide * (feed_forward + 4 * model.width * tensor)
+        of_experts = wide * (feed_forward + 4 * model.width * tensor)
+        feed_forward = (1 - model.mixture_share) * feed_forward + of_experts
     scores = np.where(layouts.flash, 0.0, tokens * seq / layouts.context * model.heads / tensor)
     within = numbers * model.head_dim + feed_forward
+    # A group of layers is checkpointed as one, and carries its stream once.
+    between = between / np.where(ours & carried(layouts), model.moe_every, 1)
     wider = np.array([WIDER.get(remat, 2.0) for remat in REMATS])[layouts.remat]
     return (wider if precision == "fp32" else 1.0) * (
         column("stream") * model.width * between
         + within * tokens / tensor
         + column("scores") * scores
     )
+
+
+def carried(layouts: Layouts) -> Bools:
+    """Returns where the stream is all that stays on the device."""
+    return np.isin(layouts.remat, [REMATS.index("full"), REMATS.index("offload")])
 
 
 def in_flight(layouts: Layouts, micro_batches: Ints, *, own_turns: bool = False) -> Floats:

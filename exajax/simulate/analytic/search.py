@@ -25,7 +25,7 @@ def candidates(
 
     ZeRO 3 on `data` is `fsdp`, and GPipe is 1F1B with more in memory; neither is among them, nor is
     `context` for images, whose sequences are short, nor offload in a pipeline, which XLA refuses
-    to compile.
+    to compile, or where some layers are mixtures, whose copies the formulas do not know.
 
     Args:
         model: its dimensions.
@@ -103,7 +103,8 @@ def _options(model: ModelConfig, mesh: Mesh, global_batch: int) -> Iterator[tupl
     batches = [
         (v, micro) for v in parts for micro in divisors(each) if v == 1 or each // micro % pipe == 0
     ]
-    remats = [i for i, remat in enumerate(REMATS) if pipe == 1 or remat != "offload"]
+    offload = pipe == 1 and model.moe_every == 1
+    remats = [i for i, remat in enumerate(REMATS) if offload or remat != "offload"]
     parallel = (1, 0) if tensor > 1 else (1,)
     yield from (
         (*batch, *how) for batch, *how in itertools.product(batches, zeros, remats, parallel)
