@@ -23,11 +23,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 from exajax.cluster import Cluster, load_cluster
 from exajax.mesh import MeshSpec
 from exajax.models.presets import lookup
-from exajax.program import cache
 from exajax.provenance import versions
 from exajax.recipe import Recipe
 from exajax.simulate.analytic import prediction as analytic
-from exajax.simulate.prediction import predict_step
+from exajax.simulate.prediction import predict_recipe
 
 AIM = 0.1
 """Most that the step times may differ by, over the compiled engine's."""
@@ -204,14 +203,7 @@ HELD_OUT: list[Layout] = [
 
 def compare(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """Returns what both engines say of a step, seconds and bytes."""
-    compiled = predict_step(
-        cache.compiled(recipe, cluster),
-        cluster,
-        recipe.precision,
-        samples=recipe.global_batch,
-        tokens_per_sample=recipe.seq,
-        model_flops=recipe.flops,
-    ).to_json()
+    compiled = predict_recipe(recipe, cluster).to_json()
     formulas = analytic.predict(recipe, cluster).to_json()
     row: dict[str, Any] = {
         "loops_of_unknown_length": compiled["program"]["loops_of_unknown_length"]

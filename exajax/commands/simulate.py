@@ -8,13 +8,12 @@ from typing import Any
 from exajax import cluster as clusters
 from exajax import flags, runtime, units
 from exajax.errors import InputError
-from exajax.program import cache
 from exajax.provenance import provenance
 from exajax.recipe import Recipe
 from exajax.report import plan_table, step_folder, step_table
 from exajax.simulate import advice, roofs, timeline
 from exajax.simulate.analytic import prediction as closed
-from exajax.simulate.prediction import Prediction, predict_step
+from exajax.simulate.prediction import Prediction, predict_recipe
 
 ENGINES = ("compiled", "analytic")
 """What prices a step: its compiled program, operation by operation, or closed formulas."""
@@ -88,7 +87,7 @@ def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: clusters.Cl
 def predict(recipe: Recipe, cluster: clusters.Cluster) -> tuple[Recipe, Prediction]:
     """Returns what is predicted, and for which ZeRO level: the lowest of the recipe's that fits."""
     for level in recipe.levels:
-        recipe, prediction = level, _predict(level, cluster)
+        recipe, prediction = level, predict_recipe(level, cluster)
         if prediction.fits:
             break
     return recipe, prediction
@@ -108,7 +107,7 @@ def in_json(
             cluster,
             prediction.compiled.memory,
             prediction.capacity_bytes,
-            lambda changed: _predict(changed, cluster),
+            lambda changed: predict_recipe(changed, cluster),
         )
     return result | {
         "roofline": [row.to_json() for row in roofs.grouped(rows)],
@@ -117,17 +116,6 @@ def in_json(
         "zero": recipe.zero,
         "provenance": provenance(recipe, cluster) | {"engine": "compiled", "kind": "simulated"},
     }
-
-
-def _predict(recipe: Recipe, cluster: clusters.Cluster) -> Prediction:
-    return predict_step(
-        cache.compiled(recipe, cluster),
-        cluster,
-        recipe.precision,
-        samples=recipe.global_batch,
-        tokens_per_sample=recipe.seq,
-        model_flops=recipe.flops,
-    )
 
 
 def describe(result: dict[str, Any], cluster: clusters.Cluster) -> str:

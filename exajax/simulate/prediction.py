@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from exajax.cluster import Cluster
+from exajax.program import cache
 from exajax.program.compiled import Compiled
 from exajax.program.operations import (
     communicated_bytes,
@@ -12,6 +13,7 @@ from exajax.program.operations import (
     total_flops,
     unknown_loops,
 )
+from exajax.recipe import Recipe
 from exajax.roofline import roofline
 from exajax.simulate import advice, variability
 from exajax.simulate.timeline import Breakdown, lay_out
@@ -141,6 +143,22 @@ class Prediction:
                 "loops_of_unknown_length": unknown_loops(self.compiled.program),
             },
         }
+
+
+def predict_recipe(recipe: Recipe, cluster: Cluster) -> Prediction:
+    """Compiles the step of a recipe, or reads the one that is kept, and prices it; `zero` is a level.
+
+    Raises:
+        InputError: the mesh is larger than the cluster.
+    """
+    return predict_step(
+        cache.compiled(recipe, cluster),
+        cluster,
+        recipe.precision,
+        samples=recipe.global_batch,
+        tokens_per_sample=recipe.seq,
+        model_flops=recipe.flops,
+    )
 
 
 def predict_step(

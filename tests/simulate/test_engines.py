@@ -5,10 +5,9 @@ import pytest
 from exajax.cluster import load_cluster
 from exajax.mesh import MeshSpec
 from exajax.models.presets import lookup
-from exajax.program import cache
 from exajax.recipe import Recipe
 from exajax.simulate.analytic import prediction as analytic
-from exajax.simulate.prediction import predict_step
+from exajax.simulate.prediction import predict_recipe
 
 LAYOUTS = [  # none that the formulas' constants were chosen by
     ("dgx-a100", "gpt2-774m", "fsdp=8", {"global_batch": 64}),
@@ -21,13 +20,6 @@ LAYOUTS = [  # none that the formulas' constants were chosen by
 @pytest.mark.parametrize(("name", "model", "mesh", "options"), LAYOUTS)
 def test_the_engines_agree_on_a_step(name, model, mesh, options):
     recipe, cluster = Recipe.of(lookup(model), MeshSpec.parse(mesh), **options), load_cluster(name)
-    read = predict_step(
-        cache.compiled(recipe, cluster),
-        cluster,
-        recipe.precision,
-        samples=recipe.global_batch,
-        tokens_per_sample=recipe.seq,
-        model_flops=recipe.flops,
-    )
+    read = predict_recipe(recipe, cluster)
     said = analytic.predict(recipe, cluster)
     assert said.step_time_s == pytest.approx(read.step_time_s, rel=0.1)
