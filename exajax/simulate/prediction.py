@@ -146,7 +146,7 @@ class Prediction:
 
 
 def predict_recipe(recipe: Recipe, cluster: Cluster) -> Prediction:
-    """Compiles the step of a recipe, or reads the one that is kept, and prices it; `zero` is a level.
+    """Prices the step of a recipe whose `zero` is a level: compiled, or read where it is kept.
 
     Raises:
         InputError: the mesh is larger than the cluster.
