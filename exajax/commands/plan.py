@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
     found = plan.search(work, cluster, args.devices)
     seconds = time.perf_counter() - begun
     fitting = found.fits.nonzero()[0]
-    recipes = [found.recipe(int(row)) for row in found.ranked(fitting)]
-    plans = [_plan(one, found.cluster, args) for one in recipes[: max(args.top, args.verify)]]
+    best = found.ranked(fitting)[: max(args.top, args.verify)]
+    recipes = [found.recipe(int(row)) for row in best]
+    plans = [_plan(recipe, found.cluster, args) for recipe in recipes]
     for number, recipe in enumerate(recipes[: args.verify]):
         told = f"compiling {number + 1} of {min(args.verify, len(recipes))}: {recipe.mesh}"
         print(told, file=sys.stderr, flush=True)
