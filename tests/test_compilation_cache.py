@@ -57,6 +57,7 @@ def test_a_folder_that_cannot_be_made_and_a_broken_entry_stop_no_run(tmp_path, t
     assert train(tmp_path, text, tmp_path / "three", *job)[1]["compilation"]["cache"] == "miss"
 
 
+@pytest.mark.slow
 def test_jax_settings_come_first(tmp_path, text):
     job = ("--mesh=1x1", "--steps=1")
     own = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}

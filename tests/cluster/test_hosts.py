@@ -110,6 +110,7 @@ def test_no_process_outlives_a_killed_parent_and_the_run_goes_on(tmp_path, text)
     assert len(result["losses"]) == result["step"] == newest + 8
 
 
+@pytest.mark.slow
 def test_without_restarts_the_end_of_one_host_ends_the_job(tmp_path, text):
     run_dir = tmp_path / "run"
     with endless(run_dir, text, "--restarts", 0) as job:

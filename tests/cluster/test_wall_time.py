@@ -3,11 +3,14 @@
 import json
 import time
 
+import pytest
+
 from exajax.events import read_events
 from tests.cluster.processes import SMALL, left_over
 from tests.conftest import command
 
 
+@pytest.mark.slow
 def test_all_processes_save_the_same_step_before_the_wall_time_ends(tmp_path, text):
     run_dir, wall_time_s = tmp_path / "run", 30
     job = ("--model", SMALL, "--mesh=2x2", "--hosts=2", "--precision=fp32", "--data", text)

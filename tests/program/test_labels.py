@@ -88,7 +88,7 @@ CASES = [
     ("llama-tiny", "model=8", {}),
     pytest.param("llama-tiny", "context=4", {}, marks=pytest.mark.slow),
     pytest.param("llama-tiny", "pipe=4", {}, marks=pytest.mark.slow),
-    ("mixtral-tiny", "expert=8", {"moe": "dropless"}),
+    pytest.param("mixtral-tiny", "expert=8", {"moe": "dropless"}, marks=pytest.mark.slow),
     pytest.param("llama-tiny", "fsdp=2,model=4", {"remat": "offload"}, marks=pytest.mark.slow),
 ]
 

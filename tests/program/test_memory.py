@@ -81,6 +81,7 @@ def test_without_xlas_assignment_what_the_step_makes_is_temporary():
     assert found.total == 50 + 100 + 4
 
 
+@pytest.mark.slow
 def test_layers_keep_what_the_remat_says_and_no_more():
     full, selective, everything = (
         memory_of("llama-tiny", "2x4", remat=remat) for remat in ("full", "selective", "none")
@@ -139,6 +140,7 @@ def test_zero_divides_what_its_level_says():
     assert plain.gradients > 0.9 * in_bf16 * 8 * 4 / (8 * 4 + 3)  # the layers' at the least
 
 
+@pytest.mark.slow
 def test_accumulation_holds_sums_as_large_as_the_parameters_and_fewer_activations():
     whole = memory_of("gpt-tiny", "8x1", zero=0, remat="full")
     parts = memory_of("gpt-tiny", "8x1", zero=0, remat="full", micro_batch=1)

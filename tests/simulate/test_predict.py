@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_said_with_advice_and_exits_0():
     assert "parameters and optimizer" in result["advice"][0]
 
 
-@pytest.mark.parametrize("cluster", ["polaris", "frontier"])
+@pytest.mark.parametrize("cluster", ["frontier", pytest.param("polaris", marks=pytest.mark.slow)])
 def test_other_machines_are_compiled_for(cluster):
     flags = ("--mesh", "8x4", "--model", "gpt3-1.3b", "--cluster", cluster)
     result = json.loads(simulate(*flags))
