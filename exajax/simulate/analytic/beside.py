@@ -3,6 +3,8 @@
 XLA writes a schedule down before the program runs: a collective starts at one place of it and is
 waited for at another, however long it takes. Between two others there is one at a time, so within
 tensor-parallel blocks, which are full of them, what parameters need is hardly ever beside compute.
+The shares were chosen by hand to agree with the programs marked `fitted` in
+`benchmarks/engines.py`, which says how far they hold for others.
 """
 
 from dataclasses import dataclass

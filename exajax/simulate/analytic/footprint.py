@@ -80,7 +80,9 @@ def _of_jax(
     micro_batches: np.ndarray,
     block: Floats,
 ) -> Footprint:
-    """Returns what XLA keeps for our step, as read in compiled programs (`benchmarks/engines.py`).
+    """Returns what XLA keeps for our step, by hand from the buffers of compiled programs.
+
+    Held against more of them in `benchmarks/engines.py`.
 
     Masters and moments are in fp32, copies to compute with and gradients of a micro-batch in bf16.
     The peak is where the loss is computed, within the backward pass, or where ZeRO 1 and 2 gather

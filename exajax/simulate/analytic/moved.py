@@ -211,9 +211,10 @@ def of_parameters(held: Held, layouts: Layouts, several: Bools, precision: str) 
 
     A number in bf16 that is copied costs 4 bytes: it is sliced out of its stack ahead and back,
     and its gradient is written into one that was filled with zeros. Some matrices are turned
-    around. Where a layer's gradients are added up over replicas
-    in one collective, they are put side by side before it and taken apart behind. Gradients of
-    several micro-batches are added up in fp32, which a pipeline fills up with zeros first.
+    around: 1.4 bytes for each of all numbers, chosen like the shares of `waits`. Where a layer's
+    gradients are added up over replicas in one collective, they are put side by side before it and
+    taken apart behind. Gradients of several micro-batches are added up in fp32, which a pipeline
+    fills up with zeros first.
 
     Args:
         held: parameters.

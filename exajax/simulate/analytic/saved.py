@@ -36,8 +36,9 @@ class Kept:
 def of_jax(gates: int) -> Mapping[str, Kept]:
     """Returns what our models' blocks keep under XLA, by remat.
 
-    Read in the buffers of compiled programs (`benchmarks/engines.py`): products' results are in
-    bf16, and what no policy says is kept in the type that it is computed in.
+    Read in the largest buffers that `exajax simulate` lists for programs of every remat, and held
+    against more in `benchmarks/engines.py`: products' results are in bf16, and what no policy says
+    is kept in the type that it is computed in.
 
     Args:
         gates: matrices on the way up in the feed-forward.
