@@ -1,0 +1,198 @@
+"""JSON and TOML read within bounds: size, nesting, digits and length of text.
+
+Whatever stands in a file, reading it ends in plain values or in one `Malformed`. Numbers are finite
+and whole numbers fit 64 bits: everything behind this file may count on both.
+"""
+
+import errno
+import json
+import math
+import tomllib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from exajax.errors import InputError
+
+MOST_BYTES = 1 << 20
+"""Largest file that a person writes by hand; readers of larger kinds say so."""
+
+MOST_NESTING = 32
+"""Deepest list or table within another."""
+
+MOST_CHARACTERS = 100_000
+"""Longest text, key or value."""
+
+MOST_SHOWN = 60
+"""Characters of a wrong value that an error quotes."""
+
+
+class Malformed(Exception):  # noqa: N818 - what a file is
+    """The content of a file is not what its kind has to be.
+
+    Args:
+        where: the field, such as `shards[3].bytes`; empty where it is the whole file.
+        problem: what is wrong with it.
+        fix: what to write instead, as an imperative.
+    """
+
+    def __init__(self, where: str, problem: str, fix: str) -> None:
+        self.where, self.problem, self.fix = where, problem, fix
+        super().__init__(" ".join(f"{where} {problem}".split()))
+
+    def within(self, field: str, path: Path) -> InputError:
+        """Returns the error for the person who gave the file.
+
+        Args:
+            field: the flag or field that the file was given with.
+            path: the file.
+        """
+        return InputError(field, f"{shown_path(path)}: {self}", self.fix)
+
+
+def shown(value: Any) -> str:
+    """Returns a value as an error quotes it: on one line, and not longer than a glance."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
+        return "a number of more than 18 digits"
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested without end, or with a number of 4,300 digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
+
+
+def shown_path(path: Path) -> str:
+    """Returns a path as an error names it, without characters that cannot be printed."""
+    text = str(path).encode("utf8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"
+
+
+def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        Malformed: it is none, cannot be read, or is larger than `most_bytes`.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise Malformed("", f"cannot be read: {error.strerror}", "give a readable file") from error
+    except ValueError as error:  # NUL, or half of a surrogate pair, in the path
+        raise Malformed("", "is no path", "give a readable file") from error
+    if len(content) > most_bytes:
+        raise Malformed("", f"is larger than {most_bytes} bytes", "give a file of the right kind")
+    return content
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Returns the value of a JSON text.
+
+    Raises:
+        Malformed: it is not JSON in UTF-8, or out of bounds.
+    """
+    return _parsed(
+        lambda text: json.loads(text, parse_constant=_no_number, parse_float=_finite),
+        content,
+        "JSON",
+    )
+
+
+def parse_toml(content: bytes | str) -> dict[str, Any]:
+    """Returns the table of a TOML text.
+
+    Raises:
+        Malformed: it is not TOML in UTF-8, or out of bounds.
+    """
+    table: dict[str, Any] = _parsed(
+        lambda text: tomllib.loads(text.replace("\r\n", "\n"), parse_float=_finite), content, "TOML"
+    )
+    return table
+
+
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """Returns the value in a JSON file; raises `Malformed` as `parse_json` and `read_bytes` do."""
+    return parse_json(read_bytes(path, most_bytes))
+
+
+def read_toml(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """Returns the table in a TOML file; raises `Malformed` as `parse_toml` and `read_bytes` do."""
+    return parse_toml(read_bytes(path, most_bytes))
+
+
+def inside(name: str) -> PurePosixPath:
+    """Returns a path that a file gives for another one in its own folder.
+
+    Raises:
+        Malformed: it leads out of the folder, or is no path.
+    """
+    path = PurePosixPath(name)
+    if not name or not name.isprintable() or len(name) > 255:
+        raise Malformed("", f"{shown(name)} is no name of a file", "give a name in the same folder")
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise Malformed("", f"{shown(name)} leads out of its folder", "give a name inside of it")
+    return path
+
+
+def _parsed(parse: Callable[[str], Any], content: bytes | str, kind: str) -> Any:
+    fix = f"give {kind} in UTF-8"
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        value = parse(text)
+    except RecursionError:
+        raise Malformed("", f"is nested deeper than {MOST_NESTING}", "nest it less") from None
+    except UnicodeDecodeError as error:
+        raise Malformed("", f"is not text in UTF-8: byte {error.start}", fix) from error
+    except ValueError as error:  # of the parser, or a number of more than 4,300 digits
+        raise Malformed("", f"is not {kind}: {_first_line(error)}", fix) from error
+    _check_bounds(value)
+    return value
+
+
+def _check_bounds(value: Any) -> None:
+    """Checks nesting, whole numbers and texts, without recursion."""
+    pending: list[tuple[Any, str, int]] = [(value, "", 0)]
+    while pending:
+        at, where, depth = pending.pop()
+        if isinstance(at, str):
+            _check_text(at, where)
+        elif isinstance(at, int) and not -(2**63) <= at < 2**63:
+            raise Malformed(where, "does not fit 64 bits", "give a smaller number")
+        elif isinstance(at, (dict, list)):
+            if depth >= MOST_NESTING:
+                raise Malformed(where, f"is nested deeper than {MOST_NESTING}", "nest it less")
+            if isinstance(at, list):
+                pending += [(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(at)]
+                continue
+            for key, item in at.items():
+                _check_text(key, where)
+                pending.append((item, f"{where}.{key}" if where else key, depth + 1))
+
+
+def _check_text(text: str, where: str) -> None:
+    if len(text) > MOST_CHARACTERS:
+        raise Malformed(where, f"is longer than {MOST_CHARACTERS} characters", "shorten it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # "\ud800", which JSON may spell and UTF-8 cannot
+        raise Malformed(
+            where, f"{shown(text)} holds half of a surrogate pair", "give whole characters"
+        ) from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        _no_number(text)
+    return number
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:MOST_SHOWN]} is not a finite number")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,146 @@
+"""What a kind of file has to look like, checked by pydantic, with errors to act on."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter
+from pydantic_core import ErrorDetails
+
+from exajax.errors import nearest
+from exajax.files.reading import MOST_BYTES, Malformed, read_json, read_toml, shown
+
+T = TypeVar("T")
+
+
+class Schema(BaseModel):
+    """A kind of file, or of table in one, that people write: nothing unknown, nothing converted.
+
+    A whole number passes where a number is expected; `"8"` and `true` do not pass as 8 and 1.
+    Subclass it for every kind of file, with `Field(ge=..., le=...)` ranges, and `Items` for lists.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Record(Schema):
+    """A table that this program wrote, perhaps in a later version: unknown fields are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+Items = Annotated[tuple[T, ...], Strict(False)]
+"""A list in the file, a tuple here: `Items[int]`."""
+
+
+def _printable(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("is empty, or has characters that cannot be printed")
+    return text
+
+
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+"""Some words for people, on one line: a title, a source."""
+
+Name = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+=,()-]*$")]
+"""What something is called, safe as part of a file's name: no slash, no leading dot."""
+
+
+def checked(schema: type[T], value: Any) -> T:
+    """Returns a plain value as its schema's type.
+
+    Args:
+        schema: a `Schema`, or any type that pydantic knows.
+        value: what stood in the file.
+
+    Raises:
+        Malformed: it is not; names the first field that is wrong.
+    """
+    try:
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            return schema.model_validate(value)
+        adapter: TypeAdapter[T] = TypeAdapter(schema)
+        return adapter.validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        raise _malformed(error.errors(include_url=False)[0], schema) from error
+    except RecursionError:
+        raise Malformed("", "is nested too deeply", "nest it less") from None
+
+
+def load(path: Path, schema: type[T], field: str, most_bytes: int = MOST_BYTES) -> T:
+    """Returns a TOML or JSON file that a person gave, as its schema's type.
+
+    Args:
+        path: the file; `.json` is JSON, anything else TOML.
+        schema: its kind.
+        field: the flag or field that it was given with.
+        most_bytes: size from which on it cannot be of that kind.
+
+    Raises:
+        InputError: it cannot be read or is not of that kind; names the flag, the file, the field
+            and the fix.
+    """
+    try:
+        read = read_json if path.suffix == ".json" else read_toml
+        return checked(schema, read(path, most_bytes))
+    except Malformed as error:
+        raise error.within(field, path) from error
+
+
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "a text",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a table",
+    "model": "a table",
+    "dataclass": "a table",
+    "finite": "a finite number",
+}
+"""What to give instead, by the first word of pydantic's name for a wrong type."""
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "more than"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
+}
+
+
+def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    where = _where(error["loc"])
+    if kind == "missing":
+        return Malformed(where, "is missing", "add it")
+    if kind == "extra_forbidden":
+        known = [*getattr(schema, "model_fields", {})] if len(error["loc"]) == 1 else []
+        return Malformed(
+            where, "is unknown", nearest(str(error["loc"][-1]), known) if known else "leave it out"
+        )
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        return Malformed(where, f"is {shown(value)}", f"give {words} {context[key]}")
+    if kind in ("literal_error", "enum"):
+        return Malformed(where, f"is {shown(value)}", f"give {context['expected']}")
+    if kind in ("value_error", "assertion_error"):
+        problem = str(context.get("error", error["msg"]))
+        return Malformed(where, f"{shown(value)} {problem}", "mend it")
+    wanted = _WANTED.get(kind.partition("_")[0])
+    if wanted and kind.endswith(("_type", "_number", "_parsing", "from_float")):
+        return Malformed(where, f"is {shown(value)}", f"give {wanted}")
+    return Malformed(where, f"is {shown(value)}", _imperative(error["msg"]))
+
+
+def _where(path: tuple[int | str, ...]) -> str:
+    text = ""
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
+    return text if text.isprintable() and len(text) <= 200 else shown(text)
+
+
+def _imperative(message: str) -> str:
+    """Returns pydantic's `Input should be ...`, `String should have ...` as what to do."""
+    _, should, rest = message.partition(" should ")
+    return f"it should {rest}" if should else message
