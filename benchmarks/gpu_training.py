@@ -6,7 +6,7 @@ gpt2-124m, a llama of 1.3 G parameters, and a llama as wide as a 7B with few lay
 in bf16 with fp32 masters and moments, AdamW and clipping; PyTorch is compiled, with fused AdamW and
 `scaled_dot_product_attention`, which takes a flash kernel. Each runs in a process of its own, one
 after the other on the same chip; a side whose library is not there, or that runs out of memory, is
-left out and says so. MFU counts model FLOPs as PaLM does (`ModelConfig.step_flops`).
+left out and says so. MFU counts the FLOPs of `ModelConfig.step_flops`.
 """
 
 import argparse

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from exajax.errors import InputError
 from exajax.mesh import MeshSpec
-from exajax.models.presets import PRESETS, lookup
+from exajax.models.presets import FLOPS_CONVENTION, PRESETS, lookup
 from exajax.recipe import (
     ATTENTIONS,
     BATCH_PER_SHARD,
@@ -67,6 +67,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def add_recipe_flags(parser: argparse.ArgumentParser, model: str = MODEL) -> None:
     """Adds the flags of a recipe."""
+    parser.epilog = FLOPS_CONVENTION
     add = parser.add_argument_group("recipe").add_argument
     axes = "data x model, or by name: data=16,fsdp=8,model=8; also context, expert, pipe"
     add("--mesh", required=True, metavar="AxB", help=axes)

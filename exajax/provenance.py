@@ -10,6 +10,7 @@ from typing import Any
 
 from exajax import xla
 from exajax.cluster import Cluster
+from exajax.models.presets import FLOPS_CONVENTION
 from exajax.recipe import Recipe
 
 PACKAGES = (
@@ -42,6 +43,7 @@ def provenance(recipe: Recipe, cluster: Cluster | None) -> dict[str, Any]:
         "versions": versions(),
         "model": {"name": recipe.model.name, "sha256": hashlib.sha256(model).hexdigest()[:16]},
         "recipe": recipe.digest,
+        "flops_convention": FLOPS_CONVENTION,
         "xla_options": xla.compiler_options(cluster.chip.platform) if cluster else None,
         "cluster": cluster and {"name": cluster.name, "sha256": cluster.digest},
         "calibration": cluster and cluster.chip.calibration,

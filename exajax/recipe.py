@@ -176,8 +176,22 @@ class Recipe:
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of one step."""
-        return self.model.step_flops(self.global_batch, self.seq)
+        """Model FLOPs of one step, as `FLOPS_CONVENTION` counts them."""
+        served = min(1.0, self.expert_room)
+        return self.model.step_flops(self.global_batch, self.seq, served=served)
+
+    @property
+    def expert_room(self) -> float:
+        """Rows that experts work on, over what tokens send to them; as compiled for a GPU.
+
+        Without a capacity a GPU multiplies all rows with every expert, and masks.
+        """
+        if not self.model.experts:
+            return 1.0
+        if self.moe == "dropless":
+            return float(self.model.experts)
+        even = self.seq * self.model.top_k / self.model.experts
+        return min(self.seq, math.ceil(self.capacity_factor * even)) / even
 
     @property
     def program(self) -> dict[str, Any]:

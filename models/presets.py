@@ -7,6 +7,15 @@ from pathlib import Path
 
 from exajax.errors import InputError, nearest
 
+FLOPS_CONVENTION = (
+    "MFU counts what the mathematics of the model needs: 6 FLOPs for each token and each parameter "
+    "of a matrix that it is multiplied with, 12 x layers x width x seq for each token's attention, "
+    "half of that under a causal mask (as Megatron-LM, NeMo and MaxText count it; PaLM, appendix "
+    "B, counts the masked half too), nothing recomputed. HFU counts the products that the devices "
+    "perform: recomputed ones, padding, masked scores and pipeline bubbles included"
+)
+"""How FLOPs are counted everywhere: both pricing engines, measured runs and benchmarks."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -142,12 +151,23 @@ class ModelConfig:
         """Parameters of one feed-forward layer, or of one expert."""
         return (2 if self._biased else 3) * self.width * self.ffn
 
-    def step_flops(self, sequences: int, seq: int, remat: str = "none") -> float:
+    def step_flops(
+        self,
+        sequences: int,
+        seq: int,
+        remat: str = "none",
+        *,
+        scores: float | None = None,
+        served: float = 1.0,
+    ) -> float:
         """FLOPs of one training step; without recomputation those of the model.
 
         6 x parameters x tokens for the matrices, and 12 x layers x width x seq for each token's
-        attention (scores and mix, forward and twice backward, no discount for the causal mask),
-        as in PaLM, appendix B (arXiv:2204.02311). The logits of a vit count once an image.
+        attention (scores and mix, forward and twice backward). A causal mask hides half of the
+        scores, and they are not counted: so do Megatron-LM (`num_floating_point_operations`), NeMo
+        (`flops_formulas.py`) and MaxText (`calculate_tflops_training_per_device`); PaLM, appendix B
+        (arXiv:2204.02311), counts all. The logits of a vit count once an image, and its patches
+        have no gradient.
 
         Args:
             sequences: of a step.
@@ -155,20 +175,26 @@ class ModelConfig:
             remat: `attention` does the products of attention once more, `selective` those of
                 experts too; `full` all of a block's but the last, whose result nothing needs (the
                 experts' is needed, by their gates).
+            scores: share of the scores of attention that count; those that the mask shows if it is
+                not given.
+            served: share of what tokens send to experts that these have room for.
         """
         tokens = sequences * seq
-        scores = 4.0 * tokens * self.layers * self.width * seq
-        flops = 6.0 * tokens * self.matmul_parameters + 3 * scores
+        shown = (0.5 if self.causal else 1.0) if scores is None else scores
+        attention = 4.0 * tokens * self.layers * self.width * seq * shown
+        experts = 2.0 * tokens * self.mixture_layers * self.top_k * self._feed_forward
+        flops = 6.0 * tokens * self.matmul_parameters + 3 * attention - 3 * (1 - served) * experts
         if self.family == "vit":
             flops += sequences * 6.0 * self.width * self.padded_vocab
+            flops -= 2.0 * tokens * self.width * self.patch_size
         if remat == "selective":
-            flops += 2.0 * tokens * self.mixture_layers * self.top_k * self._feed_forward
+            flops += served * experts
         if remat == "full":
             ends = self.patch_size if self.family == "vit" else self.padded_vocab
             in_blocks = self.matmul_parameters - self.width * ends
             last = (self.layers - self.mixture_layers) * self.width * self.ffn
-            flops += 2.0 * tokens * (in_blocks - last)
-        return flops if remat == "none" else flops + scores
+            flops += 2.0 * tokens * (in_blocks - last) - (1 - served) * experts
+        return flops if remat == "none" else flops + attention
 
 
 def _gpt(

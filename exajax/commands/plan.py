@@ -16,7 +16,7 @@ from exajax import cluster as clusters
 from exajax import flags, runtime, units
 from exajax.cluster import Cluster
 from exajax.errors import InputError
-from exajax.models.presets import PRESETS, lookup
+from exajax.models.presets import FLOPS_CONVENTION, PRESETS, lookup
 from exajax.provenance import provenance
 from exajax.recipe import PRECISIONS, Recipe
 from exajax.report import plan_table
@@ -36,6 +36,7 @@ MOST_SEQUENCES = 1 << 20
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
+    parser.epilog = FLOPS_CONVENTION
     machines = ", ".join([*clusters.names(), "local"])
     add(
         "--model",

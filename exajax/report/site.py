@@ -8,6 +8,7 @@ import jinja2
 
 from exajax import provenance, units
 from exajax.cluster import Cluster
+from exajax.models.presets import FLOPS_CONVENTION
 from exajax.recipe import Recipe
 from exajax.report import perfetto, plots, roofline_plot, step_table
 from exajax.roofline import Comparison
@@ -70,6 +71,7 @@ def write(
         comparison=comparison,
         figures={name: plots.svg(figure) for name, figure in figures.items()},
         versions=provenance.versions(),
+        flops_convention=FLOPS_CONVENTION,
         machine=provenance.machine(),
         sources=_sources(cluster),
     )

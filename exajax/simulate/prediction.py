@@ -29,7 +29,8 @@ class Prediction:
         samples: samples of a step.
         tokens: tokens of a step, patches where samples are images, None where nobody counts.
         model_flops: FLOPs of a step by the model's mathematics, None where nobody counted.
-        hardware_flops: FLOPs of matrix products that all devices perform, recomputation included.
+        hardware_flops: FLOPs of matrix products that all devices perform, each as many as the
+            busiest (`exajax.models.presets.FLOPS_CONVENTION` says what counts).
         peak_flops: dense peak of one device at the precision of the step, FLOP/s.
         breakdown: where the time of a median step goes.
         variability: how much steps vary (`simulate.variability.of`).
@@ -73,8 +74,13 @@ class Prediction:
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs a second as a share of the peak."""
+        """Model FLOPs a second as a share of the peak, None where nobody counted them."""
         return self._utilization(self.model_flops)
+
+    @property
+    def hfu(self) -> float:
+        """Hardware FLOPs a second as a share of the peak."""
+        return self.hardware_flops / self.step_time_s / (self.devices * self.peak_flops)
 
     def _xla_estimate(self) -> dict[str, Any] | None:
         """Returns a second opinion on the step time, where XLA has one."""
@@ -107,7 +113,7 @@ class Prediction:
                 None if model_rate is None else model_rate / self.devices / 1e12
             ),
             "mfu": self.mfu,
-            "hfu": self._utilization(self.hardware_flops),
+            "hfu": self.hfu,
             "fits": self.fits,
             "advice": advice.problem(memory, self.capacity_bytes),
             "memory_bytes": {

@@ -133,8 +133,10 @@ def null_step_s(recipe: Recipe, machine: Cluster, efficiency: float = NULL_EFFIC
 
     F / (n x e x peak) x (1 + (p - 1) / (v x m)): all FLOPs, recomputed ones too, at one efficiency
     e of all devices, and the bubble of a pipeline of p stages with v parts and m micro-batches.
+    F counts scores that the causal mask hides too, as the rows that e is from (equation 3 of
+    arXiv:2104.04473).
     """
-    flops = recipe.model.step_flops(recipe.global_batch, recipe.seq, recipe.remat)
+    flops = recipe.model.step_flops(recipe.global_batch, recipe.seq, recipe.remat, scores=1.0)
     peak = machine.chip.peak(recipe.precision)
     bubble = (recipe.mesh.pipe - 1) / (recipe.interleave * recipe.micro_batches)
     return flops / (recipe.mesh.devices * efficiency * peak) * (1 + bubble)

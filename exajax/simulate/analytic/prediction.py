@@ -13,6 +13,7 @@ from exajax.recipe import Recipe
 from exajax.simulate.analytic import engine
 from exajax.simulate.analytic.engine import Times
 from exajax.simulate.analytic.footprint import Footprint, footprint
+from exajax.simulate.analytic.hardware import hardware_flops
 from exajax.simulate.analytic.layouts import Layouts
 from exajax.simulate.analytic.saved import CAPACITY
 from exajax.xla import MEMORY_FRACTION
@@ -63,7 +64,8 @@ class Prediction:
         """Returns the prediction in the form that `exajax simulate --json` promises."""
         recipe, step_s = self.recipe, self.step_time_s
         devices = recipe.mesh.devices
-        hardware = recipe.model.step_flops(recipe.global_batch, recipe.seq, recipe.remat)
+        flash = recipe.flash(self.cluster.chip.platform)
+        hardware = hardware_flops(recipe, flash=flash)
         peak = self.cluster.chip.peak(recipe.precision) * devices
         kinds = ("parameters", "gradients", "optimizer", "activations", "temporaries")
         memory = {kind: int(getattr(self.memory, kind)[0]) for kind in kinds}
