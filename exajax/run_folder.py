@@ -3,20 +3,40 @@
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ConfigDict
+
 from exajax import events
 from exajax.errors import InputError
+from exajax.files.reading import Malformed, read_json
+from exajax.files.schema import Record, checked
 from exajax.runtime import to_json
+
+REPORT = "run.json"
+COPY = ".run.json.copy"
+
+MOST_BYTES = 64 << 20
+"""Larger than any report: one holds the losses of every step."""
+
+
+class Report(Record):
+    """`run.json`: what makes two runs the same job, and sections that commands add."""
+
+    model_config = ConfigDict(extra="allow")
+
+    job: dict[str, Any]
 
 
 class RunFolder:
     """A run folder that belongs to one job.
 
     `job` is written when the run starts and compared when it goes on; everything else is added by
-    section. The file is replaced as a whole, so it is never half-written.
+    section. The file is replaced as a whole, so it is never half-written; a copy beside it stands
+    in for one that a disk has damaged.
     """
 
     def __init__(self, path: Path, content: dict[str, Any], lock: IO[str] | None) -> None:
@@ -50,12 +70,14 @@ class RunFolder:
     def write(self, **sections: Any) -> None:
         """Replaces sections of `run.json`."""
         self.content |= json.loads(to_json(sections))
-        temporary = self.path / ".run.json.new"
-        with temporary.open("w") as file:
-            file.write(to_json(self.content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / "run.json")
+        text = to_json(self.content, indent=2) + "\n"
+        for name in (COPY, REPORT):
+            temporary = self.path / f".{REPORT}.new"
+            with temporary.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
 
 
 def _locked(path: Path) -> IO[str]:
@@ -94,11 +116,11 @@ def read(path: Path) -> dict[str, Any] | None:
     Raises:
         InputError: it is damaged, or the folder holds something else.
     """
-    file = path / "run.json"
     try:
         if path.exists() and not path.is_dir():
             raise InputError("--run-dir", f"{path} is not a folder", "give a folder")
-        if not file.exists():
+        there = [name for name in (REPORT, COPY) if (path / name).exists()]
+        if not there:
             if path.is_dir() and any(map(_foreign, path.iterdir())):
                 raise InputError(
                     "--run-dir", f"{path} holds other files and no run.json", "give an empty folder"
@@ -108,17 +130,18 @@ def read(path: Path) -> dict[str, Any] | None:
         raise InputError(
             "--run-dir", f"cannot read {path}: {error.strerror}", "give another folder"
         ) from error
-    try:
-        content = json.loads(file.read_text())
-        if not isinstance(content["job"], dict):
-            raise TypeError("job is not a table")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            "--run-dir",
-            f"{file} is damaged ({type(error).__name__}: {error})",
-            "restore it, or give another folder",
-        ) from error
-    return content
+    problem = f"{path / REPORT} is missing"
+    for name in there:
+        try:
+            content = read_json(path / name, MOST_BYTES)
+            checked(Report, content)
+        except Malformed as error:
+            problem = f"{path / name} is damaged: {error}"
+            continue
+        if name == COPY:
+            print(f"exajax: {problem}; its copy {COPY} is taken", file=sys.stderr)
+        return dict(content)
+    raise InputError("--run-dir", problem, "restore it, or give another folder")
 
 
 def _foreign(entry: Path) -> bool:

@@ -19,13 +19,14 @@ from exajax.report.live_goodput import LiveGoodput
 from exajax.resilience import watchdog
 from exajax.resilience.injection import inside as injection
 from exajax.run_folder import RunFolder
+from exajax.train import history
 from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.sampling import TextBatches
 from exajax.train.data.skipping import Skipping
 from exajax.train.image_batches import ImageBatches
 from exajax.train.images import load_images
-from exajax.train.metrics import JsonLines, Logger, SampleLog, percentiles, read_jsonl
+from exajax.train.metrics import JsonLines, Logger, SampleLog, percentiles
 
 EVALUATION_BATCHES = 8
 
@@ -349,7 +350,7 @@ def _loggers(
 
 def summarize(path: Path, recipe: Recipe) -> dict[str, Any]:
     """Returns the history of a run folder in the form that `exajax train --json` promises."""
-    records = read_jsonl(path / "metrics.jsonl")
+    records = history.read(path / "metrics.jsonl")
     trained = [record for record in records if "loss" in record]
     validated = [r for r in records if "validation_loss" in r]
     last = validated[-1] if validated else {}

@@ -27,7 +27,7 @@ MOST_SHOWN = 60
 """Characters of a wrong value that an error quotes."""
 
 
-class Malformed(Exception):  # noqa: N818 - what a file is
+class Malformed(ValueError):  # noqa: N818 - what a file is
     """The content of a file is not what its kind has to be.
 
     Args:

@@ -1,14 +1,15 @@
 """What a kind of file has to look like, checked by pydantic, with errors to act on."""
 
+import functools
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter
 from pydantic_core import ErrorDetails
 
 from exajax.errors import nearest
-from exajax.files.reading import MOST_BYTES, Malformed, read_json, read_toml, shown
+from exajax.files.reading import MOST_BYTES, Malformed, parse_json, read_json, read_toml, shown
 
 T = TypeVar("T")
 
@@ -59,12 +60,33 @@ def checked(schema: type[T], value: Any) -> T:
     try:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             return schema.model_validate(value)
-        adapter: TypeAdapter[T] = TypeAdapter(schema)
-        return adapter.validate_python(value, strict=True)
+        return cast(T, _adapter(cast(Any, schema)).validate_python(value, strict=True))
     except pydantic.ValidationError as error:
         raise _malformed(error.errors(include_url=False)[0], schema) from error
     except RecursionError:
         raise Malformed("", "is nested too deeply", "nest it less") from None
+
+
+def record(content: bytes, kind: type[T]) -> T:
+    """Returns JSON that this program wrote, as the dataclass or type that it was written from.
+
+    Args:
+        content: of a file, or a line of one.
+        kind: any type that pydantic knows; fields that it does not have are ignored.
+
+    Raises:
+        Malformed: it is something else; names the first field that is wrong.
+    """
+    parse_json(content)  # the bounds
+    try:
+        return cast(T, _adapter(cast(Any, kind)).validate_json(content, strict=True))
+    except pydantic.ValidationError as error:
+        raise _malformed(error.errors(include_url=False)[0], kind) from error
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def load(path: Path, schema: type[T], field: str, most_bytes: int = MOST_BYTES) -> T:

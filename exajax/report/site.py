@@ -13,7 +13,7 @@ from exajax.recipe import Recipe
 from exajax.report import perfetto, plots, roofline_plot, step_table
 from exajax.roofline import Comparison
 from exajax.scaling import curve
-from exajax.train.metrics import read_jsonl
+from exajax.train import history
 
 
 def write(
@@ -38,7 +38,7 @@ def write(
         measured: what was measured of the twin.
         comparison: both step times of the twin.
     """
-    records = read_jsonl(path / "metrics.jsonl")
+    records = history.read(path / "metrics.jsonl")
     curves = curve(points)
     whole = next(p for p in points if p["devices"] == recipe.mesh.devices)
     figures = {

@@ -6,15 +6,17 @@ one writer and is replaced as a whole, so that a reader sees an old or a new one
 
 import contextlib
 import errno
-import json
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from exajax.files.reading import Malformed, read_bytes
+from exajax.files.schema import record
 from exajax.runtime import to_json
+from exajax.train.checkpoint_folder import steps_in
 
 T = TypeVar("T", bound="Host | Worker | Attempt")
 
@@ -103,7 +105,7 @@ class Attempt:
     number: int
     epoch: int
     job: str
-    state: str
+    state: Literal["run", "save", "end", "over"]
     members: tuple[int, ...] = ()
     coordinator: str = ""
     mesh: str = ""
@@ -165,11 +167,8 @@ class Control:
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        content = json.loads(path.read_text())
-        if "members" in content:
-            content["members"] = tuple(content["members"])
-        return kind(**content)
+    with contextlib.suppress(Malformed):
+        return record(read_bytes(path), kind)
     return None
 
 
@@ -189,10 +188,7 @@ def period_s(least_s: float, hosts: int) -> float:
 
 def newest_checkpoint(run_dir: Path) -> int:
     """Returns the step of the newest finished checkpoint of a run, -1 if there is none."""
-    steps = [-1]
-    with contextlib.suppress(OSError):
-        steps += [int(p.name) for p in (run_dir / "checkpoints").iterdir() if p.name.isdecimal()]
-    return max(steps)
+    return max(steps_in(run_dir / "checkpoints"), default=-1)
 
 
 def this_machine() -> str:

@@ -8,18 +8,22 @@ clocks need not agree; on the same machine a holder that has ended is known at o
 """
 
 import contextlib
-import json
 import os
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from exajax.files.reading import Malformed, read_bytes
+from exajax.files.schema import record
 from exajax.resilience.control import alive, this_machine
 from exajax.runtime import to_json
 
 SILENT_S = {True: 10.0, False: 60.0}
 """A holder that is silent for longer has lost its lease, by whether all hosts are one machine; file
 systems that many share stand still for longer."""
+
+NAMED = re.compile("lease-[0-9]{6}")
 
 UNKNOWN = ""
 """The job of a holder that could not be read."""
@@ -68,7 +72,7 @@ class Lease:
 
     def holder(self) -> Holder | None:
         """Returns who leads, None if nobody does or who did has ended or is silent."""
-        newest = max(self._folder.glob("lease-*"), default=None)
+        newest = self._newest()
         if newest is None:
             self._seen = None
             return None
@@ -121,8 +125,12 @@ class Lease:
         return True
 
     def _is_newest(self) -> bool:
-        newest = max(self._folder.glob("lease-*"), default=None)
+        newest = self._newest()
         return newest is not None and newest.name == f"lease-{self.epoch:06d}"
+
+    def _newest(self) -> Path | None:
+        found = (path for path in self._folder.glob("lease-*") if NAMED.fullmatch(path.name))
+        return max(found, default=None)
 
     def _write(self, holder: Holder) -> None:
         self._written(holder).replace(self._folder / f"lease-{holder.epoch:06d}")
@@ -134,8 +142,8 @@ class Lease:
 
 
 def _read(path: Path) -> Holder | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Holder(**json.loads(path.read_text()))
+    with contextlib.suppress(Malformed):
+        return record(read_bytes(path), Holder)
     return None
 
 

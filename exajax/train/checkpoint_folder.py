@@ -5,6 +5,7 @@ folder `STEP` is one that was whole. Damaged ones are kept in `damaged/`, all bu
 another checkpoint is proven.
 """
 
+import re
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -21,6 +22,9 @@ DAMAGED = "damaged"
 IDENTITY = "id"
 SAVING = ".saving"
 REPLACED = ".replaced"
+
+STEP = re.compile("0|[1-9][0-9]{0,17}")
+"""Name of a checkpoint: its step as `str` writes it."""
 
 BEFORE = f".before{REPLACED}"
 """Behind the step of a checkpoint whose place another one is taking."""
@@ -44,7 +48,7 @@ class Found:
 def steps_in(folder: Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder, newest first; nothing is read of them."""
     names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    return sorted((int(name) for name in names if STEP.fullmatch(name)), reverse=True)
 
 
 def verify(folder: Path) -> list[Found]:
@@ -151,6 +155,6 @@ def _unfinished(folder: Path) -> dict[Path, int]:
     for path in folder.iterdir() if folder.is_dir() else ():
         step, _, rest = path.name.partition(".")
         left = path.name.endswith((SAVING, REPLACED)) or rest.startswith("orbax-checkpoint-tmp")
-        if step.isdecimal() and left and path.is_dir():
+        if STEP.fullmatch(step) and left and path.is_dir():
             found[path] = int(step)
     return found

@@ -6,7 +6,6 @@ gives every process the same parts again; otherwise the shared folder has what i
 """
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from exajax.files.reading import Malformed, read_bytes
+from exajax.files.schema import record
 from exajax.step import TrainState, TrainStep
 from exajax.train import checkpoint_folder as folders
 from exajax.train import checksums
-from exajax.train.manifest import Manifest, name_of
+from exajax.train.manifest import Count, Manifest, name_of
 
 PARTS = "parts.bin"
 INDEX = "index.json"
@@ -125,9 +126,9 @@ def fitting(folder: Path, step: TrainStep) -> list[int]:
 
     def fits(number: int) -> bool:
         try:
-            index = json.loads((host_folder(folder, number) / INDEX).read_bytes())
+            index = _index(host_folder(folder, number))
             return all(places <= set(index[name]) for name, places in needed.items())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (Malformed, KeyError):
             return False
 
     return [number for number in folders.steps_in(folder) if has(folder, number) and fits(number)]
@@ -139,7 +140,7 @@ def read_state(checkpoint: Path, step: TrainStep, saved: Manifest) -> TrainState
     Raises:
         ValueError, KeyError, TypeError, OSError: it cannot be read.
     """
-    index = json.loads((checkpoint / INDEX).read_bytes())
+    index = _index(checkpoint)
     content = np.memmap(checkpoint / PARTS, np.uint8, "r")
 
     def one(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -154,6 +155,12 @@ def read_state(checkpoint: Path, step: TrainStep, saved: Manifest) -> TrainState
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 
     return jax.tree_util.tree_map_with_path(one, step.state)
+
+
+def _index(checkpoint: Path) -> dict[str, dict[str, Count]]:
+    """Returns where the parts of every array begin in `PARTS`, by name and place."""
+    content = read_bytes(checkpoint / INDEX, checksums.MOST_BYTES)
+    return record(content, dict[str, dict[str, Count]])
 
 
 def _distinct(array: jax.Array) -> dict[str, jax.Array]:

@@ -5,7 +5,6 @@ checksums of all files, every process reading its part; the arrays; their digest
 the moment they were saved. Damage that one process finds counts for all.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import Any
 import jax
 
 from exajax.errors import InputError
+from exajax.files.reading import Malformed, read_bytes
+from exajax.files.schema import record
 from exajax.step import TrainState, TrainStep
 from exajax.train import checkpoint_folder as folders
-from exajax.train import checkpoint_local, checkpoint_shared, digest
+from exajax.train import checkpoint_local, checkpoint_shared, checksums, digest
 from exajax.train.agreement import Agreement
 from exajax.train.checksums import Damage
-from exajax.train.manifest import Manifest, difference
+from exajax.train.manifest import About, Manifest, difference
 from exajax.workload import Tree
 
 Damages = list[Damage]
@@ -119,11 +120,11 @@ def read_notes(checkpoint: Path) -> tuple[Manifest, dict[str, Any]] | Damage:
     """Returns manifest and facts of a checkpoint, or which of them cannot be read."""
     name = folders.MANIFEST
     try:
-        manifest = Manifest.from_json(json.loads((checkpoint / name).read_bytes()))
+        manifest = record(read_bytes(checkpoint / name, checksums.MOST_BYTES), Manifest)
         name = folders.ABOUT
-        return manifest, dict(json.loads((checkpoint / name).read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Damage(name, f"cannot be read ({type(error).__name__}: {error})")
+        return manifest, dict(record(read_bytes(checkpoint / name, checksums.MOST_BYTES), About))
+    except Malformed as error:
+        return Damage(name, str(error))
 
 
 def check_workload(done: int, saved: Manifest, wanted: Manifest) -> None:

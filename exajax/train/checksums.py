@@ -12,14 +12,25 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, field_validator
+
+from exajax.files.reading import inside, read_json
+from exajax.files.schema import Record, checked
 
 NAME = "checksums.json"
 BLOCK_BYTES = 4 * 2**20
 THREADS = 4
 
+MOST_BYTES = 1 << 30
+"""More than the checksums or the manifest of any checkpoint have."""
+
 Sums = Mapping[str, tuple[int, str]]
 """Size in bytes and checksum of files, by their paths in the folder."""
+
+
+_Size = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,21 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.file} {self.how}"
+
+
+class _Content(Record):
+    """`checksums.json`."""
+
+    algorithm: Literal["crc32"]
+    files: dict[str, Annotated[tuple[_Size, str], Strict(False)]]
+    crc32: str
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+        for file in files:
+            inside(file)
+        return files
 
 
 def files_in(folder: Path) -> list[str]:
@@ -75,18 +101,15 @@ def read(folder: Path) -> Sums:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: they are damaged themselves.
-        OSError: they cannot be read.
+        ValueError: they are damaged themselves, or cannot be read.
     """
-    try:
-        content = json.loads((folder / NAME).read_bytes())
-        sums = {str(file): (int(size), str(crc)) for file, (size, crc) in content["files"].items()}
-        whole = content["crc32"] == _crc_of(content["files"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"is no list of checksums ({type(error).__name__})") from error
-    if not whole:
+    if not (folder / NAME).exists():
+        raise FileNotFoundError(folder / NAME)
+    content = read_json(folder / NAME, MOST_BYTES)
+    checked(_Content, content)
+    if content["crc32"] != _crc_of(content["files"]):
         raise ValueError("has other bytes than were written")
-    return sums
+    return {file: (size, crc) for file, (size, crc) in content["files"].items()}
 
 
 def damage_of(folder: Path, files: Iterable[str], sums: Sums) -> list[Damage]:

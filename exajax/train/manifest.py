@@ -3,12 +3,34 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from exajax.provenance import versions
 from exajax.step import Stages, TrainStep
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class BadStepsSaved(TypedDict, total=False):
+    """What `exajax.train.bad_steps` saves of a run's bad steps."""
+
+    count: Count
+    skipped: list[Count]
+    losses: list[float]
+
+
+@with_config(ConfigDict(extra="allow"))
+class About(TypedDict, total=False):
+    """The facts that are saved with a checkpoint, `about.json`; whoever saves may add others."""
+
+    recipe: dict[str, Any]
+    data: dict[str, Any] | None
+    init: str | None
+    bad_steps: BadStepsSaved
 
 
 @dataclass(frozen=True)
@@ -20,7 +42,7 @@ class Array:
         dtype: name of the type.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     dtype: str
 
 
@@ -41,13 +63,13 @@ class Manifest:
         digests: of every array by its path (`exajax.train.digest`); empty before it is saved.
     """
 
-    step: int
+    step: Count
     arrays: Mapping[str, Array]
     stack: str
-    parts: int
+    parts: Annotated[int, Field(ge=1)]
     mesh: Mapping[str, int]
     versions: Mapping[str, str]
-    samples: int = 0
+    samples: Count = 0
     seed: int = 0
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,29 +99,6 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Returns the manifest as JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Any) -> "Manifest":
-        """Reads what `to_json` returned.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is something else.
-        """
-        arrays = {
-            str(path): Array(tuple(map(int, entry["shape"])), str(entry["dtype"]))
-            for path, entry in dict(content["arrays"]).items()
-        }
-        return cls(
-            int(content["step"]),
-            arrays,
-            str(content["stack"]),
-            int(content["parts"]),
-            dict(content["mesh"]),
-            dict(content["versions"]),
-            int(content["samples"]),
-            int(content["seed"]),
-            dict(content["digests"]),
-        )
 
     @property
     def origin(self) -> str:

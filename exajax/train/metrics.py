@@ -1,8 +1,8 @@
 """What a run says of itself: records by step, and where they go."""
 
 import contextlib
-import json
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from exajax.runtime import to_json
+from exajax.train import history
 
 
 class Logger(Protocol):
@@ -33,8 +34,8 @@ class History(Logger, Protocol):
 class JsonLines:
     """A file such as `metrics.jsonl`: one JSON object a line, each with its step.
 
-    Records behind the step that a run goes on from are dropped, so that the file is always the
-    history of the state. It is replaced as a whole, never cut short.
+    Records behind the step that a run goes on from are cut off, so that the file is always the
+    history of the state.
 
     Args:
         path: the file.
@@ -49,10 +50,13 @@ class JsonLines:
         self._open(resumed_from)
 
     def _open(self, resumed_from: int) -> None:
-        kept = [record for record in read_jsonl(self._path) if record["step"] <= resumed_from]
-        new = self._path.with_name(f".{self._path.name}.new")
-        new.write_text("".join(to_json(record) + "\n" for record in kept))
-        new.replace(self._path)
+        kept = history.cut(self._path, resumed_from)
+        if resumed_from and not kept:
+            print(
+                f"exajax: {self._path} has no record of step {resumed_from}, from which the run "
+                "goes on: its history has a gap",
+                file=sys.stderr,
+            )
         self._file = self._path.open("a", buffering=1)
         self._validated = {r["step"] for r in kept if "validation_loss" in r}
 
@@ -97,15 +101,6 @@ class SampleLog:
     def close(self) -> None:
         """Closes the file."""
         self._lines.close()
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a metrics file, without lines that a crash cut short."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
 
 
 def percentiles(seconds: Iterable[float]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import pytest
 
 from exajax.report import perfetto
 from exajax.report.tensorboard import TAGS
-from exajax.train.metrics import read_jsonl
+from exajax.train import history
 from tests.cluster.processes import FRONT_DOOR, Job, left_over
 from tests.conftest import command
 
@@ -82,7 +82,7 @@ def test_the_curve_starts_on_the_smallest_mesh_that_fits_and_has_four_points_at_
 
 def test_the_run_leaves_logs_that_open(finished):
     run_dir, _, _ = finished
-    records = read_jsonl(run_dir / "metrics.jsonl")
+    records = history.read(run_dir / "metrics.jsonl")
     assert [r["step"] for r in records if "loss" in r] == list(range(1, STEPS + 1))
     page = (run_dir / "report.html").read_text()
     assert page.count("<svg") == 4
@@ -119,7 +119,7 @@ def test_one_trace_holds_both_simulated_steps_and_the_measured_one(finished):
             e["dur"] for e in events if e["pid"] == pid and e.get("tid") == 2 and e["ph"] == "X"
         )
         assert lasts_us == pytest.approx(1e6 * result["variability"]["nominal_s"], rel=1e-5)
-    timed = [r["step"] for r in read_jsonl(run_dir / "metrics.jsonl") if "step_time_s" in r]
+    timed = [r["step"] for r in history.read(run_dir / "metrics.jsonl") if "step_time_s" in r]
     assert {6, 7}.isdisjoint(timed)  # step 6 was traced, and 7 started behind it
 
 

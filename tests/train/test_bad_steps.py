@@ -15,10 +15,11 @@ import exajax
 from exajax.errors import RunFailed
 from exajax.events import EventLog, read_events
 from exajax.resilience.injection.poison import PoisonedBatches, poisoned
+from exajax.train import history
 from exajax.train.bad_steps import FEWEST, ROLL_BACKS, SKIPS, WINDOW, BadSteps, Policy, is_spike
 from exajax.train.data.batches import WholeBatches
 from exajax.train.data.skipping import Skipping
-from exajax.train.metrics import JsonLines, SampleLog, read_jsonl
+from exajax.train.metrics import JsonLines, SampleLog
 from tests.conftest import command
 from tests.train.regression import Regressor, loss, whole
 
@@ -180,7 +181,7 @@ def test_a_run_skips_and_says_so(build, tmp_path):
     assert (event["event"], event["step"], event["kind"], event["action"]) == (
         "bad-step", 5, "nan", "skip"
     )  # fmt: skip
-    records = read_jsonl(tmp_path / "metrics.jsonl")
+    records = history.read(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in records if "bad_steps" in r] == [5]
     # Where the update before was left out, the loss is that of the same parameters.
     other = exajax.fit(build(True), feed({4: NAN, 5: NAN}), steps=7, policy=policy)
@@ -215,9 +216,9 @@ def test_a_run_that_goes_back_ends_as_one_that_never_saw_those_samples(
     )  # fmt: skip
     assert done.losses == never.losses
     assert_same(done, never)
-    records = [r for r in read_jsonl(tmp_path / "metrics.jsonl") if "loss" in r]
+    records = [r for r in history.read(tmp_path / "metrics.jsonl") if "loss" in r]
     assert [(r["step"], r["loss"]) for r in records] == list(enumerate(never.losses, 1))
-    seen = [record["ids"] for record in read_jsonl(tmp_path / "samples.jsonl")]
+    seen = [record["ids"] for record in history.read(tmp_path / "samples.jsonl")]
     assert seen == [[number] for number in range(31) if number != bad]
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from exajax import InputError, MeshSpec, Recipe
+from exajax.files.schema import record
 from exajax.models import language
 from exajax.step import TrainStep
-from exajax.train import checksums
+from exajax.train import checksums, history
 from exajax.train.checkpoint import Checkpoints
 from exajax.train.manifest import Manifest, difference
-from exajax.train.metrics import read_jsonl
 from exajax.train.regroup import as_saved
 from tests.conftest import command
 from tests.parallelism.runs import batch_of, small, step_on
@@ -177,7 +177,7 @@ def test_a_manifest_tells_what_is_there_and_where_it_came_from(folder):
     name = "params.stack.blocks.mlp.up.kernel"
     assert content["arrays"][name] == {"shape": [4, 64, 128], "dtype": "float32"}
     assert (content["samples"], content["seed"]) == (16, 0)
-    manifest = Manifest.from_json(content)
+    manifest = record(manifest_of(folder).read_bytes(), Manifest)
     assert manifest == Manifest.of(on("fsdp=4"), 1, digests=manifest.digests)
     assert list(manifest.digests) == list(manifest.arrays)
 
@@ -223,7 +223,7 @@ def test_another_precision_and_a_missing_array_are_named(folder):
 def test_a_manifest_that_was_saved_wrong_is_told(folder, left):
     manifest_of(folder).write_text(left)
     seal(folder)
-    says = r"no checkpoint in .* can be used: 1: manifest\.json cannot be read .*remove the damaged"
+    says = r"no checkpoint in .* can be used: 1: manifest\.json .*; .*remove the damaged"
     with pytest.raises(InputError, match=says):
         restore(folder, on("fsdp=4"))
 
@@ -232,7 +232,8 @@ def test_mesh_and_versions_are_no_difference_and_told_where_arrays_cannot_be_rea
     content = json.loads(manifest_of(folder).read_text())
     content["versions"]["jax"] = "99.0"
     manifest_of(folder).write_text(json.dumps(content))
-    assert difference(Manifest.from_json(content), Manifest.of(on("pipe=2"), 7)) is None
+    saved = record(manifest_of(folder).read_bytes(), Manifest)
+    assert difference(saved, Manifest.of(on("pipe=2"), 7)) is None
     for arrays in folder.glob("1/state/**/d"):
         for file in arrays.iterdir():
             file.write_bytes(b"")
@@ -263,7 +264,7 @@ def test_a_run_goes_on_on_another_mesh_in_its_folder(tmp_path, text):
     assert "goes on from the checkpoint of step 4: 2 steps to go" in second.stderr
     result = json.loads(second.stdout)
     assert (result["resumed_from"], result["step"], len(result["losses"])) == (4, 6, 6)
-    records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    records = history.read(tmp_path / "run" / "metrics.jsonl")
     (timed,) = (r["step_time_s"] for r in records if "step_time_s" in r and r["step"] > 4)
     assert result["step_time_s"] == {"p50": timed, "p95": timed}
     path.write_text(path.read_text().replace("ffn = 64", "ffn = 96"))

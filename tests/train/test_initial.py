@@ -11,10 +11,9 @@ from exajax.models import language
 from exajax.models.presets import lookup
 from exajax.recipe import Recipe
 from exajax.step import TrainStep
-from exajax.train import initial
+from exajax.train import history, initial
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.sampling import TextBatches
-from exajax.train.metrics import read_jsonl
 from tests.conftest import command
 
 torch = pytest.importorskip("torch")
@@ -64,7 +63,7 @@ def first(published, text):
 
 
 def test_training_begins_with_the_loss_of_the_published_model(trained, first):
-    records = read_jsonl(trained[1] / "metrics.jsonl")
+    records = history.read(trained[1] / "metrics.jsonl")
     assert records[0]["loss"] == pytest.approx(first[1], rel=1e-4)
 
 

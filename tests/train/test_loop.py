@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import exajax
-from exajax.train.metrics import JsonLines, read_jsonl
+from exajax.train import history
+from exajax.train.metrics import JsonLines
 from tests.train.regression import Regressor, loss
 from tests.train.regression import whole as batches
 
@@ -138,4 +139,4 @@ def test_metrics_are_the_history_of_the_state_after_a_resume(tmp_path):
     with path.open("a") as file:
         file.write('{"step": 8, "lo')  # as a crash leaves it
     JsonLines(path, 5).close()
-    assert [record["step"] for record in read_jsonl(path)] == [1, 2, 3, 4, 5]
+    assert [record["step"] for record in history.read(path)] == [1, 2, 3, 4, 5]

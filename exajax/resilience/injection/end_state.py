@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exajax.train import history
 from exajax.train.checkpoint_folder import STATE, steps_in, verify
-from exajax.train.metrics import read_jsonl
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def samples(undisturbed: Path, disturbed: Path) -> Samples:
     """Compares the samples that two runs trained on, step by step."""
     import collections
 
-    ours, theirs = (read_jsonl(path / "samples.jsonl") for path in (undisturbed, disturbed))
+    ours, theirs = (history.read(path / "samples.jsonl") for path in (undisturbed, disturbed))
     counts = [
         collections.Counter(i for r in records for i in r["ids"]) for records in (ours, theirs)
     ]
