@@ -25,7 +25,7 @@ import collections
 import copy
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,14 @@ class Goodput:
         return f"goodput {self.ratio:.1%} of {self.wall_s:,.1f} s: {shown}{again}"
 
 
-def account(run_dir: Path) -> Goodput:
-    """Returns where the time of a run went so far."""
-    return total(read_events(run_dir))
+def account(run_dir: Path, damaged: Callable[[str], None] = lambda problem: None) -> Goodput:
+    """Returns where the time of a run went so far.
+
+    Args:
+        run_dir: the run folder.
+        damaged: called with a line of text for every file of events that is damaged.
+    """
+    return total(read_events(run_dir, damaged))
 
 
 def total(events: Iterable[Mapping[str, Any]]) -> Goodput:

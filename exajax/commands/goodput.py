@@ -23,7 +23,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints where the time of a run went."""
-    found = goodput.account(args.run_dir)
+    found = goodput.account(
+        args.run_dir, lambda problem: print(f"exajax: {problem}", file=sys.stderr)
+    )
     if found.ratio is None:
         raise InputError(
             "--run-dir", f"{args.run_dir} holds no events of a run", "give the folder of a run"
