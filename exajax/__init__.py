@@ -5,11 +5,9 @@ exajax.fit(exajax.TrainStep.of(workload, mesh), batches, steps=100)      # measu
 exajax.predict(workload, "128x8", "dgx-h100")                            # simulated
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from exajax import accelerators
 
-from exajax import runtime
-
+TYPE_CHECKING = False  # importing it from `typing` would take as long as all else here
 if TYPE_CHECKING:
     from exajax.api import predict as predict
     from exajax.api import train_step as train_step
@@ -46,11 +44,13 @@ _HOMES = {
 __all__ = [*_HOMES]
 __version__ = "0.1.0"
 
-runtime.allow_compiling_ahead()
+accelerators.allow_compiling_ahead()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports a public name when it is first used: the commands must start without JAX."""
     if name not in _HOMES:
         raise AttributeError(f"module 'exajax' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(f"exajax.{_HOMES[name]}"), name)

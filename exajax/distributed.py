@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from exajax import interrupts
 from exajax.errors import InputError
 from exajax.local_hosts import (
     ADDRESS,
@@ -77,8 +78,7 @@ def launcher(env: Mapping[str, str] = os.environ) -> str:
 
 def speaks(env: Mapping[str, str] = os.environ) -> bool:
     """Returns whether this is the job's first process, which speaks for all of them."""
-    ranks = (HOST, "PALS_RANKID", "SLURM_PROCID", "PMI_RANK", "OMPI_COMM_WORLD_RANK", POD)
-    return next((env[rank] == "0" for rank in ranks if rank in env), True)
+    return next((env[rank] == "0" for rank in interrupts.RANKS if rank in env), True)
 
 
 def find(env: Mapping[str, str] = os.environ) -> Placement:
@@ -233,14 +233,12 @@ def joined() -> bool:
     return jax is not None and bool(jax.distributed.is_initialized())
 
 
-def initialize(placement: Placement, mesh: MeshSpec, *, saves: bool = True) -> None:
+def initialize(placement: Placement, mesh: MeshSpec) -> None:
     """Joins the processes of a job, and makes the CPU devices of this one.
 
     Args:
         placement: this process's place.
         mesh: the mesh; every process brings an equal part of its devices.
-        saves: whether the job has something to save when it is asked to end. JAX then catches
-            SIGTERM, and the job must ask for it after every step (`StopRequest`).
 
     Raises:
         InputError: the processes do not divide the mesh.
@@ -255,7 +253,8 @@ def initialize(placement: Placement, mesh: MeshSpec, *, saves: bool = True) -> N
         )
     share = mesh.devices // placement.processes
     jax.config.update("jax_num_cpu_devices", share)
-    jax.config.update("jax_enable_preemption_service", saves)
+    # It catches SIGTERM, and what compiles or reads has nothing to save; see `StopRequest`.
+    jax.config.update("jax_enable_preemption_service", False)
     if placement.processes == 1:
         return
     cpu = getattr(jax.config, "jax_platforms", None) == "cpu"

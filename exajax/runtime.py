@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import glob
 import json
 import math
 import os
@@ -12,7 +11,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from exajax import xla
+from exajax import accelerators, xla
 
 LIFELINE = "EXAJAX_LIFELINE"
 """Set by a parent whose death must end this process; its standard input is the line."""
@@ -20,26 +19,13 @@ LIFELINE = "EXAJAX_LIFELINE"
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that a process gets when its parent ends."""
 
-ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
-"""Device files of NVIDIA and AMD GPUs and of TPUs."""
-
-
-def allow_compiling_ahead() -> None:
-    """Lets JAX load its CUDA compiler where no CUDA library is: compiling needs none.
-
-    Where there is a GPU the check of the libraries' versions stays. It is made when JAX first looks
-    for devices, so this is done when exajax is imported.
-    """
-    if not _accelerator_files():
-        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-
 
 def prepare() -> None:
     """Quiets the libraries, and keeps JAX from looking for accelerators where there are none."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(xla.MEMORY_FRACTION["cuda"]))
-    if not _accelerator_files():
+    if not accelerators.attached():
         # The CUDA compiler alone would otherwise be tried as a device, and complain.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if os.environ.get(LIFELINE):
@@ -50,16 +36,12 @@ def prepare() -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _accelerator_files() -> bool:
-    return any(glob.glob(pattern) for pattern in ACCELERATORS)
-
-
 def attached() -> dict[str, Any]:
     """Returns platform, count and kinds of the devices that JAX finds here.
 
     It is found out in another process: to look is to take the devices' memory.
     """
-    if not _accelerator_files():
+    if not accelerators.attached():
         return {"platform": "cpu", "count": 0, "kinds": []}
     found = subprocess.run(
         [sys.executable, "-m", "exajax", "doctor", "--json"], capture_output=True, text=True

@@ -3,34 +3,9 @@
 python launch/multihost.py --mesh 128x8 [--model llama2-70b] [--cluster dgx-h100]
 """
 
-import argparse
 import sys
 
-from exajax import cli, distributed, flags, runtime
-from exajax.commands import train
-from exajax.rehearse import rehearse
-
-
-def parser() -> argparse.ArgumentParser:
-    """Returns the flags: those of `exajax train`."""
-    arguments = flags.Parser(
-        prog="multihost.py", description=__doc__.splitlines()[0], formatter_class=flags.Formatter
-    )
-    train.add_flags(arguments)
-    return arguments
-
-
-def run(args: argparse.Namespace) -> int:
-    """Trains here if a launcher, `--hosts` or attached devices say so, else rehearses."""
-    mesh = flags.recipe_of(args).mesh
-    args.argv = ["train", *sys.argv[1:]]
-    if distributed.launcher() != "single" or args.hosts is not None:
-        return train.run(args)
-    devices = runtime.attached()
-    if devices["platform"] != "cpu" and devices["count"] == mesh.devices:
-        return train.run(args)
-    return rehearse(args, devices)
-
+from exajax.cli import front_door
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(run, parser().parse_args()))
+    sys.exit(front_door())

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     out = runtime.claim_stdout()
     placement = distributed.find()
     mesh = MeshSpec(data=args.hosts, model=args.devices_per_host)
-    distributed.initialize(placement, mesh, saves=False)
+    distributed.initialize(placement, mesh)
 
     from exajax import calibrate, probes
 

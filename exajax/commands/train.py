@@ -383,16 +383,20 @@ def describe(result: dict[str, Any]) -> str:
             f"p50 {units.show(times['p50'], 's')}, p95 {units.show(times['p95'], 's')} a step, "
             f"{result['tokens_per_s']:,.0f} tokens/s, {result['data_wait']:.2%} waiting for data"
         )
-    loss = "none" if result["validation_loss"] is None else f"{result['validation_loss']:.3f}"
     accuracy = result["validation_accuracy"]
     named = "" if accuracy is None else f", {accuracy:.1%} of the held-out images named right"
     state = "interrupted" if result["interrupted"] else "done"
     again = ", give the same command to go on" if result["interrupted"] else ""
     side = "below" if result["below_unigram_entropy"] else "not below"
+    loss = (
+        "nothing was evaluated yet"
+        if result["validation_loss"] is None
+        else f"validation loss {result['validation_loss']:.3f} nats, {side} the held-out data's "
+        f"unigram entropy of {result['unigram_entropy']:.3f}{named}"
+    )
     return (
         f"{state} at step {result['step']}{again}\n"
         f"measured: {speed}\n"
-        f"measured: validation loss {loss} nats, {side} the held-out data's unigram entropy of "
-        f"{result['unigram_entropy']:.3f}{named}\n"
+        f"measured: {loss}\n"
         f"measured: {goodput.Goodput.from_json(result['goodput']).describe()}"
     )

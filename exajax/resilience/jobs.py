@@ -3,7 +3,6 @@
 import argparse
 import os
 import shutil
-import sys
 import uuid
 from pathlib import Path
 
@@ -133,13 +132,10 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     argv = [*args.argv, f"--global-batch={recipe.global_batch}", f"--run-dir={run_dir}"]
     try:
         clock = wall_time.WallTime(run_dir, args.save_before_end)
-        code = Supervisor(place, argv, run_dir, deadlines, policy, clock).run()
+        return Supervisor(place, argv, run_dir, deadlines, policy, clock).run()
     finally:
         if name == "single":
             _tidy(run_dir)
-    if code == 130:
-        print("exajax: interrupted", file=sys.stderr)
-    return code
 
 
 def _tidy(run_dir: Path) -> None:

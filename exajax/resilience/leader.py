@@ -202,9 +202,12 @@ class Leader:
     def _after(self, now: Attempt, here: dict[int, Host], stop: bool) -> None:
         """Goes on once the workers of an attempt have ended."""
         mine = [here[n] for n in now.members if n in here]
+        codes = {host.code for host in mine if host.attempt == now.number and not host.running}
         if any(host.running for host in mine):
+            if stop and now.state == "save" and TOO_EARLY in codes:
+                # Those that have begun to train cannot save without one that had not.
+                self._say(dataclasses.replace(now, state="end", reason="the job was stopped"))
             return
-        codes = {host.code for host in mine if host.attempt == now.number}
         if stop:
             # Of an attempt that had failed already there is nothing to save; it goes on later.
             saved = now.state == "end" or codes <= {0, 130, TOO_EARLY}

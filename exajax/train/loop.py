@@ -173,7 +173,7 @@ def fit(
         step, policy, jax.process_index() if host is None else host, events, run.newest
     )
     before_writing(run.compilation)
-    stop = StopRequest()
+    stop: StopRequest | None = None
     sinks: Sequence[Logger] = ()
     try:
         progress("restore", 0)
@@ -191,6 +191,7 @@ def fit(
         feed = batches.iterate(run.done, run.rows)
         sinks = loggers(run.done)
         run.sinks = sinks
+        stop = StopRequest()
 
         def turn_to(phase: str) -> None:
             run.settle()  # the step in flight is still a part of its step
@@ -231,7 +232,8 @@ def fit(
             run.evaluate(held_out())
         turn_to("end")
     finally:
-        stop.close()
+        if stop:
+            stop.close()
         for sink in sinks:
             sink.close()
         if run.store:

@@ -6,14 +6,17 @@ import threading
 from types import FrameType
 
 import jax
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 
 class StopRequest:
     """Ctrl-C or SIGTERM, turned into one step after which all processes stop.
 
-    With several processes JAX's preemption service catches SIGTERM, and agrees on the step; Ctrl-C
-    is passed to it as SIGTERM. A second Ctrl-C ends the process at once.
+    It is made when the first step is due: until then there is nothing to save, and a process that
+    is asked to end does so at once. With several processes JAX's preemption service catches
+    SIGTERM, and agrees on the step; Ctrl-C is passed to it as SIGTERM. A second Ctrl-C ends the
+    process at once.
     """
 
     def __init__(self) -> None:
@@ -25,6 +28,9 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._on_signal)
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._on_signal)
+        elif distributed.global_state.preemption_sync_manager is None:
+            jax.config.update("jax_enable_preemption_service", True)
+            distributed.global_state.initialize_preemption_sync_manager()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked and number == signal.SIGINT:  # SIGTERM may come to a whole tree, and twice

@@ -1,0 +1,118 @@
+"""Which command it is, and how what it raises becomes a message and an exit code."""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+from exajax import distributed, interrupts, runtime
+from exajax.errors import FAILED, InputError, RunFailed
+from exajax.flags import Formatter, Parser
+from exajax.local_hosts import Interrupted, StageFailed
+from exajax.resilience.watchdog import ATTEMPT
+
+LAST_WORD_S = 5.0
+"""Time that the first process has to say why a run has failed, before the others end."""
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    """Runs the command of `exajax COMMAND ...`; returns its exit code."""
+    runtime.prepare()
+    from exajax.commands import (
+        calibrate,
+        chaos,
+        doctor,
+        export,
+        goodput,
+        plan,
+        sample,
+        simulate,
+        tokenise,
+        train,
+        validate,
+    )
+
+    parser = Parser(
+        prog="exajax",
+        description="Train on a JAX mesh, or simulate the same step on a described machine.",
+        formatter_class=Formatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    data = (sample, export, tokenise)
+    machines = (validate, calibrate, doctor)
+    for module in (train, goodput, chaos, simulate, plan, *data, *machines):
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").splitlines()[0]
+        arguments = commands.add_parser(
+            name,
+            aliases=getattr(module, "ALIASES", ()),
+            help=summary,
+            description=summary,
+            formatter_class=Formatter,
+        )
+        module.add_flags(arguments)
+        arguments.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(args.run, args)
+
+
+def front_door(argv: Sequence[str] | None = None) -> int:
+    """Runs `launch/multihost.py`; returns its exit code."""
+    runtime.prepare()
+    from exajax.commands import multihost
+
+    args = multihost.parser().parse_args(argv)
+    args.argv = ["train", *(sys.argv[1:] if argv is None else argv)]
+    return _guarded(multihost.run, args)
+
+
+def _guarded(run: Run, args: argparse.Namespace) -> int:
+    """Runs a command and turns what it raises into a message and an exit code."""
+    interrupts.raise_in_main()
+    try:
+        code = _code(run, args)
+    except KeyboardInterrupt:  # while it was saying why it has failed
+        code = interrupts.INTERRUPTED
+    if code == interrupts.INTERRUPTED:
+        interrupts.say()
+    interrupts.leave_at_once()
+    interrupted, joined = code == interrupts.INTERRUPTED, distributed.joined()
+    # To leave in order is to wait for this process's threads; in a job of several processes, to
+    # wait for the others, which wait for this one unless all were interrupted.
+    if (interrupted and not joined) or (joined and not interrupted and code):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _code(run: Run, args: argparse.Namespace) -> int:
+    try:
+        return int(run(args) or 0)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except InputError as error:
+        if distributed.speaks():
+            print(f"exajax: error: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        if distributed.speaks():
+            print(f"exajax: failed: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(LAST_WORD_S)  # who ends first ends the job
+        return FAILED if ATTEMPT in os.environ else 1
+    except StageFailed as error:
+        print(error, file=sys.stderr)
+        return 2 if error.code == 2 else 1
+    except (Interrupted, KeyboardInterrupt):
+        return interrupts.INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print("exajax: failed, see above; this is not your input's fault", file=sys.stderr)
+        return 1
