@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from exajax.train.loop import Every as Every
     from exajax.train.loop import Fit as Fit
     from exajax.train.loop import fit as fit
+    from exajax.weighted import Weighted as Weighted
+    from exajax.weighted import weighted_mean as weighted_mean
     from exajax.workload import Stages as Stages
     from exajax.workload import Workload as Workload
 
@@ -34,11 +36,13 @@ _HOMES = {
     "TrainState": "step",
     "TrainStep": "step",
     "Stages": "workload",
+    "Weighted": "weighted",
     "Workload": "workload",
     "fit": "train.loop",
     "load_cluster": "cluster",
     "predict": "api",
     "train_step": "api",
+    "weighted_mean": "weighted",
 }
 
 __all__ = [*_HOMES]

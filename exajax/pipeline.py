@@ -8,15 +8,16 @@ Symbols: P stages, V parts of a stage (interleaved; arXiv:2104.04473), M micro-b
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from exajax.accumulate import mean, split
+from exajax.accumulate import Weigh, mean, nothing, shared, split
 from exajax.sharding import axis_size, manual
+from exajax.weighted import Loss, plus
 
 Tree = Any
 SCHEDULES = ("gpipe", "1f1b", "interleaved")
@@ -114,28 +115,31 @@ class Parts:
     Attributes:
         enter: (rest, batch) to the stream.
         body: (layers, rest, stream, batch) to (stream, loss).
-        exit: (rest, stream, batch) to the loss.
+        exit: (rest, stream, batch) to the loss; where gradients are computed, to a scalar.
     """
 
     enter: Callable[[Tree, Tree], jax.Array]
     body: Callable[[Tree, Tree, jax.Array, Tree], tuple[jax.Array, jax.Array]]
-    exit: Callable[[Tree, jax.Array, Tree], jax.Array]
+    exit: Callable[[Tree, jax.Array, Tree], Loss]
 
 
 def value_and_grad(
-    schedule: Schedule, parts: Parts, stack: str, replicas: tuple[str, ...]
+    schedule: Schedule, parts: Parts, weigh: Weigh | None, stack: str, replicas: tuple[str, ...]
 ) -> Callable[[Tree, Tree], tuple[jax.Array, Tree]]:
-    """Returns a function of (params, batch) to the mean loss and its gradients, in fp32.
+    """Returns a function of (params, batch) to the loss and its gradients, in fp32.
 
     Args:
         schedule: when each stage works on what.
         parts: the loss.
+        weigh: of a weighted loss; every stage sums the weights of the whole batch first.
         stack: the parameters that are dealt to the stages; the rest every stage has.
         replicas: mesh axes whose devices hold equal parameters.
     """
 
     def run(layers: Tree, rest: Tree, batch: Tree) -> tuple[jax.Array, Tree, Tree]:
-        machine = _Machine(schedule, parts, layers, rest, split(batch, schedule.micro_batches))
+        batches = split(batch, schedule.micro_batches)
+        portion = shared(parts.exit, weigh, batches, schedule.micro_batches, replicas)
+        machine = _Machine(schedule, replace(parts, exit=portion), layers, rest, batches)
         loss, d_layers, d_rest = machine.train()
         # Only the first and the last stage have worked with the rest.
         loss, d_rest = jax.lax.psum((loss, d_rest), "pipe")
@@ -152,18 +156,18 @@ def value_and_grad(
 
 
 def value(
-    schedule: Schedule, parts: Parts, stack: str, replicas: tuple[str, ...]
-) -> Callable[[Tree, Tree], jax.Array]:
-    """Returns a function of (params, batch) to the mean loss, forward only."""
+    schedule: Schedule, parts: Parts, weigh: Weigh | None, stack: str, replicas: tuple[str, ...]
+) -> Callable[[Tree, Tree], Loss]:
+    """Returns a function of (params, batch) to the loss, forward only."""
 
-    def run(layers: Tree, rest: Tree, batch: Tree) -> jax.Array:
+    def run(layers: Tree, rest: Tree, batch: Tree) -> Loss:
         machine = _Machine(schedule, parts, layers, rest, split(batch, schedule.micro_batches))
-        loss = jax.lax.psum(machine.evaluate(), "pipe")
+        loss = jax.lax.psum(machine.evaluate(nothing(weigh)), "pipe")
         return mean(loss, schedule.micro_batches, replicas)
 
     mapped = _mapped(run, schedule, replicas, lambda dealt, whole: whole)
 
-    def loss(params: Mapping[str, Tree], batch: Tree) -> jax.Array:
+    def loss(params: Mapping[str, Tree], batch: Tree) -> Loss:
         rest = {name: tree for name, tree in params.items() if name != stack}
         return mapped(params[stack], rest, batch)
 
@@ -231,8 +235,8 @@ class _Machine:
             state, _ = jax.lax.scan(back, state, jnp.arange(turns - lead + 1, turns))
         return state["loss"], state["layers"], state["rest"]
 
-    def evaluate(self) -> jax.Array:
-        """Returns this stage's share of the summed loss."""
+    def evaluate(self, nothing: Loss) -> Loss:
+        """Returns this stage's share of the summed loss, which begins with `nothing`."""
 
         def turn(state: Tree, turn: jax.Array) -> tuple[Tree, None]:
             stream, loss = state
@@ -240,14 +244,15 @@ class _Machine:
             batch = self._batch(micro)
             stream = self._begin(stream, batch, part)
             stream, extra = self.parts.body(self._part(part), self.rest, stream, batch)
-            loss += jnp.where(valid, extra, 0.0) + jax.lax.cond(
+            ended = jax.lax.cond(
                 valid & self._is_last(part),
                 lambda: self.parts.exit(self.rest, stream, batch),
-                lambda: jnp.zeros(()),
+                lambda: nothing,
             )
+            loss = jax.tree.map(jnp.add, loss, plus(ended, jnp.where(valid, extra, 0.0)))
             return (self._pass_on(stream, 1), loss), None
 
-        start = self._zeros(self.stream), jnp.zeros(())
+        start = self._zeros(self.stream), nothing
         return jax.lax.scan(turn, start, jnp.arange(self.schedule.turns))[0][1]
 
     def _forward_turn(self, state: Tree, turn: jax.Array) -> Tree:

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from exajax import accumulate, pipeline
+from exajax import accumulate, pipeline, weighted
 from exajax.errors import InputError
 from exajax.mesh import BATCH_AXES
 from exajax.parameters import bind, cast, described, draw, shardings_of
@@ -29,6 +29,7 @@ from exajax.sharding import (
     use_mesh,
     zero_axes,
 )
+from exajax.weighted import Loss
 from exajax.workload import Batch, Stages, Tree, Workload
 
 
@@ -81,7 +82,9 @@ class TrainStep:
         init: `init(seed)` makes the first state, sharded from the start.
         update: `update(state, batch)` returns the next state and `{"loss", "grad_norm"}`; the
             given state's memory is reused.
-        evaluate: `evaluate(params, batch)` returns the loss.
+        evaluate: `evaluate(params, batch)` returns the loss, a scalar; or where the workload's is
+            one `Weighted`, of which those of several batches can be added up.
+        weigh: `weigh(batch)` returns the weight of a batch; None where the loss is a plain mean.
         schedule: of the pipeline, None without one.
         layout: the options that it was made with.
     """
@@ -93,6 +96,7 @@ class TrainStep:
     init: Callable[[Any], TrainState]
     update: Any
     evaluate: Any
+    weigh: accumulate.Weigh | None = None
     schedule: Schedule | None = None
     layout: Layout = field(default_factory=Layout)
 
@@ -124,8 +128,8 @@ class TrainStep:
                 parameters and optimizer keep their bits, and the step counts.
 
         Raises:
-            InputError: the mesh does not divide the batch or the layers, or the module holds
-                state that is not parameters.
+            InputError: the mesh does not divide the batch or the layers, the module holds state
+                that is not parameters, or the loss is neither a scalar nor `Weighted`.
         """
         _check_divides(workload, mesh, micro_batches)
         module, variables = bind(workload.build)
@@ -138,8 +142,13 @@ class TrainStep:
         if mesh.shape["pipe"] > 1:
             assert isinstance(workload.loss, Stages)
             plan = Schedule.of(schedule, mesh.shape["pipe"], workload.loss.parts, micro_batches)
+        with use_mesh(mesh, rules):
+            narrowed = jax.eval_shape(
+                lambda p: cast(p, COMPUTE_DTYPES[precision]), nnx.to_pure_dict(variables)
+            )
+            weigh = weight_of(workload, module, narrowed)
         value, value_and_grad = losses(
-            workload, module, spec["gradients"], mesh, zero, micro_batches, plan
+            workload, module, weigh, spec["gradients"], mesh, zero, micro_batches, plan
         )
 
         def narrow(params: Tree) -> Tree:
@@ -147,7 +156,7 @@ class TrainStep:
             narrowed = cast(params, COMPUTE_DTYPES[precision])
             return jax.lax.with_sharding_constraint(narrowed, spec["parameters"])
 
-        def loss(params: Tree, batch: Batch) -> jax.Array:
+        def loss(params: Tree, batch: Batch) -> Loss:
             with use_mesh(mesh, rules):
                 return value(narrow(params), batch)
 
@@ -211,6 +220,7 @@ class TrainStep:
             evaluate=jax.jit(
                 loss, in_shardings=(shardings.params, batch_shardings), out_shardings=whole
             ),
+            weigh=weigh,
             schedule=plan,
             layout={
                 "zero": zero,
@@ -226,12 +236,13 @@ class TrainStep:
 def losses(
     workload: Workload,
     module: Callable[[Tree], nnx.Module],
+    weigh: accumulate.Weigh | None,
     gradients: Tree,
     mesh: Mesh,
     zero: int,
     micro_batches: int,
     plan: Schedule | None,
-) -> tuple[Callable[[Tree, Batch], jax.Array], Callable[[Tree, Batch], tuple[jax.Array, Tree]]]:
+) -> tuple[Callable[[Tree, Batch], Loss], Callable[[Tree, Batch], tuple[jax.Array, Tree]]]:
     """Returns the loss, and the loss with its gradients, in a pipeline, in parts or in one go."""
     loss = workload.loss
     # Where ZeRO divides the parameters, every micro-batch gathers them and there is no replica.
@@ -243,21 +254,50 @@ def losses(
             body=lambda layers, rest, stream, batch: loss.body(
                 module({**rest, loss.stack: layers}), stream, batch
             ),
-            exit=lambda rest, stream, batch: loss.exit(module(rest), stream, batch),
+            exit=lambda rest, stream, batch: weighted.checked(
+                loss.exit(module(rest), stream, batch)
+            ),
         )
-        dealt = plan, parts, loss.stack, replicas
+        dealt = plan, parts, weigh, loss.stack, replicas
         return pipeline.value(*dealt), pipeline.value_and_grad(*dealt)
 
-    def whole(params: Tree, batch: Batch) -> jax.Array:
-        return loss(module(params), batch)
+    def whole(params: Tree, batch: Batch) -> Loss:
+        return weighted.checked(loss(module(params), batch))
 
     if micro_batches == 1:
-        return whole, jax.value_and_grad(whole)
+        return whole, jax.value_and_grad(lambda *arguments: weighted.mean(whole(*arguments)))
     place = functools.partial(constrain_to, specs=gradients)
     return (
-        accumulate.value(whole, micro_batches, replicas),
-        accumulate.value_and_grad(whole, micro_batches, replicas, place),
+        accumulate.value(whole, weigh, micro_batches, replicas),
+        accumulate.value_and_grad(whole, weigh, micro_batches, replicas, place),
     )
+
+
+def weight_of(
+    workload: Workload, module: Callable[[Tree], nnx.Module], params: Tree
+) -> accumulate.Weigh | None:
+    """Returns what computes the weight of a batch without its loss; None where it is a plain mean.
+
+    Args:
+        workload: whose loss it is.
+        module: makes the module of parameters.
+        params: shapes of the parameters.
+
+    Raises:
+        InputError: the loss is neither a scalar nor `Weighted`, or its weight does not follow from
+            the batch alone.
+    """
+    loss = workload.loss
+
+    def weigh(batch: Batch) -> Any:
+        if not isinstance(loss, Stages):
+            return weighted.weight_alone(lambda p, b: loss(module(p), b), (params,), batch)
+        enter, end = loss.enter, loss.exit
+        stream = jax.eval_shape(lambda p, b: enter(module(p), b), params, batch)
+        return weighted.weight_alone(lambda p, x, b: end(module(p), x, b), (params, stream), batch)
+
+    weighted_loss = jax.eval_shape(weigh, dict(workload.batch)) is not None
+    return weigh if weighted_loss else None
 
 
 def _check_divides(workload: Workload, mesh: Mesh, micro_batches: int) -> None:

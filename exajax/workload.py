@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from exajax.weighted import Loss, plus
+
 Batch = Mapping[str, Any]
 Tree = Any
 
@@ -22,7 +24,8 @@ class Stages:
         enter: `enter(module, batch)` returns the stream that the layers work on.
         body: `body(module, stream, batch)` returns the stream behind the layers that the module
             holds, and what they add to the loss (a scalar, 0 where nothing).
-        exit: `exit(module, stream, batch)` returns the mean loss of the batch.
+        exit: `exit(module, stream, batch)` returns the loss of the batch: a scalar, a mean in which
+            every sample counts the same, or `Weighted`.
         stack: attribute of the module that holds the layers: all its parameters have a first axis
             named `layers`.
         parts: parts of the layers that a pipeline stage interleaves; where more than 1, the
@@ -31,14 +34,14 @@ class Stages:
 
     enter: Callable[[Any, Batch], jax.Array]
     body: Callable[[Any, jax.Array, Batch], tuple[jax.Array, jax.Array]]
-    exit: Callable[[Any, jax.Array, Batch], jax.Array]
+    exit: Callable[[Any, jax.Array, Batch], Loss]
     stack: str = "stack"
     parts: int = 1
 
-    def __call__(self, module: Any, batch: Batch) -> jax.Array:
+    def __call__(self, module: Any, batch: Batch) -> Loss:
         """Returns the loss of a batch, all parts on every device."""
         stream, extra = self.body(module, self.enter(module, batch), batch)
-        return self.exit(module, stream, batch) + extra
+        return plus(self.exit(module, stream, batch), extra)
 
     @property
     def alone(self) -> "Stages":
@@ -58,7 +61,9 @@ class Workload:
     Attributes:
         build: makes the module from random streams; or any pytree of arrays, for a loss that is a
             plain function of it. An `nnx.Param` as a leaf names the axes of its array.
-        loss: `loss(module, batch)` returns the mean over the samples of a batch, a scalar; as
+        loss: `loss(module, batch)` returns the loss of a batch: a scalar, taken as the mean of
+            samples that all count the same, so that a batch may be divided anyhow; or where some
+            are masked or count more than others `Weighted`, their sum and its weight. As
             `Stages` where a pipeline is to divide the layers.
         batch: global shape and type of every array of a batch; the first axis counts samples.
         optimizer: any optax transformation.
@@ -67,7 +72,7 @@ class Workload:
     """
 
     build: Callable[[nnx.Rngs], Any]
-    loss: Callable[[Any, Batch], jax.Array] | Stages
+    loss: Callable[[Any, Batch], Loss] | Stages
     batch: Mapping[str, jax.ShapeDtypeStruct]
     optimizer: optax.GradientTransformation
     tokens_per_sample: int | None = None

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from exajax.models import language, vision
 from exajax.recipe import Recipe
+from exajax.weighted import Loss
 from exajax.workload import Batch, Stages, Workload
 
 FAMILIES = language.FAMILIES | vision.FAMILIES
@@ -24,7 +23,7 @@ def workload(recipe: Recipe, platform: str) -> Workload:
     return kind.workload(recipe, platform)
 
 
-def measures(recipe: Recipe, platform: str) -> dict[str, Callable[[Any, Batch], jax.Array]]:
+def measures(recipe: Recipe, platform: str) -> dict[str, Callable[[Any, Batch], Loss]]:
     """Returns what held-out batches are measured by, by name, where the loss does not say it.
 
     Args:
@@ -34,7 +33,7 @@ def measures(recipe: Recipe, platform: str) -> dict[str, Callable[[Any, Batch], 
     Returns:
         `accuracy`, of images; `loss` without what only regularises training, where it does.
     """
-    found: dict[str, Callable[[Any, Batch], jax.Array]] = {}
+    found: dict[str, Callable[[Any, Batch], Loss]] = {}
     plain = dataclasses.replace(recipe, z_loss=0.0, label_smoothing=0.0)
     if plain != recipe or recipe.model.experts:
         loss = workload(plain, platform).loss

@@ -47,7 +47,7 @@ class Replay:
         place = shardings_of(variables, mesh, ("expert", "pipe"), rules)
         plan, samples = _plan(step)
         value_and_grad = losses(
-            workload, module, place, mesh, 3, plan.micro_batches if plan else 1, plan
+            workload, module, step.weigh, place, mesh, 3, plan.micro_batches if plan else 1, plan
         )[1]
         rows = _rows(step, samples, rules)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from exajax import compilation_cache, memory, xla
+from exajax import compilation_cache, memory, weighted, xla
 from exajax.step import TrainState, TrainStep
 from exajax.train import profiling
 from exajax.train.bad_steps import RollBack
@@ -18,9 +18,11 @@ from exajax.train.data.skipping import Skipping
 from exajax.train.health import Health
 from exajax.train.metrics import History, Logger
 from exajax.train.placing import local_rows, place
+from exajax.weighted import Loss
 
-Measure = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
-"""Given parameters and a batch, returns a mean over its samples: the `evaluate` of a step."""
+Measure = Callable[[Any, Mapping[str, jax.Array]], Loss]
+"""Given parameters and a batch, returns a mean over its samples, or `Weighted`: the `evaluate` of a
+step."""
 
 
 class Running:
@@ -138,12 +140,14 @@ class Running:
         """Records the mean loss of some batches, and what else they are measured by."""
         self.settle()
         every_row = np.arange(self.step.workload.samples)
-        found: dict[str, list[jax.Array]] = {name: [] for name in self.measures}
+        found: dict[str, list[Loss]] = {name: [] for name in self.measures}
         for batch in batches:
             placed = place(batch, every_row, self.step.batch)
             for name, measure in self.measures.items():
                 found[name].append(measure(self.state.params, placed))
-        means = {f"validation_{name}": float(np.mean(values)) for name, values in found.items()}
+        means = {
+            f"validation_{name}": weighted.mean_of_batches(values) for name, values in found.items()
+        }
         self.validation_loss = means["validation_loss"]
         self._log(self.done, means)
 

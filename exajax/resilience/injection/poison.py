@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exajax.train.data.batches import Batches, HostBatch
+from exajax.weighted import Loss, times
 from exajax.workload import Batch, Stages, Workload
 
 LEAF = "poison"
@@ -26,15 +27,15 @@ def poisoned(workload: Workload) -> Workload:
     if isinstance(loss, Stages):
         end = loss.exit
 
-        def exit_(module: Any, stream: jax.Array, batch: Batch) -> jax.Array:
-            return end(module, stream, batch) * _factor(batch)
+        def exit_(module: Any, stream: jax.Array, batch: Batch) -> Loss:
+            return times(end(module, stream, batch), _factor(batch))
 
         return dataclasses.replace(
             workload, loss=dataclasses.replace(loss, exit=exit_), batch=batch
         )
 
-    def multiplied(module: Any, batch: Batch) -> jax.Array:
-        return loss(module, batch) * _factor(batch)
+    def multiplied(module: Any, batch: Batch) -> Loss:
+        return times(loss(module, batch), _factor(batch))
 
     return dataclasses.replace(workload, loss=multiplied, batch=batch)
 
