@@ -6,6 +6,7 @@ import jax
 
 from exajax import cluster as clusters
 from exajax.cluster import Cluster
+from exajax.idle_axes import warn_of_idle_axes
 from exajax.mesh import MeshSpec
 from exajax.program import target
 from exajax.program.compile import compile_step
@@ -17,6 +18,8 @@ from exajax.workload import Workload
 def train_step(workload: Workload, mesh: MeshSpec | str, **layout: Unpack[Layout]) -> TrainStep:
     """Returns a workload on the devices that are attached, ready for `exajax.fit`.
 
+    Warns where an axis of the mesh divides nothing (`idle_axes`).
+
     Args:
         workload: what one step computes.
         mesh: a mesh with as many devices as are attached, such as `2x2`.
@@ -26,7 +29,9 @@ def train_step(workload: Workload, mesh: MeshSpec | str, **layout: Unpack[Layout
         InputError: the mesh is not one, or there are more or fewer devices.
     """
     spec = MeshSpec.parse(mesh) if isinstance(mesh, str) else mesh
-    return TrainStep.of(workload, spec.build(jax.devices()), **layout)
+    step = TrainStep.of(workload, spec.build(jax.devices()), **layout)
+    warn_of_idle_axes(step)
+    return step
 
 
 def predict(
@@ -37,7 +42,8 @@ def predict(
 ) -> Prediction:
     """Compiles a workload for the devices of a described machine and prices the program.
 
-    No device of that kind is needed. Every number of the result is simulated.
+    No device of that kind is needed. Every number of the result is simulated. Its `notes` say
+    where an axis of the mesh divides nothing.
 
     Args:
         workload: what one step computes, its batch that of the whole mesh.

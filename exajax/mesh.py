@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,3 +121,18 @@ class MeshSpec:
 def _place(device: "jax.Device") -> tuple[int, int, int]:
     """Returns where a device sits: its slice, its host, its number."""
     return getattr(device, "slice_index", 0) or 0, device.process_index, device.id
+
+
+def idle_note(axes: Sequence[str], sizes: Mapping[str, int]) -> str:
+    """Returns in words that some axes of a mesh divide nothing, and what to do about it.
+
+    Args:
+        axes: the idle ones.
+        sizes: of all axes of the mesh.
+    """
+    named = ", ".join(f"{axis}={sizes[axis]}" for axis in axes)
+    return (
+        f"idle mesh axes: {named}; neither the batch nor any parameter or activation is divided "
+        "over them, so that their devices repeat the same work; name the axes of parameters "
+        "(out_sharding), or leave these out of the mesh"
+    )

@@ -114,7 +114,8 @@ def in_json(
         "mesh": str(recipe.mesh),
         "model": recipe.model.name,
         "zero": recipe.zero,
-        "provenance": provenance(recipe, cluster) | {"engine": "compiled", "kind": "simulated"},
+        "provenance": provenance(recipe, cluster)
+        | {"engine": "compiled", "kind": "simulated", "idle_axes": list(prediction.idle_axes)},
     }
 
 
@@ -158,6 +159,7 @@ def describe(result: dict[str, Any], cluster: clusters.Cluster) -> str:
             f"by the peaks, memory and links of {cluster.chip.title}: XLA compiles for no such "
             "chip without one. Never held against a measured step"
         )
+    lines += [f"  note        {note}" for note in result["notes"]]
     lines += [f"  advice      {advice}" for advice in result["advice"]]
     program = result["program"]
     for what, names in (

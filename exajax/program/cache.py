@@ -70,6 +70,7 @@ def load(key: str) -> Artifact | None:
             Memory(**stored["memory"], largest=largest),
             stored["bubble"],
             stored["xla_estimate_s"],
+            tuple(stored["idle_axes"]),
         )
     except (OSError, zlib.error, ValueError, KeyError, TypeError):
         return None

@@ -11,6 +11,7 @@ import jax
 
 from exajax import compilation_cache, xla
 from exajax.cluster import Cluster
+from exajax.idle_axes import idle_axes
 from exajax.program import cache, hlo, memory, schedule, target
 from exajax.program.compiled import Artifact, Compiled
 from exajax.program.memory import Sizes
@@ -59,6 +60,11 @@ def _lower(step: TrainStep) -> jax.stages.Lowered:
         return step.update.lower(step.state, step.batch)
 
 
+def _idle_axes(step: TrainStep) -> tuple[str, ...]:
+    with _cudnn_assumed():
+        return idle_axes(step)
+
+
 def _compile(step: TrainStep, lowered: jax.stages.Lowered) -> Artifact:
     """Compiles, and has XLA write down where it puts what, and how long it thinks that takes."""
     options: Any = xla.compiler_options(step.mesh.devices.flat[0].platform)
@@ -77,6 +83,7 @@ def _compile(step: TrainStep, lowered: jax.stages.Lowered) -> Artifact:
         memory.measure(_sizes(step, compiled), module, assignment, live_ranges),
         step.schedule.bubble if step.schedule else 0.0,
         schedule.estimate_s(scheduled, module),
+        _idle_axes(step),
     )
 
 

@@ -17,6 +17,7 @@ class Artifact:
         memory: bytes on one device.
         bubble: share of the turns of a pipeline in which a stage has nothing to do.
         xla_estimate_s: the step time by XLA's own scheduler, None where it does not say.
+        idle_axes: mesh axes larger than 1 that divide nothing of the step.
     """
 
     text: str
@@ -24,6 +25,7 @@ class Artifact:
     memory: Memory
     bubble: float
     xla_estimate_s: float | None
+    idle_axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Compiled:
         memory: bytes on one device.
         bubble: share of the turns of a pipeline in which a stage has nothing to do.
         xla_estimate_s: the step time by XLA's own scheduler, None where it does not say.
+        idle_axes: mesh axes larger than 1 that divide nothing of the step.
     """
 
     program: operations.Program
@@ -43,6 +46,7 @@ class Compiled:
     memory: Memory
     bubble: float = 0.0
     xla_estimate_s: float | None = None
+    idle_axes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Compiled":
@@ -53,6 +57,7 @@ class Compiled:
             artifact.memory,
             artifact.bubble,
             artifact.xla_estimate_s,
+            artifact.idle_axes,
         )
 
     @property

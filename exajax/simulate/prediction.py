@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from exajax.cluster import Cluster
+from exajax.mesh import idle_note
 from exajax.program import cache
 from exajax.program.compiled import Compiled
 from exajax.program.operations import (
@@ -82,6 +83,17 @@ class Prediction:
         """Hardware FLOPs a second as a share of the peak."""
         return self.hardware_flops / self.step_time_s / (self.devices * self.peak_flops)
 
+    @property
+    def idle_axes(self) -> tuple[str, ...]:
+        """Mesh axes larger than 1 that divide nothing: their devices repeat the same work."""
+        return self.compiled.idle_axes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever reads the numbers should know of them."""
+        idle = self.idle_axes
+        return (idle_note(idle, self.compiled.mesh_axes),) if idle else ()
+
     def _xla_estimate(self) -> dict[str, Any] | None:
         """Returns a second opinion on the step time, where XLA has one."""
         if self.compiled.xla_estimate_s is None:
@@ -116,6 +128,8 @@ class Prediction:
             "hfu": self.hfu,
             "fits": self.fits,
             "advice": advice.problem(memory, self.capacity_bytes),
+            "idle_axes": list(self.idle_axes),
+            "notes": list(self.notes),
             "memory_bytes": {
                 "parameters": memory.parameters,
                 "gradients": memory.gradients,

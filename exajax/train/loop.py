@@ -13,6 +13,7 @@ import numpy as np
 from exajax.compilation_cache import Compilation
 from exajax.errors import InputError
 from exajax.events import EventLog
+from exajax.idle_axes import warn_of_idle_axes
 from exajax.step import TrainState, TrainStep
 from exajax.train import bad_steps
 from exajax.train.bad_steps import Policy, RollBack
@@ -168,6 +169,7 @@ def fit(
     if not isinstance(batches, Skipping):
         batches = Skipping(batches if isinstance(batches, Batches) else WholeBatches(batches))
     progress("compile", 0)
+    warn_of_idle_axes(step)
     run = Running(step, peak_flops, {"loss": step.evaluate} | dict(measures), batches)
     run.health = Health(
         step, policy, jax.process_index() if host is None else host, events, run.newest

@@ -123,6 +123,13 @@ def _check_known(recipe: Recipe) -> None:
                 f"the analytic engine knows {known} alone, and it is {given}",
                 "give --engine compiled",
             )
+    if recipe.model.family == "vit" and recipe.mesh.context > 1:
+        raise InputError(
+            "--mesh",
+            f"context={recipe.mesh.context} for images, whose attention is of all patches, is not "
+            "known to the analytic engine",
+            "give --engine compiled, or leave context out",
+        )
 
 
 def _breakdown(times: Times, mesh: MeshSpec, zero: int | str) -> dict[str, Any]:
