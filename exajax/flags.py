@@ -18,6 +18,7 @@ from exajax.recipe import (
     ZEROS,
     Recipe,
 )
+from exajax.train.data.documents import BAD_LINES
 
 MODEL = "llama2-70b"
 
@@ -132,13 +133,15 @@ def add_recipe_flags(parser: argparse.ArgumentParser, model: str = MODEL) -> Non
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a run: its text, its folder, its metrics."""
-    add = parser.add_argument_group("run").add_argument
+    group = parser.add_argument_group("run")
+    add = group.add_argument
     add(
         "--data",
         metavar="PATH",
         help="text file, folder or .jsonl, a folder of exajax tokenise, or a mixture "
         "0.7:PATH,0.3:PATH (default: Python's own library)",
     )
+    add_bad_lines(group)
     add(
         "--tokenizer",
         metavar="FILE",
@@ -152,6 +155,17 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         default=9400,
         metavar="PORT",
         help="Prometheus port of host 0, loopback only; host i serves on PORT + i; 0: any free",
+    )
+
+
+def add_bad_lines(parser: argparse._ActionsContainer) -> None:
+    """Adds the flag of every command that reads text."""
+    parser.add_argument(
+        "--bad-lines",
+        choices=BAD_LINES,
+        default=BAD_LINES[0],
+        help='where a line of .jsonl holds no "text": end with its number, or leave it out and '
+        "count it",
     )
 
 
@@ -195,5 +209,5 @@ def recipe_argv(recipe: Recipe, model: str) -> list[str]:
 
 def data_argv(args: argparse.Namespace) -> list[str]:
     """Returns the flags that name the data, for another process."""
-    given = {"--data": args.data, "--tokenizer": args.tokenizer}
+    given = {"--data": args.data, "--tokenizer": args.tokenizer, "--bad-lines": args.bad_lines}
     return [f"{flag}={value}" for flag, value in given.items() if value is not None]

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exajax import runtime
+from exajax import flags, runtime
 from exajax.errors import InputError
-from exajax.train.data.dataset import is_dataset
+from exajax.train.data.dataset import check_not_part, is_dataset
 from exajax.train.data.documents import Piece, scan
-from exajax.train.data.shards import write
+from exajax.train.data.shards import check_free, write
 from exajax.train.data.tokenizer import BYTES, load_tokenizer
 
 ALIASES = ("tokenize",)
@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="PATH",
-        help='text file, folder, or .jsonl whose lines have a "text"',
+        help='text file, folder, or .jsonl whose lines have a "text", also packed with gzip',
     )
     add(
         "--tokenizer",
@@ -36,6 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="bytes, or a Hugging Face tokenizer.json",
     )
+    flags.add_bad_lines(parser)
     add("--seq", type=int, required=True, metavar="N", help="tokens of a sequence")
     add("--out", required=True, metavar="DIR", help="folder to make; it must not be there yet")
     add("--json", action="store_true", help="print one JSON object on stdout, nothing else")
@@ -47,10 +48,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--seq", f"{args.seq} is less than 1", "give a whole number from 1 on")
     if is_dataset(args.data):
         raise InputError("--data", f"{args.data} is tokenised already", "give text")
+    check_not_part(args.data)
+    check_free(Path(args.out))
     tokenizer = load_tokenizer(args.tokenizer)
     # Asked to end by anyone, it ends as after Ctrl-C and leaves nothing behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    source = scan(args.data)
+    source = scan(args.data, args.bad_lines)
+    if not args.json:
+        print(f"{source.title}: {source.found.describe()}", flush=True)
     started_s = time.monotonic()
 
     def watch(texts: Iterator[Piece]) -> Iterator[Piece]:
@@ -87,9 +92,13 @@ def summarize(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def describe(result: dict[str, Any]) -> str:
     """Returns the result in words."""
-    windows = result["windows"]
+    windows, bad_lines = result["windows"], result["source"]["bad_lines"]
+    skipped = ""
+    if bad_lines:
+        first = result["source"]["first_bad_line"]
+        skipped = f"{bad_lines:,} bad lines were skipped, the first {first}\n"
     return (
-        f"{result['tokens']:,} tokens of {result['documents']:,} documents, "
+        f"{skipped}{result['tokens']:,} tokens of {result['documents']:,} documents, "
         f"{result['tokenizer']['name']}, in {result['seconds']:.1f} s\n"
         f"{windows['train']:,} sequences of {result['seq']:,} to train on, "
         f"{windows['held_out']:,} held out\n"

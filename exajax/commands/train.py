@@ -101,7 +101,7 @@ def open_data(args: argparse.Namespace, recipe: Recipe) -> TextBatches | ImageBa
             raise InputError("--tokenizer", f"{recipe.model.name} reads images", "leave it out")
         images = load_images(args.data, recipe.model)
         return ImageBatches(images, recipe.global_batch, recipe.seed)
-    corpus = load_corpus(args.data, args.tokenizer, recipe.seq, recipe.model.vocab)
+    corpus = load_corpus(args.data, args.tokenizer, recipe.seq, recipe.model.vocab, args.bad_lines)
     return TextBatches(corpus, recipe.global_batch, recipe.seed, recipe.packed)
 
 
@@ -208,6 +208,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
             print(f"{compilation} ({cache})", file=out, flush=True)
         if first and not args.result:
             opened.append(RunFolder.open(path, job_of(recipe, batches), lock=False))
+            opened[0].write(data=batches.corpus.to_json())
 
     def loggers(done: int) -> Sequence[Logger]:
         if first and not done:
@@ -220,6 +221,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
                 file=out,
                 flush=True,
             )
+            print("  data " + batches.corpus.describe().replace("\n", "\n  "), file=out, flush=True)
         kept = _loggers(args, recipe, path, placement.process, done, out, live)
         if not first:  # a second writer would take the file away from the first
             return kept

@@ -12,6 +12,7 @@ from exajax.errors import nearest
 from exajax.files.reading import MOST_BYTES, Malformed, parse_json, read_json, read_toml, shown
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class Schema(BaseModel):
@@ -87,6 +88,33 @@ def record(content: bytes, kind: type[T]) -> T:
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+def parsed(schema: type[M], content: bytes) -> M:
+    """Returns a JSON text as its schema's type.
+
+    What a `Record` does not know is passed over where it stands, neither kept in memory nor judged:
+    for files whose other fields are not ours, and for many small texts.
+
+    Args:
+        schema: what stands in the text.
+        content: the text, in UTF-8.
+
+    Raises:
+        Malformed: it is not JSON, or the first field that is wrong.
+    """
+    try:
+        return schema.model_validate_json(content)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] != "json_invalid":
+            raise _malformed(first, schema) from error
+        problem = str(first.get("ctx", {}).get("error", first["msg"]))
+        if "hex escape" in problem:
+            raise Malformed(
+                "", "holds half of a surrogate pair, or a \\u without its digits", "mend the text"
+            ) from error
+        raise Malformed("", f"is not JSON: {problem}", "give JSON in UTF-8") from error
 
 
 def load(path: Path, schema: type[T], field: str, most_bytes: int = MOST_BYTES) -> T:

@@ -2,20 +2,26 @@
 
 import functools
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from exajax.errors import InputError
-from exajax.train.data.dataset import Dataset, is_dataset, open_dataset
-from exajax.train.data.documents import pieces, scan, tokens
+from exajax.files import paths
+from exajax.files.reading import shown
+from exajax.train.data.dataset import Dataset, check_not_part, is_dataset, open_dataset
+from exajax.train.data.documents import BAD_LINES, pieces, scan, tokens
+from exajax.train.data.listing import Listing
 from exajax.train.data.tokenizer import ByteTokenizer, Tokenizer, Vocabulary, load_tokenizer
 from exajax.train.data.windows import Windows, split
 
 ENTROPY_TOKENS = 1 << 20
 """Held-out tokens of a part that its unigram entropy is counted on, at most."""
+
+
+PARTS_DESCRIBED = 10
+"""Parts of a mixture whose files are printed."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Part:
         files: number of files of the text.
         train: windows to train on.
         held_out: windows that are never trained on.
+        listing: which files were read for it, and which not.
     """
 
     path: str
@@ -37,6 +44,7 @@ class Part:
     files: int
     train: Windows
     held_out: Windows
+    listing: Listing = field(default_factory=Listing)
 
 
 @dataclass(frozen=True)
@@ -101,13 +109,28 @@ class Corpus:
                     "weight": part.weight,
                     "train_tokens": len(part.train) * self.seq,
                     "held_out_tokens": len(part.held_out) * self.seq,
+                    "sha256": part.sha256,
+                    **part.listing.to_json(),
                 }
                 for part in self.parts
             ],
         }
 
+    def describe(self) -> str:
+        """Returns which files were read for it and which were left out, in words."""
+        texts = [f"{part.path}: {part.listing.describe()}" for part in self.parts[:PARTS_DESCRIBED]]
+        if len(self.parts) > PARTS_DESCRIBED:
+            texts.append(f"and {len(self.parts) - PARTS_DESCRIBED} more, in run.json")
+        return "\n".join(texts)
 
-def load_corpus(data: str | None, tokenizer: str | None, seq: int, vocab: int) -> Corpus:
+
+def load_corpus(
+    data: str | None,
+    tokenizer: str | None,
+    seq: int,
+    vocab: int,
+    bad_lines: str = BAD_LINES[0],
+) -> Corpus:
     """Opens what `--data` names; text is tokenised into memory.
 
     Args:
@@ -117,12 +140,16 @@ def load_corpus(data: str | None, tokenizer: str | None, seq: int, vocab: int) -
             for text.
         seq: inputs of a window.
         vocab: tokens that the model knows.
+        bad_lines: what to do about rows of JSON without a text, one of `BAD_LINES`.
 
     Raises:
         InputError: something is not there, cannot be used, or does not go together.
     """
     given = _weights(data)
     named = None if tokenizer is None else load_tokenizer(tokenizer)
+    for path, _ in given:
+        if path is not None and not is_dataset(path):
+            check_not_part(path)
     datasets = {path: open_dataset(path) for path, _ in given if path and is_dataset(path)}
     encoder = named or ByteTokenizer()
     # A dataset alone says how its text was tokenised; text beside it must have been as well.
@@ -134,7 +161,7 @@ def load_corpus(data: str | None, tokenizer: str | None, seq: int, vocab: int) -
     parts = tuple(
         _part_of_dataset(path, weight, datasets[path])
         if path in datasets
-        else _part_of_text(path, weight, encoder, seq)
+        else _part_of_text(path, weight, encoder, seq, bad_lines)
         for path, weight in given
     )
     label = Vocabulary(**vocabulary.to_json())
@@ -143,7 +170,7 @@ def load_corpus(data: str | None, tokenizer: str | None, seq: int, vocab: int) -
 
 def _weights(data: str | None) -> list[tuple[str | None, float]]:
     """Returns the paths of `--data` with their shares of the samples."""
-    if data is None or ":" not in data or Path(data).exists():
+    if data is None or ":" not in data or paths.is_there(data):
         return [(data, 1.0)]
     found = []
     for item in data.split(","):
@@ -155,7 +182,7 @@ def _weights(data: str | None) -> list[tuple[str | None, float]]:
         if not (path and math.isfinite(weight) and weight > 0):
             raise InputError(
                 "--data",
-                f"{item!r} is not a weight above 0 and a path",
+                f"{shown(item)} is not a weight above 0 and a path",
                 "write a mixture as 0.7:PATH,0.3:PATH",
             )
         found.append((path, weight))
@@ -164,14 +191,25 @@ def _weights(data: str | None) -> list[tuple[str | None, float]]:
 
 
 def _part_of_dataset(path: str | None, weight: float, dataset: Dataset) -> Part:
-    return Part(str(path), weight, dataset.sha256, dataset.files, dataset.train, dataset.held_out)
+    return Part(
+        str(path),
+        weight,
+        dataset.sha256,
+        dataset.files,
+        dataset.train,
+        dataset.held_out,
+        dataset.listing,
+    )
 
 
-def _part_of_text(path: str | None, weight: float, tokenizer: Tokenizer, seq: int) -> Part:
-    source = scan(path)
+def _part_of_text(
+    path: str | None, weight: float, tokenizer: Tokenizer, seq: int, bad_lines: str
+) -> Part:
+    source = scan(path, bad_lines)
     stream = tokens(pieces(source), tokenizer)
     train, held_out = split(stream, source.size_bytes, seq, source.title)
-    return Part(source.title, weight, source.sha256, len(source.files), train, held_out)
+    files, listing = len(source.files), source.listing
+    return Part(source.title, weight, source.sha256, files, train, held_out, listing)
 
 
 def _check_vocabulary(vocabulary: Vocabulary, vocab: int) -> None:

@@ -1,22 +1,76 @@
 """Reads a tokenised dataset: a folder of ArrayRecord shards of windows, and `dataset.json`."""
 
 import functools
-import json
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
+from pydantic import Field
 
 from exajax.errors import InputError
-from exajax.train.data.tokenizer import Vocabulary
+from exajax.files import paths
+from exajax.files.reading import Malformed, inside, read_json, shown_path
+from exajax.files.schema import Items, Record, checked
+from exajax.train.data.listing import Count, Listing
+from exajax.train.data.shard_readers import Readers
+from exajax.train.data.tokenizer import BYTES, MOST_TOKENS, ByteTokenizer, Vocabulary
 
 FORMAT = 1
 """Of the manifest, and of how documents are packed, dealt and cut."""
 
 MANIFEST = "dataset.json"
+SHARDS = "*.array_record"
 SPLITS = ("train", "held_out")
+
+MOST_MANIFEST_BYTES = 64 << 20
+"""A shard takes some 90 bytes of it, and holds 256 MiB of tokens."""
+
+MOST_SEQ = 1 << 24
+
+AGAIN = "make it again with exajax tokenise"
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Format(Record):
+    format: int
+
+
+class _Tokenizer(Record):
+    name: Literal["bytes", "tokenizer.json"]
+    digest: Sha256
+    vocab_size: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    end_of_document: Annotated[int, Field(ge=0)]
+
+
+class _Source(Listing):
+    files: Count
+    sha256: Sha256
+
+
+class _Shard(Record):
+    file: str
+    windows: Annotated[int, Field(ge=1, lt=2**40)]
+    bytes: Annotated[int, Field(ge=1, lt=2**50)]
+
+
+class _Splits(Record):
+    train: Annotated[Items[_Shard], Field(min_length=1)]
+    held_out: Annotated[Items[_Shard], Field(min_length=1)]
+
+
+class _Manifest(Record):
+    """The content of `dataset.json`."""
+
+    format: int
+    seq: Annotated[int, Field(ge=1, le=MOST_SEQ)]
+    dtype: str
+    tokenizer: _Tokenizer
+    tokens: Count
+    source: _Source
+    splits: _Splits
 
 
 @dataclass(frozen=True)
@@ -29,6 +83,7 @@ class Dataset:
         vocabulary: of the tokenizer that made it.
         sha256: of the text it was made of.
         files: number of files of that text.
+        listing: which files were read for it, and which not.
         train: windows to train on.
         held_out: windows that are never trained on.
     """
@@ -38,13 +93,27 @@ class Dataset:
     vocabulary: Vocabulary
     sha256: str
     files: int
+    listing: Listing
     train: "ShardedWindows"
     held_out: "ShardedWindows"
 
 
 def is_dataset(path: str) -> bool:
     """Returns whether a path is a tokenised dataset."""
-    return (Path(path) / MANIFEST).is_file()
+    return paths.is_there(path) and paths.is_there(str(Path(path) / MANIFEST))
+
+
+def check_not_part(path: str) -> None:
+    """Raises an `InputError` if a path is a part of a dataset, or of one that is not finished."""
+    if not paths.is_there(path):
+        return
+    at = Path(path)
+    if at.is_dir() and next(at.glob(SHARDS), None):
+        problem = f"{shown_path(at)} holds shards of exajax tokenise and no {MANIFEST}: unfinished"
+        raise InputError("--data", problem, AGAIN)
+    if at.name == MANIFEST and next(at.parent.glob(SHARDS), None):
+        problem = f"{shown_path(at)} is the manifest of a tokenised dataset"
+        raise InputError("--data", problem, "give its folder")
 
 
 def open_dataset(path: str) -> Dataset:
@@ -53,34 +122,69 @@ def open_dataset(path: str) -> Dataset:
     Raises:
         InputError: the manifest or a shard is damaged, or of another version.
     """
-    folder = Path(path)
+    folder = paths.given(path, "--data", "give a folder of exajax tokenise")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"it has format {manifest['format']}, this version reads {FORMAT}")
-        vocabulary = Vocabulary(**manifest["tokenizer"])
-        for shard in [shard for name in SPLITS for shard in manifest["splits"][name]]:
-            if (folder / shard["file"]).stat().st_size != shard["bytes"]:
-                raise ValueError(f"{shard['file']} does not have its {shard['bytes']} bytes")
-        train, held_out = (
-            ShardedWindows(
-                path,
-                tuple((shard["file"], shard["windows"]) for shard in manifest["splits"][name]),
-                np.dtype(manifest["dtype"]),
-                vocabulary.vocab_size,
-            )
-            for name in SPLITS
+        content = read_json(folder / MANIFEST, MOST_MANIFEST_BYTES)
+        if (version := checked(_Format, content).format) != FORMAT:
+            problem = f"is {version}, and this version reads {FORMAT}"
+            raise Malformed("format", problem, "tokenise the text again with this version")
+        manifest = checked(_Manifest, content)
+        vocabulary = _vocabulary(manifest)
+        _check_shards(folder, manifest)
+    except Malformed as error:
+        raise error.within("--data", folder / MANIFEST) from error
+    train, held_out = (
+        ShardedWindows(
+            path,
+            tuple((shard.file, shard.windows) for shard in shards),
+            manifest.seq,
+            vocabulary.dtype,
+            vocabulary.vocab_size,
         )
-        source = manifest["source"]
-        return Dataset(
-            folder, manifest["seq"], vocabulary, source["sha256"], source["files"], train, held_out
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            "--data",
-            f"{path} is damaged ({type(error).__name__}: {error})",
-            "make it again with exajax tokenise",
-        ) from error
+        for shards in (manifest.splits.train, manifest.splits.held_out)
+    )
+    source = manifest.source
+    listing = Listing.model_validate(source.model_dump())
+    return Dataset(
+        folder, manifest.seq, vocabulary, source.sha256, source.files, listing, train, held_out
+    )
+
+
+def _vocabulary(manifest: _Manifest) -> Vocabulary:
+    """Returns the vocabulary of a dataset, once it is known to be possible."""
+    vocabulary = Vocabulary(**manifest.tokenizer.model_dump())
+    if vocabulary.name == BYTES and vocabulary.to_json() != ByteTokenizer().to_json():
+        raise Malformed("tokenizer", "is not that of bytes, as its name is", AGAIN)
+    if vocabulary.end_of_document >= vocabulary.vocab_size:
+        problem = f"is {vocabulary.end_of_document} of {vocabulary.vocab_size} tokens"
+        raise Malformed("tokenizer.end_of_document", problem, AGAIN)
+    if manifest.dtype != vocabulary.dtype.str:
+        problem = f"is {manifest.dtype!r}, and its tokenizer needs {vocabulary.dtype.str!r}"
+        raise Malformed("dtype", problem, AGAIN)
+    return vocabulary
+
+
+def _check_shards(folder: Path, manifest: _Manifest) -> None:
+    """Raises `Malformed` unless every shard is there once, as large as it was written."""
+    seen = set()
+    for name in SPLITS:
+        for number, shard in enumerate(getattr(manifest.splits, name)):
+            where = f"splits.{name}[{number}]"
+            file = inside(shard.file)
+            if file in seen:
+                raise Malformed(where, f"names {shard.file}, which is named before", AGAIN)
+            seen.add(file)
+            try:
+                size_bytes = (folder / file).stat().st_size
+            except OSError as error:
+                raise Malformed(where, f"{shard.file}: {error.strerror}", AGAIN) from error
+            if size_bytes != shard.bytes:
+                problem = f"{shard.file} does not have its {shard.bytes} bytes, but {size_bytes}"
+                raise Malformed(where, problem, AGAIN)
+    windows = sum(s.windows for s in (*manifest.splits.train, *manifest.splits.held_out))
+    if windows * manifest.seq > manifest.tokens:
+        problem = f"is {manifest.tokens}, fewer than {windows} sequences of {manifest.seq}"
+        raise Malformed("tokens", problem, AGAIN)
 
 
 @dataclass(frozen=True)
@@ -90,12 +194,14 @@ class ShardedWindows:
     Attributes:
         path: the dataset, as it was given.
         shards: file name and number of windows of each.
+        seq: inputs of a window.
         dtype: of a token on disk.
         vocab_size: every token is below it.
     """
 
     path: str
     shards: tuple[tuple[str, int], ...]
+    seq: int
     dtype: np.dtype[Any]
     vocab_size: int
 
@@ -103,11 +209,9 @@ class ShardedWindows:
         return sum(windows for _, windows in self.shards)
 
     @functools.cached_property
-    def _records(self) -> ArrayRecordDataSource:
-        # With their ranges given, no shard is opened before it is read.
-        return ArrayRecordDataSource(
-            [f"{Path(self.path) / file}[0:{windows}]" for file, windows in self.shards]
-        )
+    def _ends(self) -> np.ndarray:
+        """One more than the number of each shard's last window."""
+        return np.array(list(accumulate(windows for _, windows in self.shards)))
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """Returns some windows, int32 [len(ids), seq + 1].
@@ -115,19 +219,30 @@ class ShardedWindows:
         Raises:
             InputError: a shard is damaged, or holds a token that its tokenizer does not have.
         """
+        order = np.argsort(ids, kind="stable")
+        shard_of = np.searchsorted(self._ends, ids[order], side="right")
+        wanted, records = {}, {}
+        for number in np.unique(shard_of):
+            file, windows = self.shards[number]
+            path = Path(self.path) / file
+            wanted[path] = (ids[order][shard_of == number] - self._ends[number] + windows).tolist()
+            records[path] = windows
+        read = np.empty((len(ids), self.seq + 1), self.dtype)
         try:
-            records = self._records.__getitems__(ids.tolist())
-            read = np.stack([np.frombuffer(record, self.dtype) for record in records])
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                "--data",
-                f"{self.path} is damaged ({str(error)[:200]})",
-                "make it again with exajax tokenise",
-            ) from error
-        if read.max() >= self.vocab_size:
-            raise InputError(
-                "--data",
-                f"{self.path} holds token {read.max()}, and its tokenizer has {self.vocab_size}",
-                "make it again with exajax tokenise",
-            )
+            for place, record in zip(order, _readers().read(wanted, records), strict=True):
+                if len(record) != read[place].nbytes:
+                    problem = f"holds a sequence of {len(record)} bytes, not {read[place].nbytes}"
+                    raise Malformed("", problem, AGAIN)
+                read[place] = np.frombuffer(record, self.dtype)
+            if read.max(initial=0) >= self.vocab_size:
+                problem = f"holds token {read.max()}, and its tokenizer has {self.vocab_size}"
+                raise Malformed("", problem, AGAIN)
+        except Malformed as error:
+            raise error.within("--data", Path(self.path)) from error
         return read.astype(np.int32)
+
+
+@functools.cache
+def _readers() -> Readers:
+    """The open shards of all datasets of this process."""
+    return Readers()

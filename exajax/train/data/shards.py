@@ -1,5 +1,6 @@
 """Writes a tokenised dataset: every window a record of its own, read at random later."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from exajax.errors import InputError
+from exajax.errors import InputError, RunFailed
+from exajax.files.reading import shown_path
 from exajax.runtime import to_json
 from exajax.train.data.dataset import FORMAT, MANIFEST, SPLITS
 from exajax.train.data.documents import Piece, Source, pieces, tokens
@@ -41,24 +43,41 @@ def write(
 
     Raises:
         InputError: the folder is there or cannot be made, or the text is too short.
+        RunFailed: it could not be written to the end, as on a full disk.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError("--out", f"{out} is there already", "give a new folder, or remove it")
+    check_free(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            "--out", f"cannot write to {out.parent}: {error.strerror}", "give another folder"
+            "--out", f"cannot write {shown_path(out)}: {why}", "give another folder"
         ) from error
     try:
         manifest = _fill(new, source, tokenizer, seq, watch)
         new.chmod(0o755)  # a temporary folder is for its owner alone
         new.replace(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
+        if isinstance(error, (OSError, RuntimeError)):  # what was read raises neither
+            why = getattr(error, "strerror", None) or error
+            problem = f"cannot write {shown_path(out)}: {why}; nothing of it is kept"
+            raise RunFailed(problem) from error
         raise
     return manifest
+
+
+def check_free(out: Path) -> None:
+    """Raises an `InputError` unless a folder is not there yet, or empty."""
+    name = shown_path(out)
+    try:
+        if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise InputError("--out", f"{name} is there already", "give a new folder, or remove it")
+    except OSError as error:
+        raise InputError(
+            "--out", f"cannot look at {name}: {error.strerror}", "give another folder"
+        ) from error
 
 
 def _fill(
@@ -92,6 +111,7 @@ def _fill(
             "files": len(source.files),
             "bytes": source.size_bytes,
             "sha256": source.sha256,
+            **source.listing.to_json(),
         },
         "splits": {name: split.shards for name, split in zip(SPLITS, splits, strict=True)},
     }

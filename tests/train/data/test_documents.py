@@ -67,9 +67,9 @@ def test_the_default_text_is_pythons_own_library():
     ("content", "says"),
     [
         (None, "does not exist"),
-        (b"", "is empty"),
-        (b"a\0b" * 9999, "is not text"),
-        (b"\xff\xfe" * 9999, "is not text"),
+        (b"", "is not text: empty"),
+        (b"a\0b" * 9999, "is not text: binary"),
+        (b"\xff\xfe" * 9999, "is not text: not UTF-8"),
         (b"cut in a character \xc3", "is not text"),
     ],
 )

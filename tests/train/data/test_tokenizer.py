@@ -49,7 +49,7 @@ def test_a_tokenizer_that_cannot_be_used_is_named(tmp_path, tokenizer_file):
     )
     (tmp_path / "broken.json").write_text("{}")
     for name, says in (
-        ("missing.json", "cannot read"),
+        ("missing.json", "does not exist"),
         ("broken.json", "is not a tokenizer"),
         ("endless.json", "no token that ends a document"),
     ):
