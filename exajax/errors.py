@@ -1,6 +1,8 @@
 """The error types that commands print on one line: bad input, and a run that failed."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -24,6 +26,50 @@ FAILED = 70
 
 class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
     """A run ended for what happened in it. Commands print it on one line and exit with code 1."""
+
+
+NO_FAULT_OF_OURS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room, or ask for a larger quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "give a folder that can be written",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close files of other processes",
+    errno.EIO: "look after the disk",
+    errno.ESTALE: "mount the file system again",
+}
+"""What a person can do about errors of the disk, by their number."""
+
+
+def of_the_disk(error: BaseException) -> int | None:
+    """Returns the number of an error that comes from the disk, None for any other.
+
+    Libraries wrap such errors, and some keep only their text: the error itself, and all that it was
+    raised from, are searched for both.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for number in NO_FAULT_OF_OURS:
+            if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
+                return number
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def failed_on_disk(error: BaseException) -> RunFailed | None:
+    """Returns what to print of an error that comes from the disk, None for any other."""
+    number = of_the_disk(error)
+    if number is None:
+        return None
+    what = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename:
+        what = f"{error.filename}: {error.strerror}"
+    elif len(what) > 300:
+        what = os.strerror(number)
+    return RunFailed(
+        f"{what}; {NO_FAULT_OF_OURS[number]}, and give the same command again: what was saved "
+        "before is kept"
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

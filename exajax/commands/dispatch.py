@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from exajax import distributed, interrupts, runtime
-from exajax.errors import FAILED, InputError, RunFailed
+from exajax.errors import FAILED, InputError, RunFailed, failed_on_disk
 from exajax.flags import Formatter, Parser
 from exajax.local_hosts import Interrupted, StageFailed
 from exajax.resilience.watchdog import ATTEMPT
@@ -102,17 +102,23 @@ def _code(run: Run, args: argparse.Namespace) -> int:
             print(f"exajax: error: {error}", file=sys.stderr)
         return 2
     except RunFailed as error:
-        if distributed.speaks():
-            print(f"exajax: failed: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(LAST_WORD_S)  # who ends first ends the job
-        return FAILED if ATTEMPT in os.environ else 1
+        return _failed(error)
     except StageFailed as error:
         print(error, file=sys.stderr)
         return 2 if error.code == 2 else 1
     except (Interrupted, KeyboardInterrupt):
         return interrupts.INTERRUPTED
-    except Exception:
+    except Exception as error:
+        if failure := failed_on_disk(error):
+            return _failed(failure)
         traceback.print_exc()
         print("exajax: failed, see above; this is not your input's fault", file=sys.stderr)
         return 1
+
+
+def _failed(error: RunFailed) -> int:
+    if distributed.speaks():
+        print(f"exajax: failed: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(LAST_WORD_S)  # who ends first ends the job
+    return FAILED if ATTEMPT in os.environ else 1

@@ -58,6 +58,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
     add("--result", help=argparse.SUPPRESS)
     add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints")
+    add(
+        "--keep-checkpoints",
+        type=int,
+        default=2,
+        metavar="N",
+        help="how many of the newest stay in the run folder, besides those in damaged/; 0: all",
+    )
     add("--local-checkpoints", type=Path, metavar="DIR", help="save on a disk of each host too")
     add("--local-every", type=int, default=10, metavar="N", help="steps between those")
     add = parser.add_argument_group("faults").add_argument
@@ -247,6 +254,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         before_writing=open_folder,
         checkpoints=path / "checkpoints",
         save_every=args.save_every,
+        keep=args.keep_checkpoints or None,
         initial=(lambda: initial.start(step, args.init, recipe.model)) if args.init else None,
         about={
             "recipe": recipe.to_json(),

@@ -46,6 +46,9 @@ once."""
 KILL_S = 30.0
 """Time that a process takes to end after SIGKILL at most, unless its driver or disk hangs."""
 
+PATIENCE_S = 60.0
+"""Time that a supervisor tries to write to a disk for, while nothing is being trained."""
+
 PAUSE_S = 2.0
 """A round that takes longer was held up, by the file system say, and others were as well."""
 
@@ -196,12 +199,16 @@ class Supervisor:
 
     def _rounds(self) -> int:
         over: int | None = None
+        good_s = time.monotonic()
         while over is None:
             began_s = time.monotonic()
             try:
                 over = self._round()
+                good_s = began_s
             except OSError as error:  # a full or a sick disk: the next round tries again
                 self._complain(error)
+                if self._worker is None and began_s - good_s > PATIENCE_S:
+                    raise
             if time.monotonic() - began_s > PAUSE_S:
                 self._look_anew()
             time.sleep(self._place.round_s)

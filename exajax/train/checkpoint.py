@@ -59,7 +59,7 @@ class Checkpoints:
     Args:
         folder: where they lie; made if it is not there.
         step: the workload on its mesh that saves and restores.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay; None is all.
         seed: of the run.
         events: where to tell what happens; the first process does.
         before_commit: called with the step of a checkpoint, in the thread that saves it, when this
@@ -72,7 +72,7 @@ class Checkpoints:
         folder: Path,
         step: TrainStep,
         *,
-        keep: int = 2,
+        keep: int | None = 2,
         seed: int = 0,
         events: EventLog | None = None,
         before_commit: Callable[[int], None] = lambda step: None,

@@ -112,13 +112,13 @@ def sweep(folder: Path, but: Path | None = None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def commit(saving: Path, step: int, keep: int) -> None:
+def commit(saving: Path, step: int, keep: int | None) -> None:
     """Makes a written folder the checkpoint of its step, and removes what it makes superfluous.
 
     Args:
         saving: the folder, its checksums in it.
         step: of the checkpoint.
-        keep: how many of the newest stay; they are proven.
+        keep: how many of the newest stay; None is all. They are proven.
     """
     folder = saving.parent
     final = folder / str(step)
@@ -127,7 +127,7 @@ def commit(saving: Path, step: int, keep: int) -> None:
     saving.rename(final)
     checksums.sync_folder(folder)
     sweep(folder)
-    for old in steps_in(folder)[keep:]:
+    for old in steps_in(folder)[keep:] if keep else ():
         _remove(folder / str(old))
     for old in steps_in(folder / DAMAGED)[1:]:
         _remove(folder / DAMAGED / str(old))

@@ -4,6 +4,7 @@ What fails on one process fails on all of them, and leaves the checkpoints that 
 were. What is written, and where, is a `Part`: of the shared folder or of a local disk.
 """
 
+import os
 import secrets
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from exajax.errors import of_the_disk
 from exajax.train.agreement import Agreement
 
 LIMIT_S = 1800.0
@@ -189,7 +191,9 @@ class Lane:
 
 
 def reason(error: BaseException) -> str:
-    """Returns an error on one line."""
+    """Returns an error on one line; of one that comes from the disk, what the disk said."""
+    if number := of_the_disk(error):
+        return os.strerror(number)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     # Where it happened comes first, at length, and the cause last.
     return text if len(text) <= 500 else f"{text[:200]} ... {text[-295:]}"

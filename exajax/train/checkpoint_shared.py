@@ -5,7 +5,9 @@ first one adds its own, and renames the folder.
 """
 
 import asyncio
+import logging
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from exajax.errors import of_the_disk
 from exajax.step import TrainState, TrainStep
 from exajax.train import checkpoint_folder as folders
 from exajax.train import checksums, regroup
@@ -26,6 +29,31 @@ FILE_BYTES = 256 * 2**20
 
 OWNED = "process_"
 """Orbax puts what process N writes under a name that ends so, with N."""
+
+
+class _Reported(logging.Filter):
+    """Keeps out of the log what Orbax and its threads say of a failed save: the save reports it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether a record is of something else than the disk."""
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or of_the_disk(error) is None
+
+
+def quiet() -> None:
+    """Leaves it to the save to say why it failed, which Orbax's threads say dozens of times."""
+    if getattr(sys.unraisablehook, "__module__", "") == __name__:
+        return
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_Reported())
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        # TensorStore's writes end after the loop that waited for the first one to fail.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
@@ -45,7 +73,7 @@ class SharedPart:
         step: updates that the state has seen.
         token: what tells this save from one of the same step that was left behind.
         notes: returns further files of the checkpoint by name, as JSON; called at the commit.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints stay; None is all.
     """
 
     def __init__(
@@ -54,12 +82,13 @@ class SharedPart:
         step: int,
         token: str,
         notes: Callable[[], Mapping[str, Any]],
-        keep: int,
+        keep: int | None,
     ) -> None:
         self._folder, self._step, self._notes, self._keep = folder, step, notes, keep
         self._saving = folder / f"{step}.{token}{folders.SAVING}"
         self._arrays = epath.Path(self._saving / folders.STATE)
         self._handler = handler()
+        quiet()
 
     def copy(self, state: TrainState) -> None:
         """Copies the arrays to the host; Orbax begins to write at once."""

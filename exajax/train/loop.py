@@ -107,6 +107,7 @@ def fit(
     evaluate_every: int = 50,
     checkpoints: Path | None = None,
     save_every: int = 50,
+    keep: int | None = 2,
     about: Mapping[str, Any] | None = None,
     loggers: Callable[[int], Sequence[Logger]] = lambda resumed_from: (),
     peak_flops: float | None = None,
@@ -135,6 +136,7 @@ def fit(
         evaluate_every: steps between evaluations; the last step is always evaluated.
         checkpoints: folder for checkpoints; None saves nothing.
         save_every: steps between checkpoints; the last step is always saved.
+        keep: how many of the newest checkpoints stay; None keeps all.
         about: facts to save with every checkpoint. Those under `data` say which samples the steps
             see, and must be those of the checkpoint that it goes on from.
         loggers: given the step it goes on from (0 if it begins), returns where metrics go. They
@@ -184,6 +186,7 @@ def fit(
             run.store = Checkpoints(
                 checkpoints,
                 step,
+                keep=keep,
                 seed=seed,
                 events=events,
                 before_commit=before_commit,
