@@ -175,6 +175,10 @@ def check_run_flags(args: argparse.Namespace) -> None:
         raise InputError("--metrics-port", f"{args.metrics_port}", "give a port from 0 to 65000")
     if args.save_every < 1:
         raise InputError("--save-every", f"{args.save_every}", "give a whole number from 1 on")
+    if not 0 <= args.keep_checkpoints < 10**9:
+        raise InputError(
+            "--keep-checkpoints", f"{args.keep_checkpoints}", "give a number of checkpoints, or 0"
+        )
 
 
 def recipe_of(args: argparse.Namespace, **changes: Any) -> Recipe:

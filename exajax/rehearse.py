@@ -229,6 +229,7 @@ def train_twin(job: Rehearsal) -> dict[str, Any]:
         f"--metrics-port={job.args.metrics_port}",
         f"--cluster={job.local}",
         f"--save-every={job.args.save_every}",
+        f"--keep-checkpoints={job.args.keep_checkpoints}",
         "--no-profile" if job.args.profile is False else "--profile",
         f"--result={result}",
         f"--hosts={HOSTS}",
