@@ -114,7 +114,8 @@ def add_recipe_flags(parser: argparse.ArgumentParser, model: str = MODEL) -> Non
         "--packed",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="keep attention within a document",
+        help="train on each document of a sequence apart: attention stays within it, positions "
+        "begin anew, and its last token has no target",
     )
     add("--attention", choices=ATTENTIONS, default="auto", help="auto is flash where it works")
     add("--steps", type=int, default=100, metavar="N", help="optimizer steps in total")

@@ -69,7 +69,8 @@ class Recipe:
         sequence_parallel: whether `model` divides the sequence between sublayers.
         moe: what an expert does with too many tokens, of `MIXTURES`.
         capacity_factor: room of an expert, as a multiple of an even share (`capacity`).
-        packed: whether attention stays within a document.
+        packed: whether the documents of a sequence are trained on apart: attention stays within
+            one, positions begin anew with it, and the first token of the next is no target.
         steps: optimizer steps in total.
         learning_rate: peak, reached after the warm-up.
         warmup_steps: steps of linear warm-up.

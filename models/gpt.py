@@ -12,6 +12,7 @@ from exajax.models.layers import (
     QKV,
     RESIDUAL,
     Decoder,
+    Documents,
     Embedding,
     How,
     Stack,
@@ -39,7 +40,7 @@ class Attention(nnx.Module):
         scale = 0.02 / (2 * config.layers) ** 0.5
         self.out = matrix((N, H), D, ("heads", "head", "embed"), scale=scale)
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> jax.Array:
         heads = ("batch", "tokens", "heads", None)
         q_BTNH, k_BTNH, v_BTNH = (
             kept_as(name, constrain(project(x_BTD), heads))
@@ -52,7 +53,7 @@ class Attention(nnx.Module):
             flash=self.flash,
             again=self.again,
             causal=self.causal,
-            segments_BT=segments_BT,
+            segments_BT=None if documents is None else documents.number_BT,
         )
         return kept_as("mixed", self.out(constrain(mixed_BTNH, heads)))
 
@@ -70,9 +71,9 @@ class Block(nnx.Module):
         scale = 0.02 / (2 * config.layers) ** 0.5
         self.down = matrix(F, D, ("mlp", "embed"), scale=scale)
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> Streamed:
+    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> Streamed:
         with jax.named_scope("attention_block"):
-            mixed_BTD = self.attention(self.attention_norm(x_BTD), segments_BT)
+            mixed_BTD = self.attention(self.attention_norm(x_BTD), documents)
             x_BTD = constrain(x_BTD + mixed_BTD, RESIDUAL)
         with jax.named_scope("mlp"):
             up_BTF = kept_as("up", self.up(self.mlp_norm(x_BTD)))
@@ -103,10 +104,14 @@ class GPT(Decoder):
         )
         self.norm = layer_norm(D, rngs=rngs)
 
-    def enter(self, tokens_BT: jax.Array) -> jax.Array:
+    def enter(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         with jax.named_scope("embed"):
-            position_TD = self.position[...][zigzag_order(tokens_BT.shape[1])]
-            return constrain(self.embed(zigzag(tokens_BT)) + position_TD, RESIDUAL)
+            if segments_BT is None:
+                position_TD = self.position[...][zigzag_order(tokens_BT.shape[1])]
+                return constrain(self.embed(zigzag(tokens_BT)) + position_TD, RESIDUAL)
+            positions_BT = Documents.of(segments_BT).position_BT
+            position_BTD = jnp.take(self.position[...], positions_BT, axis=0)
+            return constrain(self.embed(zigzag(tokens_BT)) + position_BTD, RESIDUAL)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         with jax.named_scope("logits"):

@@ -17,6 +17,7 @@ from exajax.models.mixtral import Mixtral
 from exajax.models.presets import ModelConfig
 from exajax.optimizer import optimizer
 from exajax.recipe import Recipe
+from exajax.weighted import Loss
 from exajax.workload import Batch, Stages, Workload
 
 FAMILIES: dict[str, type[GPT | Llama | Mixtral]] = {"gpt": GPT, "llama": Llama, "mixtral": Mixtral}
@@ -77,13 +78,31 @@ def workload(recipe: Recipe, platform: str) -> Workload:
 
 
 def _enter(model: Decoder, batch: Batch) -> jax.Array:
-    return model.enter(batch["inputs"])
+    return model.enter(batch["inputs"], batch.get("segments"))
 
 
 def _body(model: Decoder, x_BTD: jax.Array, batch: Batch) -> Streamed:
     return model.body(x_BTD, batch.get("segments"))
 
 
-def _exit(model: Decoder, x_BTD: jax.Array, batch: Batch, *, recipe: Recipe) -> jax.Array:
-    targets_BT = zigzag(batch["targets"])
-    return cross_entropy(model.head(x_BTD), targets_BT, recipe.model.vocab, z_loss=recipe.z_loss)
+def _exit(model: Decoder, x_BTD: jax.Array, batch: Batch, *, recipe: Recipe) -> Loss:
+    return cross_entropy(
+        model.head(x_BTD),
+        zigzag(batch["targets"]),
+        recipe.model.vocab,
+        weights=zigzag(counted(batch)) if "segments" in batch else None,
+        z_loss=recipe.z_loss,
+    )
+
+
+def counted(batch: Batch) -> jax.Array:
+    """Returns which targets of packed documents count in the loss, booleans [B, T].
+
+    The first token of a document does not follow from the one before it, so it is no target. Behind
+    the last token of a sequence `segments` does not reach: there the data has a negative target.
+    """
+    segments_BT = batch["segments"]
+    same_BT = jnp.pad(
+        segments_BT[:, 1:] == segments_BT[:, :-1], ((0, 0), (0, 1)), constant_values=True
+    )
+    return same_BT & (batch["targets"] >= 0)

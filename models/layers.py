@@ -7,7 +7,7 @@ width, V vocabulary, L layers.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,12 +98,44 @@ def _look_up(table_VD: jax.Array, tokens_BT: jax.Array, *, axes: Sequence[str]) 
     return jax.lax.psum(jnp.where(mine_BT1, found_BTD, 0), "model")
 
 
-def rotary(x_BTNH: jax.Array, theta: float) -> jax.Array:
-    """Turns pairs (i, i + H/2) of every head by position x theta^(-2i/H) (arXiv:2104.09864)."""
+class Documents(NamedTuple):
+    """The documents that are packed into a batch of sequences, laid as `zigzag` lays the stream.
+
+    Attributes:
+        number_BT: number of the document that a token is of.
+        position_BT: place of the token in its document. A document that began before the sequence
+            counts from the sequence's first token, since nothing before that can be seen.
+    """
+
+    number_BT: jax.Array
+    position_BT: jax.Array
+
+    @classmethod
+    def of(cls, segments_BT: jax.Array) -> "Documents":
+        """Returns the documents of sequences whose tokens lie in order."""
+        places_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
+        begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
+        first_BT = jax.lax.cummax(jnp.where(begins_BT, places_T, 0), axis=1)
+        laid = (zigzag(x_BT) for x_BT in (segments_BT, places_T - first_BT))
+        return cls(*(constrain(x_BT, ("batch", "tokens")) for x_BT in laid))
+
+
+def rotary(x_BTNH: jax.Array, theta: float, positions_BT: jax.Array | None = None) -> jax.Array:
+    """Turns pairs (i, i + H/2) of every head by position x theta^(-2i/H) (arXiv:2104.09864).
+
+    Args:
+        x_BTNH: queries or keys.
+        theta: base of the angles.
+        positions_BT: position of every token; None counts from the beginning of the sequence.
+    """
     T, H = x_BTNH.shape[1], x_BTNH.shape[-1]
     frequency_H = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
-    angle_TH = jnp.asarray(zigzag_order(T), jnp.float32)[:, None] * frequency_H
-    cos, sin = jnp.cos(angle_TH)[:, None], jnp.sin(angle_TH)[:, None]
+    if positions_BT is None:
+        positions = jnp.asarray(zigzag_order(T), jnp.float32)
+    else:
+        positions = positions_BT.astype(jnp.float32)
+    angle = positions[..., None] * frequency_H
+    cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTNH.dtype)
@@ -178,7 +210,7 @@ class Stack(nnx.Module):
     in the same order.
 
     Args:
-        block: makes one block; called with the stream and the segments it returns `Streamed`.
+        block: makes one block; called with the stream and its documents it returns `Streamed`.
         layers: number of blocks.
         parts: V.
         name: logical name of the stacked axis.
@@ -203,12 +235,12 @@ class Stack(nnx.Module):
             self.blocks = build(rngs.split(layers))
 
     def __call__(
-        self, x_BTD: jax.Array, segments_BT: jax.Array | None = None, *, remat: str = "none"
+        self, x_BTD: jax.Array, documents: Documents | None = None, *, remat: str = "none"
     ) -> Streamed:
         graph, stacked = nnx.split(self.blocks)
 
         def step(x_BTD: jax.Array, one_layer: nnx.State) -> Streamed:
-            x_BTD, loss = nnx.merge(graph, one_layer)(x_BTD, segments_BT)
+            x_BTD, loss = nnx.merge(graph, one_layer)(x_BTD, documents)
             return constrain(x_BTD, RESIDUAL), loss
 
         if REMAT_POLICIES[remat]:
@@ -237,8 +269,13 @@ class Decoder(nnx.Module):
     stack: Stack
     remat: str
 
-    def enter(self, tokens_BT: jax.Array) -> jax.Array:
-        """Returns the residual stream [B, T, D] that tokens begin with."""
+    def enter(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        """Returns the residual stream [B, T, D] that tokens begin with.
+
+        Args:
+            tokens_BT: tokens, in order.
+            segments_BT: number of the document of each; None is one document.
+        """
         raise NotImplementedError
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
@@ -247,12 +284,12 @@ class Decoder(nnx.Module):
 
     def body(self, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> Streamed:
         """Returns the stream behind the blocks that this module holds, and their loss."""
-        segments_BT = None if segments_BT is None else zigzag(segments_BT)
-        return self.stack(x_BTD, segments_BT, remat=self.remat)
+        documents = None if segments_BT is None else Documents.of(segments_BT)
+        return self.stack(x_BTD, documents, remat=self.remat)
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         """Returns logits [B, T, V] for the token after each of `tokens_BT`.
 
         Where `context` divides the sequence they lie as `zigzag` lays it.
         """
-        return self.head(self.body(self.enter(tokens_BT), segments_BT)[0])
+        return self.head(self.body(self.enter(tokens_BT, segments_BT), segments_BT)[0])

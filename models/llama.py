@@ -11,6 +11,7 @@ from exajax.models.layers import (
     PLAIN,
     RESIDUAL,
     Decoder,
+    Documents,
     Embedding,
     How,
     Stack,
@@ -38,10 +39,12 @@ class Attention(nnx.Module):
         scale = 0.02 / (2 * config.layers) ** 0.5
         self.out = matrix((N, H), D, ("heads", "head", "embed"), scale=scale)
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> jax.Array:
         heads, kv_heads = ("batch", "tokens", "heads", None), ("batch", "tokens", "kv_heads", None)
-        q_BTNH = kept_as("query", rotary(constrain(self.query(x_BTD), heads), self.theta))
-        k_BTKH = kept_as("key", rotary(constrain(self.key(x_BTD), kv_heads), self.theta))
+        places_BT = None if documents is None else documents.position_BT
+        q_BTNH, k_BTKH = constrain(self.query(x_BTD), heads), constrain(self.key(x_BTD), kv_heads)
+        q_BTNH = kept_as("query", rotary(q_BTNH, self.theta, places_BT))
+        k_BTKH = kept_as("key", rotary(k_BTKH, self.theta, places_BT))
         v_BTKH = kept_as("value", constrain(self.value(x_BTD), kv_heads))
         mixed_BTNH = attention(
             q_BTNH,
@@ -49,7 +52,7 @@ class Attention(nnx.Module):
             v_BTKH,
             flash=self.flash,
             again=self.again,
-            segments_BT=segments_BT,
+            segments_BT=None if documents is None else documents.number_BT,
         )
         return kept_as("mixed", self.out(constrain(mixed_BTNH, heads)))
 
@@ -79,9 +82,9 @@ class Block(nnx.Module):
         self.mlp_norm = rms_norm(config.width, rngs=rngs)
         self.mlp = SwiGLU(config, how, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> Streamed:
+    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> Streamed:
         with jax.named_scope("attention_block"):
-            mixed_BTD = self.attention(self.attention_norm(x_BTD), segments_BT)
+            mixed_BTD = self.attention(self.attention_norm(x_BTD), documents)
             x_BTD = constrain(x_BTD + mixed_BTD, RESIDUAL)
         with jax.named_scope("mlp"):
             return x_BTD + self.mlp(self.mlp_norm(x_BTD)), jnp.zeros(())
@@ -111,7 +114,7 @@ class Llama(Decoder):
             lambda r: Block(config, how, rngs=r), config.layers, parts=how.interleave, rngs=rngs
         )
 
-    def enter(self, tokens_BT: jax.Array) -> jax.Array:
+    def enter(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         with jax.named_scope("embed"):
             return constrain(self.embed(zigzag(tokens_BT)), RESIDUAL)
 

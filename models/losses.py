@@ -6,15 +6,18 @@ Shapes: logits [..., V] and targets [...]; in front stand [B, T] for tokens, [B]
 import jax
 import jax.numpy as jnp
 
+from exajax.weighted import Loss, weighted_mean
+
 
 def cross_entropy(
     logits: jax.Array,
     targets: jax.Array,
     vocab: int,
     *,
+    weights: jax.Array | None = None,
     z_loss: float = 0.0,
     smoothing: float = 0.0,
-) -> jax.Array:
+) -> Loss:
     """Mean negative log-likelihood in nats, with two regularisers that are off by default.
 
     What pads the vocabulary has no probability: the logits of published weights are far below the
@@ -27,6 +30,8 @@ def cross_entropy(
         logits: scores before the softmax, [..., V].
         targets: the right class, whole numbers [...].
         vocab: how many of the V are classes; the rest pads.
+        weights: how much each target counts, [...]; a target of weight 0 may be no class. None
+            counts all the same, and returns a scalar.
         z_loss: weight of the mean squared log of the softmax's normaliser, which keeps logits from
             drifting (PaLM, arXiv:2204.02311, section 5).
         smoothing: share of the target that is spread evenly over all classes (arXiv:1512.00567,
@@ -42,6 +47,8 @@ def cross_entropy(
     if smoothing:
         spread = jnp.sum(jnp.where(known_V, logits, 0.0), axis=-1) / vocab
         picked = (1 - smoothing) * picked + smoothing * spread
+    if weights is not None:
+        return weighted_mean(normaliser - picked + z_loss * jnp.square(normaliser), weights)
     loss = jnp.mean(normaliser - picked)
     return loss + z_loss * jnp.mean(jnp.square(normaliser)) if z_loss else loss
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from exajax.models.experts import dropless, imbalance, with_capacity
-from exajax.models.layers import RESIDUAL, How, Stack, Streamed, rms_norm, weight
+from exajax.models.layers import RESIDUAL, Documents, How, Stack, Streamed, rms_norm, weight
 from exajax.models.llama import Attention, Llama
 from exajax.models.llama import Block as Dense
 from exajax.models.presets import ModelConfig
@@ -60,9 +60,9 @@ class Block(nnx.Module):
         self.mlp_norm = rms_norm(config.width, rngs=rngs)
         self.moe = Experts(config, how, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> Streamed:
+    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> Streamed:
         with jax.named_scope("attention_block"):
-            mixed_BTD = self.attention(self.attention_norm(x_BTD), segments_BT)
+            mixed_BTD = self.attention(self.attention_norm(x_BTD), documents)
             x_BTD = constrain(x_BTD + mixed_BTD, RESIDUAL)
         with jax.named_scope("moe"):
             fed_BTD, loss = self.moe(self.mlp_norm(x_BTD))
@@ -78,9 +78,9 @@ class Group(nnx.Module):
         )
         self.mixture = Block(config, how, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> Streamed:
-        x_BTD, _ = self.dense(x_BTD, segments_BT)
-        return self.mixture(x_BTD, segments_BT)
+    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> Streamed:
+        x_BTD, _ = self.dense(x_BTD, documents)
+        return self.mixture(x_BTD, documents)
 
 
 class Mixtral(Llama):

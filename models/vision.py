@@ -11,6 +11,7 @@ from exajax.models.losses import accuracy, cross_entropy
 from exajax.models.vit import ViT
 from exajax.optimizer import optimizer
 from exajax.recipe import Recipe
+from exajax.weighted import Loss
 from exajax.workload import Batch, Stages, Workload
 
 FAMILIES = {"vit": ViT}
@@ -35,7 +36,7 @@ def workload(recipe: Recipe, platform: str) -> Workload:
     def build(rngs: nnx.Rngs) -> nnx.Module:
         return FAMILIES[model.family](model, how, rngs=rngs)
 
-    def exit(module: ViT, x_BTD: jax.Array, batch: Batch) -> jax.Array:
+    def exit(module: ViT, x_BTD: jax.Array, batch: Batch) -> Loss:
         return cross_entropy(
             module.head(x_BTD),
             batch["labels"],
@@ -66,7 +67,7 @@ def accurate(recipe: Recipe) -> Stages:
     return _stages(exit, recipe.interleave)
 
 
-def _stages(exit: Callable[[ViT, jax.Array, Batch], jax.Array], parts: int) -> Stages:
+def _stages(exit: Callable[[ViT, jax.Array, Batch], Loss], parts: int) -> Stages:
     return Stages(
         enter=lambda module, batch: module.enter(batch["images"]),
         body=lambda module, x_BTD, batch: module.body(x_BTD),

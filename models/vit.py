@@ -48,7 +48,7 @@ class ViT(Decoder):
         self.norm = layer_norm(D, rngs=rngs)
         self.logits = weight(D, V, ("embed", "vocab"), bias=True, rngs=rngs)
 
-    def enter(self, images_BSSC: jax.Array) -> jax.Array:
+    def enter(self, images_BSSC: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         with jax.named_scope("embed"):
             # In the type of the parameters: pixels in fp32 would make the whole pass fp32.
             pixels_BTP = patches(images_BSSC.astype(self.embed.kernel[...].dtype), self.patch)

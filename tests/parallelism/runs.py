@@ -48,11 +48,13 @@ def step_on(mesh: MeshSpec, family: str, **options: Any) -> TrainStep:
 
 
 def batch_of(step: TrainStep, number: int) -> dict[str, jax.Array]:
-    """Random tokens in documents of about ten."""
+    """Random tokens in documents of about ten; packed, some end with their sequence."""
     rng = np.random.default_rng(number)
     tokens = rng.integers(0, 256, (BATCH, 33)).astype(np.int32)
     ends = np.cumsum(rng.random((BATCH, 32)) < 0.1, axis=1).astype(np.int32)
-    arrays = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segments": ends}
+    arrays = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:].copy(), "segments": ends}
+    if "segments" in step.batch:
+        arrays["targets"][::3, -1] = -1
     return {k: jax.device_put(arrays[k], leaf.sharding) for k, leaf in step.batch.items()}
 
 

@@ -42,6 +42,7 @@ MORE = [
     ("llama", "data=2,context=2,model=2", {"packed": True, "remat": "full"}),
     ("llama", "pipe=2,data=4", {"zero": 3, "micro_batch": 2, "remat": "none"}),
     ("llama", "pipe=2,data=2,fsdp=2", {"zero": 2, "packed": True}),
+    ("gpt", "pipe=2,context=2,data=2", {"packed": True}),
     ("llama", "fsdp=2,context=2,model=2", {"micro_batch": 4, "sequence_parallel": False}),
     ("llama", "data=4,model=2", {"zero": 1, "remat": "offload", "micro_batch": 1}),
     ("mixtral", "pipe=2,expert=2,model=2", {"moe": "dropless"}),

@@ -33,7 +33,10 @@ class TextBatches:
         corpus: the text.
         batch: sequences of a step.
         seed: of the order.
-        packed: whether batches also say which document of the window a token is of, `segments`.
+        packed: whether documents of a window are trained on apart. Batches then also have
+            `segments`, the document of the window that a token is of, and the target behind the end
+            of a document is -1: it does not count in the loss. A window may begin in the middle of
+            a document, which then is a document of its own.
     """
 
     corpus: Corpus
@@ -117,7 +120,9 @@ class TextBatches:
             tokens[mine] = parts[number].read(ids[mine] - firsts[number])
         batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
         if self.packed:
-            batch["segments"] = segments(tokens, self.corpus.vocabulary.end_of_document)
+            end = self.corpus.vocabulary.end_of_document
+            batch["segments"] = segments(tokens, end)
+            batch["targets"] = np.where(batch["inputs"] == end, np.int32(-1), batch["targets"])
         return batch
 
 

@@ -1,5 +1,6 @@
 """The order of the samples: it follows from seed and position, on any hosts, after any restart."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -129,6 +130,20 @@ def test_packed_batches_say_their_segments():
     assert batch["segments"].shape == (2, SEQ)
     assert batch["segments"].dtype == np.int32
     assert batches.identity != TextBatches(corpus(50), 8, 0).identity
+
+
+def test_the_target_behind_the_end_of_a_document_does_not_count():
+    tokens = np.array([5, 6, 0, 7, 8, 9, 9, 0, 9, 9, 9, 9, 9, 9, 0, 9, 9])
+    windows = WindowsInMemory(tokens, 4)
+    text = Corpus("test", (Part("part", 1.0, "", 1, windows, windows),), ByteTokenizer(), 4)
+    packed = TextBatches(text, 4, 0, packed=True)
+    batch = next(packed.iterate(0, np.arange(4)))
+    plain = next(dataclasses.replace(packed, packed=False).iterate(0, np.arange(4)))
+    ends = plain["inputs"] == packed.corpus.vocabulary.end_of_document
+    assert ends[:, -1].any()  # the last place too, which segments do not reach
+    np.testing.assert_array_equal(batch["targets"], np.where(ends, -1, plain["targets"]))
+    np.testing.assert_array_equal(batch["inputs"], plain["inputs"])
+    assert (batch["targets"] == 0).any()  # the end itself is the target of what precedes it
 
 
 def test_an_error_while_reading_ahead_reaches_the_reader():
