@@ -1,10 +1,13 @@
 """Keeps compiled steps on disk, so that a run that compiles the same again starts at once.
 
-The cache is JAX's own; here is where it lies, whether it helped, and where it must not be used.
+The cache is JAX's own; here is where it lies, whether it helped, and where it must not be used. XLA
+leaves the order of collectives out of a program for CPU devices: it is put back when the program is
+read (`exajax.collective_order`).
 """
 
 import contextlib
 import hashlib
+import logging
 import os
 import platform
 import time
@@ -16,14 +19,20 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import compilation_cache as jax_internals
+from jax._src.compilation_cache_interface import CacheInterface
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from exajax import units
+from exajax import collective_order, units
 
 T = TypeVar("T")
 
 SETTINGS: Any = jax.config  # its names are made at run time
+
+LOGGER = logging.getLogger(__name__)
+
+FILE_CACHE = jax_internals.get_file_cache
 
 MIN_COMPILE_S = 1.0
 """What compiles faster is not worth a file."""
@@ -47,13 +56,55 @@ class Compilation:
         return f"step {verb} in {units.show(self.seconds, 's')}, compilation cache {self.cache}"
 
 
-def enable() -> str:
+class Store(CacheInterface):
+    """JAX's folder of compiled programs, which gives back what can be run.
+
+    Args:
+        kept: JAX's own.
+        anew: whether nothing is read, and what is compiled takes the place of what was there.
+    """
+
+    def __init__(self, kept: Any, anew: bool) -> None:
+        self._kept, self._anew = kept, anew
+        self._path = kept._path
+
+    def get(self, key: str) -> bytes | None:
+        """Returns the compressed program of a key, None if it has to be compiled."""
+        entry: bytes | None = None if self._anew else self._kept.get(key)
+        if entry is None or jax.default_backend() != "cpu":
+            return entry
+        try:
+            program, seconds = jax_internals.extract_executable_and_time(
+                jax_internals.decompress_executable(entry)
+            )
+            in_order = collective_order.put_back(program)
+        except Exception as error:  # of the decompression there are several kinds
+            LOGGER.warning("%s is compiled anew: what the cache has of it is %s", key, error)
+            return None
+        if in_order is program:
+            return entry
+        return jax_internals.compress_executable(
+            jax_internals.combine_executable_and_time(in_order, seconds)
+        )
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keeps the compressed program of a key."""
+        if self._anew:
+            (self._path / f"{key}-cache").unlink(missing_ok=True)
+        self._kept.put(key, value)
+
+
+def enable(anew: bool = False) -> str:
     """Turns the cache on for this process, before its first large compilation.
 
     It lies in the user's cache folder (`$XDG_CACHE_HOME/exajax/jax`, or `~/.cache/exajax/jax`), one
     folder for each kind of host. JAX's own settings come first: `JAX_COMPILATION_CACHE_DIR` for
     another folder, `JAX_ENABLE_COMPILATION_CACHE=false` for none. In a job of several processes,
     all of them must call it.
+
+    Args:
+        anew: whether nothing is read, because what is there is not to be trusted, and what is
+            compiled takes its place.
 
     Returns:
         Where the cache is, or why there is none.
@@ -64,11 +115,23 @@ def enable() -> str:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         SETTINGS.update("jax_compilation_cache_dir", str(root / "exajax" / "jax" / host_kind()))
         SETTINGS.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
+    keep(anew)
     folder = str(SETTINGS.jax_compilation_cache_dir)
     problem = None if "://" in folder else _problem(Path(folder))
     if problem:
         SETTINGS.update("jax_enable_compilation_cache", False)
     return problem or folder
+
+
+def keep(anew: bool = False) -> None:
+    """Lets JAX keep compiled programs in a `Store`, wherever its settings say."""
+
+    def file_cache(path: str) -> tuple[CacheInterface, str] | None:
+        kept = FILE_CACHE(path)
+        return kept and (Store(kept[0], anew), kept[1])
+
+    jax_internals.get_file_cache = file_cache
+    jax_cache.reset_cache()  # it asks once
 
 
 def _problem(folder: Path) -> str | None:

@@ -189,7 +189,9 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     from exajax.train import initial
     from exajax.train.loop import Every, Profile, Progress, fit
 
-    cache = compilation_cache.enable()
+    cache = compilation_cache.enable(anew=bool(os.environ.get(watchdog.ANEW)))
+    if watch:
+        watch.reads_cache = True
     devices = jax.devices()
     if recipe.precision == "fp8":
         fp8.check(devices[0])
@@ -211,6 +213,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
 
     def open_folder(compilation: Compilation) -> None:
         """Takes the run folder, once the step is known to fit the devices."""
+        if watch:
+            watch.reads_cache = compilation.cache == "hit"
         if first:
             print(f"{compilation} ({cache})", file=out, flush=True)
         if first and not args.result:

@@ -72,6 +72,7 @@ class Worker:
         step: the update that it is at or behind.
         turns: phases that it has turned to. Hosts of one program turn to the same ones: who has
             turned to fewer is who the others wait for.
+        unproven: whether it runs a program from the compilation cache for one of the first times.
     """
 
     pid: int
@@ -80,6 +81,7 @@ class Worker:
     phase: str
     step: int
     turns: int
+    unproven: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Attempt:
         newest: step of the newest checkpoint when it was decided, -1 if there was none.
         code: exit code of the job that is over.
         reason: why it ends, in words.
+        anew: whether workers compile and read nothing from the compilation cache; of an attempt
+            that has ended, whether those of the next one do.
     """
 
     number: int
@@ -114,6 +118,7 @@ class Attempt:
     newest: int = -1
     code: int | None = None
     reason: str = ""
+    anew: bool = False
 
 
 class Control:

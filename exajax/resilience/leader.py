@@ -31,6 +31,10 @@ TOO_EARLY = 128 + 15
 ABORTED = 134
 """Exit code of a process that JAX aborts since another has gone."""
 
+PROGRAM_FAULTS = {128 + 4, ABORTED, 128 + 7, 128 + 8, 128 + 11, STUCK}
+"""Exit codes of a process whose compiled program may be to blame: SIGILL, SIGABRT, SIGBUS, SIGFPE,
+SIGSEGV, and one that was stuck."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -136,7 +140,9 @@ class Leader:
         return here
 
     def _begin(self, here: dict[int, Host], before: Attempt | None, epoch: int, stop: bool) -> None:
-        blank = Attempt(before.number if before else 0, epoch, self._job, "end", newest=-2)
+        anew = before is not None and before.anew and before.code == 1
+        number = before.number if before else 0
+        blank = Attempt(number, epoch, self._job, "end", newest=-2, anew=anew)
         if stop:
             self._say(dataclasses.replace(blank, state="over", code=130))
         else:
@@ -193,7 +199,14 @@ class Leader:
             reason=why,
         )
         self._tell(f"attempt {now.number}: {why}")
-        self._say(dataclasses.replace(now, state="end", reason=why))
+        unproven = any(worker.unproven for worker in said.values())
+        anew = unproven and ended.get(host) in PROGRAM_FAULTS
+        if anew:
+            self._tell(
+                f"attempt {now.number} read its step from the compilation cache and ended in the "
+                "first steps: the next attempt compiles it anew"
+            )
+        self._say(dataclasses.replace(now, state="end", reason=why, anew=anew))
 
     def _said(self, host: int, now: Attempt) -> Worker | None:
         worker = self._control.worker(host)
@@ -246,6 +259,7 @@ class Leader:
                 layout.micro_batch,
                 fruitless,
                 newest,
+                anew=now.anew and now.state == "end",
             )
         )
 

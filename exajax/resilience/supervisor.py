@@ -300,6 +300,7 @@ class Supervisor:
             local_hosts.LAUNCHER: self._place.why,
             watchdog.ATTEMPT: f"{self._place.host}:{attempt.number}",
             watchdog.DEADLINES: str(self._deadlines),
+            watchdog.ANEW: "1" if attempt.anew else "",
             LIFELINE: "1",
         }
         speaks = attempt.members[0] == self._place.host

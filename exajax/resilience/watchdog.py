@@ -30,9 +30,21 @@ SUPERSEDED = 76
 ATTEMPT, DEADLINES = "EXAJAX_ATTEMPT", "EXAJAX_DEADLINES"
 """Environment of a supervised process: `HOST:NUMBER` of its attempt, and its deadlines."""
 
+ANEW = "EXAJAX_COMPILE_ANEW"
+"""Environment of a supervised process that reads nothing from the compilation cache."""
+
+FIRST = 10
+"""A program from the compilation cache that has run so often in an attempt is not to blame for
+what happens later."""
+
 
 class Watchdog:
     """Watches the main thread of this process; call it with every phase that training turns to.
+
+    Attributes:
+        events: where phases go.
+        reads_cache: whether programs may come from the compilation cache; once the step is there,
+            whether it did.
 
     Args:
         control: of the run.
@@ -58,6 +70,8 @@ class Watchdog:
         self._control, self._host, self._attempt = control, host, attempt
         self._deadlines, self.events, self._every_step = deadlines, events, every_step
         self._at = ("start", 0, 0, time.monotonic())
+        self.reads_cache = False
+        self._times: collections.Counter[str] = collections.Counter()
         self._step_times_s: collections.deque[float] = collections.deque(maxlen=100)
         self._ended = threading.Event()
         self._beat = 0
@@ -71,6 +85,7 @@ class Watchdog:
         now_s = time.monotonic()
         if before == phase == "step":
             self._step_times_s.append(now_s - since_s)
+        self._times[phase] += 1
         self._at = phase, step, turns + 1, now_s  # one assignment: the thread sees all of it
         if phase != before or self._every_step:
             self.events.write("phase", phase=phase, step=step)
@@ -99,8 +114,9 @@ class Watchdog:
     def _say(self) -> None:
         self._beat += 1
         phase, step, turns, _ = self._at
+        unproven = self.reads_cache and self._times[phase] <= FIRST
         self._control.publish_worker(
-            self._host, Worker(os.getpid(), self._attempt, self._beat, phase, step, turns)
+            self._host, Worker(os.getpid(), self._attempt, self._beat, phase, step, turns, unproven)
         )
 
     def _give_up(self, phase: str, step: int, waited_s: float) -> None:

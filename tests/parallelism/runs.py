@@ -1,14 +1,18 @@
 """A few real steps of a small model on any mesh, and how two of them are compared."""
 
+import contextlib
 import dataclasses
 import functools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from exajax import MeshSpec, Recipe, TrainStep
+from exajax import MeshSpec, Recipe, TrainStep, compilation_cache
 from exajax.models import language
 from exajax.models.presets import PRESETS, ModelConfig
 
@@ -17,8 +21,9 @@ TOLERANCE = 1e-5
 
 
 class Run(NamedTuple):
-    """What training left behind."""
+    """What training left behind, and whether update and loss came from the compilation cache."""
 
+    cache: list[str]
     losses: list[float]
     gradients: Any
     params: Any
@@ -61,14 +66,41 @@ def batch_of(step: TrainStep, number: int) -> dict[str, jax.Array]:
 def train(mesh: MeshSpec, family: str, **options: Any) -> Run:
     """Returns what five steps of AdamW leave behind."""
     step = step_on(mesh, family, **options)
+    update, how = compilation_cache.watch(step.update.lower(step.state, step.batch).compile)
+    evaluate, how_too = compilation_cache.watch(
+        step.evaluate.lower(step.state.params, step.batch).compile
+    )
     state, losses, gradients = step.init(np.uint32(0)), [], None
     for number in range(STEPS):
-        state, metrics = step.update(state, batch_of(step, number))
+        state, metrics = update(state, batch_of(step, number))
         losses.append(float(metrics["loss"]))
         if gradients is None:  # AdamW's first moment is a tenth of the first gradient
             gradients = jax.device_get(optax.tree_utils.tree_get(state.optimizer, "mu"))
-    validation = float(step.evaluate(state.params, batch_of(step, STEPS)))
-    return Run(losses, _known(gradients, step), _known(state.params, step), validation)
+    validation = float(evaluate(state.params, batch_of(step, STEPS)))
+    cache = [how.cache, how_too.cache]
+    return Run(cache, losses, _known(gradients, step), _known(state.params, step), validation)
+
+
+@contextlib.contextmanager
+def programs_kept_in(folder: Path) -> Iterator[None]:
+    """Within, JAX keeps every program that is compiled in a folder, as in a run of `exajax train`.
+
+    A step that is built again is compiled again: it is read from there.
+    """
+    changed = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in changed}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    compilation_cache.keep()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.keep()
 
 
 @functools.cache
@@ -78,8 +110,15 @@ def alone(family: str, packed: bool, moe: str) -> Run:
 
 
 def assert_same_as_alone(mesh: MeshSpec, family: str, **options: Any) -> None:
-    """Compares losses, first gradients and final parameters, each by its tensor's norm."""
-    got = train(mesh, family, **options)
+    """Compares losses, first gradients and final parameters, each by its tensor's norm.
+
+    What is read from the compilation cache leaves the same bits behind as what was compiled.
+    """
+    with tempfile.TemporaryDirectory() as folder, programs_kept_in(Path(folder)):
+        got = train(mesh, family, **options)
+        read = train(mesh, family, **options)
+    assert (got.cache, read.cache) == (["miss", "miss"], ["hit", "hit"])
+    jax.tree.map(np.testing.assert_array_equal, read[1:], got[1:])
     expected = alone(family, options.get("packed", False), options.get("moe", "capacity"))
     np.testing.assert_allclose(got.losses, expected.losses, rtol=TOLERANCE)
     np.testing.assert_allclose(got.validation_loss, expected.validation_loss, rtol=TOLERANCE)

@@ -33,6 +33,7 @@ def test_each_pair_of_axes(pair):
 
 QUICK = [
     ("gpt", "pipe=2,data=2,model=2", {"zero": 1}),
+    ("llama", "pipe=2,fsdp=4", {}),
     ("llama", "pipe=2,context=2,model=2", {"schedule": "interleaved", "interleave": 2}),
     ("mixtral", "data=2,fsdp=2,expert=2", {"zero": 0, "micro_batch": 1, "moe": "dropless"}),
 ]
@@ -41,6 +42,15 @@ MORE = [
     ("gpt", "pipe=4,context=2", {"schedule": "gpipe"}),
     ("llama", "data=2,context=2,model=2", {"packed": True, "remat": "full"}),
     ("llama", "pipe=2,data=4", {"zero": 3, "micro_batch": 2, "remat": "none"}),
+    ("llama", "pipe=2,data=4", {"zero": 0}),
+    ("llama", "pipe=2,data=4", {"zero": 1}),
+    ("llama", "pipe=2,data=4", {"zero": 2}),
+    ("llama", "pipe=2,model=4", {}),
+    ("llama", "pipe=2,context=4", {}),
+    ("llama", "pipe=4,fsdp=2", {}),
+    ("llama", "pipe=2,fsdp=4", {"schedule": "gpipe"}),
+    ("llama", "pipe=2,fsdp=4", {"schedule": "interleaved", "interleave": 2}),
+    ("mixtral", "pipe=2,expert=4", {}),
     ("llama", "pipe=2,data=2,fsdp=2", {"zero": 2, "packed": True}),
     ("gpt", "pipe=2,context=2,data=2", {"packed": True}),
     ("llama", "fsdp=2,context=2,model=2", {"micro_batch": 4, "sequence_parallel": False}),

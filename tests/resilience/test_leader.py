@@ -132,6 +132,46 @@ def test_the_stuck_host_is_the_one_that_the_others_wait_for(job):
     assert fault["reason"] == "host 1 is stuck at step 7"
 
 
+@pytest.mark.parametrize(
+    ("unproven", "code", "anew"),
+    [
+        (True, ABORTED, True),
+        (True, STUCK, True),
+        (True, 128 + 11, True),
+        (False, ABORTED, False),  # compiled here, or it had run well for a while
+        (True, KILLED, False),  # somebody else's doing
+    ],
+)
+def test_a_cached_program_that_ends_in_its_first_steps_is_compiled_anew(
+    tmp_path, capfd, unproven, code, anew
+):
+    job = Job(tmp_path, hosts=1)
+    job.round()
+    assert not job.round(**job.started()).anew
+    job.control.publish_worker(0, Worker(1, 1, 5, "step", 2, 4, unproven))
+    job.round(h0=ended(code))
+    following = job.round()
+    assert (following.number, following.state, following.anew) == (2, "run", anew)
+    assert ("the next attempt compiles it anew" in capfd.readouterr().err) == anew
+    job.round(**job.started())
+    job.round(h0=ended(KILLED))
+    assert not job.round().anew  # once is enough
+
+
+def test_without_restarts_the_next_job_compiles_anew(tmp_path):
+    job = Job(tmp_path, hosts=1, restarts=0)
+    job.round()
+    job.round(**job.started())
+    job.control.publish_worker(0, Worker(1, 1, 5, "step", 2, 4, unproven=True))
+    job.round(h0=ended(ABORTED))
+    assert job.round().state == "over"
+    job.hosts[0] = dataclasses.replace(job.host(0), job="next")
+    events = EventLog(tmp_path, 0, "supervisor")
+    job.leader = Leader(job.control, "next", 1, Policy(**job.options, layouts=job.layouts), events)
+    following = job.round(epoch=2)
+    assert (following.job, following.state, following.anew) == ("next", "run", True)
+
+
 def test_a_silent_process_is_named_before_those_that_waited_for_it(job):
     job.round()
     job.round(**job.started())
