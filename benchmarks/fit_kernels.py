@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-from exajax.chip import CHIPS, TILE_SIZES, Chip, Tiles, read_chip
-from exajax.figures import Table, read_toml
+from exajax.chip import CHIPS, TILE_SIZES, Chip, Tiles
+from exajax.chip_file import read_chip
+from exajax.files.reading import read_toml
 from exajax.simulate.matmul import Products, times
 
 HERE = Path(__file__).parent
@@ -90,7 +91,7 @@ START = Tiles(
 
 def load(name: str) -> Chip:
     """Returns a chip as it is described now."""
-    return read_chip(name, Table(read_toml(CHIPS / f"{name}.toml", "chip"), f"chip {name}"))
+    return read_chip(name, read_toml(CHIPS / f"{name}.toml"))
 
 
 def read(path: Path) -> tuple[Products, np.ndarray]:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from scipy.optimize import least_squares
 
 from exajax import published, stack
-from exajax.figures import read_toml
+from exajax.files.reading import read_toml
 from exajax.published import Row
 from exajax.simulate import validation
 from exajax.stack import STACKS, Stack
@@ -50,7 +50,7 @@ NULL_TABLE, NULL_ROWS = "megatron_sc21.csv", "sc21-t1-"
 
 def fit(name: str, rows: Sequence[Row]) -> tuple[Stack, float]:
     """Returns a stack with the factors that fit some rows best, and what is left on average."""
-    values = read_toml(STACKS / f"{name}.toml", "stack")
+    values = read_toml(STACKS / f"{name}.toml")
     free = [key for key in LIMITS if key in values]
     base = stack.load(name, "stack")
 
@@ -90,7 +90,7 @@ def _from(share: float, errors: Any, least: Sequence[float], most: Sequence[floa
 
 def shown(fitted: Stack, name: str) -> str:
     """Returns the factors as lines of TOML."""
-    values = read_toml(STACKS / f"{name}.toml", "stack")
+    values = read_toml(STACKS / f"{name}.toml")
     units = {"host": "us", "host_collective": "us", "step": "ms"}
     lines = []
     for key, (*_, unit) in LIMITS.items():

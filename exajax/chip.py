@@ -1,34 +1,42 @@
 """One device in TOML: its roofs, how much of them kernels reach, and what XLA is told of it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from exajax.errors import InputError, nearest
-from exajax.figures import Curve, Table, read_toml
+from pydantic import Field, PlainValidator
+
+from exajax.errors import InputError
+from exajax.figures import (
+    FRACTION,
+    TABLE,
+    Coefficient,
+    CoefficientFlops,
+    CoefficientFraction,
+    CoefficientSeconds,
+    CoefficientShare,
+    Count,
+    Curve,
+    number,
+    values,
+)
+from exajax.files.reading import Malformed
 
 CHIPS = Path(__file__).parent / "meshes" / "chips"
-
-XLA_FACTS = {
-    "name",
-    "compute_capability",
-    "core_count",
-    "fpus_per_core",
-    "clock_rate_ghz",
-    "l2_cache_size",
-    "shared_memory_per_core",
-    "shared_memory_per_block_optin",
-    "pcie_bandwidth",
-    "active_links",
-}
-"""Fields of `[xla_target]`: what XLA must be told of a chip that is not attached."""
-
 
 TILE_SIZES = (32768, 16384, 8192, 4096, 2048, 1024, 512)
 """Elements of the tiles whose `Tiles.fractions` a chip gives, in this order."""
 
 ByHead = dict[bool, dict[int, tuple[float, ...]]]
 """Fractions of the peak by whether there is a causal mask, and by size of head."""
+
+
+def _fractions(given: Any) -> tuple[float, ...]:
+    found = values(given, lambda value: number(value, *FRACTION))
+    if len(found) != len(TILE_SIZES):
+        sizes = ", ".join(map(str, TILE_SIZES))
+        raise Malformed("", f"has {len(found)} numbers", f"give one for each size of tile: {sizes}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -49,17 +57,19 @@ class Tiles:
         slowdown_flops: FLOPs of a product that is slower by half of it.
     """
 
-    cores: int
-    fractions: tuple[float, ...]
-    prologue: float
-    rounding: float
-    memory: float
-    spread: float
-    overlap: float
-    launch_s: float
-    split_s: float
-    slowdown: float
-    slowdown_flops: float
+    __pydantic_config__ = TABLE
+
+    cores: Count
+    fractions: Annotated[tuple[float, ...], PlainValidator(_fractions)]
+    prologue: Coefficient
+    rounding: CoefficientShare
+    memory: CoefficientFraction
+    spread: Coefficient
+    overlap: Annotated[Coefficient, Field(ge=1)]
+    launch_s: CoefficientSeconds
+    split_s: CoefficientSeconds
+    slowdown: Coefficient
+    slowdown_flops: CoefficientFlops
 
 
 @dataclass(frozen=True)
@@ -142,93 +152,3 @@ class Chip:
                 f"give --precision {' or '.join(self.peak_flops)}, or add it to the chip's [peak]",
             )
         return self.peak_flops[precision]
-
-
-def read_chip(name: str, table: Table) -> Chip:
-    """Reads a chip; raises an `InputError` that names the field that is missing or impossible."""
-    peak, memory, matmul = table.part("peak"), table.part("memory"), table.part("matmul")
-    proxy: str | None = None
-    target = table.values.get("xla_target", {})
-    if "compiled_as" in table.values:
-        proxy, values = _other(table, "compiled_as")
-        target = values.get("xla_target", {})
-    return Chip(
-        name=name,
-        title=table.text("title"),
-        platform=str(table.values.get("platform", "cuda")),
-        proxy=proxy,
-        device_kinds=tuple(table.values.get("device_kinds", ())),
-        peak_flops={key: peak.figure(key, "FLOP/s") for key in peak.values},
-        memory_bytes=memory.figure("capacity", "B"),
-        memory_bandwidth=memory.figure("bandwidth", "B/s"),
-        memory_efficiency=memory.fraction("efficiency"),
-        matmul=_tiles(matmul.part("tiles"))
-        if "tiles" in matmul.values
-        else matmul.curve("efficiency"),
-        attention=_flash(table.part("attention")) if "attention" in table.values else None,
-        launch_s=table.part("kernel").figure("launch", "s"),
-        xla_target=target,
-        sources=table.all_sources(),
-        power_w=table.figure("power", "W") if "power" in table.values else None,
-    )
-
-
-def _other(table: Table, key: str) -> tuple[str, dict[str, Any]]:
-    """Returns the chip that a field names, and what its file says."""
-    name = str(table.sourced(key, '["h100", "why"]'))
-    chips = [path.stem for path in CHIPS.glob("*.toml")]
-    if name not in chips:
-        raise InputError(table.where, f"{key} = {name!r}", nearest(name, chips))
-    return name, read_toml(CHIPS / f"{name}.toml", table.where)
-
-
-def _tiles(table: Table) -> Tiles:
-    """Reads coefficients that share one `source`: they come from one fit."""
-    if not table.text("source"):
-        raise InputError(table.where, "source is empty", "say what was fitted to what")
-    fractions = table.numbers("fractions", 1e-3, 1.0)
-    if len(fractions) != len(TILE_SIZES):
-        raise InputError(
-            table.where,
-            f"fractions = {fractions!r}",
-            f"give one for each size of tile: {', '.join(map(str, TILE_SIZES))}",
-        )
-    limits = {"memory": (1e-3, 1.0), "rounding": (0.0, 1.0), "overlap": (1.0, 1e9)}
-    names = [entry.name for entry in fields(Tiles) if entry.name not in ("cores", "fractions")]
-    values = {name: table.number(name, *limits.get(name, (1e-12, 1e18))) for name in names}
-    return Tiles(cores=table.count("cores"), fractions=fractions, **values)
-
-
-def _flash(table: Table) -> Flash:
-    """Reads one fraction for everything, fractions by length of the sequence, or whose to take."""
-    if "like" in table.values:
-        name, values = _other(table, "like")
-        return _flash(Table(values, f"chip {name}").part("attention"))
-    if "efficiency" in table.values:
-        row: dict[int, tuple[float, ...]] = {128: (table.fraction("efficiency"),)}
-        everywhere: ByHead = {False: row, True: row}
-        return Flash((1.0,), everywhere, everywhere)
-    lengths = table.numbers("lengths", 0.0, 1e9)
-    if list(lengths) != sorted(lengths):
-        raise InputError(table.where, f"lengths = {lengths!r}", "give them in ascending order")
-    forward, backward = (
-        _by_head(table.part(name), len(lengths)) for name in ("forward", "backward")
-    )
-    return Flash(lengths, forward, backward)
-
-
-def _by_head(table: Table, lengths: int) -> ByHead:
-    found: ByHead = {False: {}, True: {}}
-    for key in table.values:
-        head, _, mask = key.partition("-")
-        row = table.numbers(key, 1e-3, 1.0, sourced=True)
-        if not head.isdecimal() or mask not in ("", "causal") or len(row) != lengths:
-            raise InputError(
-                table.where,
-                f"{key} = {row!r}",
-                f"name it by size of head, 128 or 128-causal, and give {lengths} fractions",
-            )
-        found[mask == "causal"][int(head)] = row
-    if not all(found.values()):
-        raise InputError(table.where, "a row is missing", "add one as 128 and one as 128-causal")
-    return found

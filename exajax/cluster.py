@@ -7,24 +7,23 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from exajax import stack as stacks
-from exajax.chip import CHIPS, XLA_FACTS, Chip, read_chip
+from pydantic import BeforeValidator, model_validator
+
+from exajax import chip_file
+from exajax.chip import Chip
+from exajax.chip_file import ChipFile
+from exajax.chip_file import chip_of_device as chip_of_device
 from exajax.errors import InputError, nearest
-from exajax.fabric import (
-    Fabric,
-    Network,
-    Variability,
-    link_of,
-    network_of,
-    variability_of,
-    with_shared,
-)
-from exajax.figures import Table, read_toml
-from exajax.stack import AS_MEASURED, Stack
+from exajax.fabric import BetweenNodes, Fabric, Link, Network, Variability, with_shared
+from exajax.figures import Count, sources_of
+from exajax.files.reading import Malformed, read_toml, shown, shown_path
+from exajax.files.schema import Items, Name, Schema, Text, checked
+from exajax.stack import AS_MEASURED, OfMachine, Stack
 
 MESHES = Path(__file__).parent / "meshes"
 
@@ -91,11 +90,10 @@ class Cluster:
         self.check_mesh(devices, precision)
         if self.chip.platform == "cpu":
             return
-        missing = XLA_FACTS - self.chip.xla_target.keys()
-        if missing:
+        if not self.chip.xla_target:
             raise InputError(
                 f"--cluster {self.name}",
-                f"the [xla_target] of its chip {self.chip.name} lacks {', '.join(sorted(missing))}",
+                f"its chip {self.chip.name} lacks [xla_target]",
                 "add it, or choose a cluster of NVIDIA GPUs",
             )
         if not any(map(importlib.util.find_spec, COMPILERS)):
@@ -110,6 +108,49 @@ class Cluster:
         return devices < self.devices_per_node or devices % self.devices_per_node == 0
 
 
+class ClusterFile(Schema):
+    """A machine in TOML: `meshes/*.toml`, one of one's own, and what `exajax calibrate` writes.
+
+    Attributes:
+        title: what it is called in full.
+        aliases: other names that it is known by, of the machines that come with the project.
+        chip: the name of a chip that comes with the project, or a table as `chip_file` has it.
+        devices_per_node: devices that share a node's links.
+        nodes: how many nodes there are.
+        link: between the devices of a node.
+        network: between nodes.
+        variability: how much what is equal on paper differs.
+        stack: the name of a software stack, or a table as `stack` has it.
+    """
+
+    title: Text
+    aliases: Items[Name] = ()
+    chip: Annotated[ChipFile, BeforeValidator(chip_file.table_of)]
+    devices_per_node: Count
+    nodes: Count
+    link: Link
+    network: BetweenNodes
+    variability: Variability
+    stack: OfMachine = AS_MEASURED
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "ClusterFile":
+        devices = self.nodes * self.devices_per_node
+        if devices > MOST_DEVICES:
+            raise Malformed(
+                "nodes", f"make {devices} devices", f"give at most {MOST_DEVICES} in all"
+            )
+        if self.network.sides and math.prod(self.network.sides) < devices:
+            raise Malformed(
+                "network.sides",
+                f"hold {math.prod(self.network.sides)} devices of {devices}",
+                "give sides for all nodes x devices_per_node",
+            )
+        return self
+
+
+MOST_DEVICES = 10**8
+
 LOCAL = Path("local.toml")
 """Where `exajax calibrate` writes the machine that it runs on."""
 
@@ -119,8 +160,7 @@ def _files() -> dict[str, Path]:
     """The machines that come with the project, by name and by every alias."""
     found: dict[str, Path] = {}
     for path in MESHES.glob("*.toml"):
-        aliases = read_toml(path, "--cluster").get("aliases", [])
-        found |= dict.fromkeys((path.stem, *aliases), path)
+        found |= dict.fromkeys((path.stem, *read_toml(path).get("aliases", [])), path)
     return found
 
 
@@ -144,9 +184,13 @@ def load_cluster(name: str, flag: str = "--cluster") -> Cluster:
     own = name.endswith(".toml")
     if not own and name not in _files():
         known = ", ".join([*names(), "local"])
-        raise InputError(flag, f"unknown cluster {name!r}", f"choose one of {known}")
+        fix = f"choose one of {known}, or give a file that ends in .toml"
+        raise InputError(flag, f"unknown cluster {shown(name)}", fix)
     path = Path(name) if own else _files()[name]
-    return _described(path.stem, read_toml(path, flag), f"{flag} {path.name}", flag)
+    try:
+        return _described(shown_path(Path(path.stem)), read_toml(path))
+    except Malformed as error:
+        raise error.within(flag, path) from error
 
 
 TEMPLATE = "dgx-h100"
@@ -173,12 +217,12 @@ def machine_with(chip: str, devices_per_node: int, network: float | None) -> Clu
     Raises:
         InputError: nothing is known of the chip, or of its links.
     """
-    chips = [path.stem for path in CHIPS.glob("*.toml")]
+    chips = chip_file.names()
     if chip not in chips:
-        raise InputError("chip", f"unknown chip {chip!r}", nearest(chip, chips))
+        raise InputError("chip", f"unknown chip {shown(chip)}", nearest(chip[:100], chips))
     if chip in PODS:
         return load_cluster(PODS[chip])
-    values = read_toml(_files()[RACKS.get(chip, TEMPLATE)], "chip")
+    values = read_toml(_files()[RACKS.get(chip, TEMPLATE)])
     nodes = 1.0
     if chip in RACKS:
         nodes = values["devices_per_node"][0] / devices_per_node
@@ -191,61 +235,35 @@ def machine_with(chip: str, devices_per_node: int, network: float | None) -> Clu
         }
     if network:
         values["network"] |= {"bandwidth": [f"{nodes * network:g} B/s", "the row"]}
-    return _described(f"{chip} x {devices_per_node}", values, f"chip {chip}", "chip")
+    try:
+        return _described(f"{chip} x {devices_per_node}", values)
+    except Malformed as error:
+        raise InputError(f"chip {chip}", str(error), error.fix) from error
 
 
-def _described(name: str, values: dict[str, Any], where: str, flag: str) -> Cluster:
-    """Returns the machine that a description makes."""
-    values = dict(values)
-    values.pop("aliases", None)
-    for fabric in ("link", "network"):
-        if fabric in values:
-            values[fabric] = with_shared(values[fabric], f"{where} {fabric}")
-    table = Table(values, where)
-    chip_table = table.values.get("chip")
-    if isinstance(chip_table, str):
-        chips = {entry.stem: entry for entry in CHIPS.glob("*.toml")}
-        if chip_table not in chips:
-            raise InputError(
-                table.where, f"unknown chip {chip_table!r}", nearest(chip_table, chips)
-            )
-        chip_name, chip_values = chip_table, read_toml(chips[chip_table], flag)
-    else:
-        chip_name, chip_values = name, table.part("chip").values
-    chip = read_chip(chip_name, Table(chip_values, f"{table.where} chip"))
-    stack = _stack(table)
+def _described(name: str, table: dict[str, Any]) -> Cluster:
+    """Returns the machine that a table describes; raises `Malformed`, which names the field."""
+    file = checked(ClusterFile, table)
+    chip_table = chip_file.table_of(table["chip"])
+    chip_name = table["chip"] if isinstance(table["chip"], str) else name
+    try:
+        chip = chip_file.chip_of(chip_name, file.chip, chip_table)
+    except Malformed as error:
+        raise Malformed(f"chip.{error.where}", error.problem, error.fix) from error
+    whole = {key: value for key, value in table.items() if key != "aliases"}
+    whole |= {key: with_shared(whole[key]) for key in ("link", "network")}
     # What a chip takes from another one's file stands in the chip alone.
-    figures = json.dumps([table.values, chip_values, repr(chip), asdict(stack)], sort_keys=True)
-    digest = hashlib.sha256(figures.encode()).hexdigest()
+    figures = json.dumps([whole, chip_table, repr(chip), asdict(file.stack)], sort_keys=True)
     return Cluster(
         name=name,
-        title=table.text("title"),
+        title=file.title,
         chip=chip,
-        devices_per_node=table.count("devices_per_node"),
-        nodes=table.count("nodes"),
-        link=link_of(table.part("link")),
-        network=network_of(table.part("network")),
-        variability=variability_of(table.part("variability")),
-        sources=table.all_sources(),
-        digest=digest[:16],
-        stack=stack,
+        devices_per_node=file.devices_per_node,
+        nodes=file.nodes,
+        link=file.link,
+        network=file.network,
+        variability=file.variability,
+        sources=sources_of(whole),
+        digest=hashlib.sha256(figures.encode()).hexdigest()[:16],
+        stack=file.stack,
     )
-
-
-def _stack(table: Table) -> Stack:
-    """Returns the stack that a machine names, or describes in a table of its own."""
-    given = table.values.get("stack")
-    if given is None:
-        return AS_MEASURED
-    if isinstance(given, dict):
-        return stacks.read("own", table.part("stack"))
-    return stacks.load(str(given), f"{table.where} stack")
-
-
-def chip_of_device(device_kind: str) -> Chip | None:
-    """Returns the description of an attached device by what JAX calls it, or None."""
-    for path in sorted(CHIPS.glob("*.toml")):
-        values = read_toml(path, "chip")
-        if device_kind in values.get("device_kinds", ()):
-            return read_chip(path.stem, Table(values, f"chip {path.stem}"))
-    return None

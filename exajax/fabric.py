@@ -5,10 +5,27 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from exajax.errors import InputError, nearest
-from exajax.figures import Table, read_toml
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+
+from exajax.errors import nearest
+from exajax.figures import (
+    BYTES,
+    MICROSECONDS,
+    TABLE,
+    Bandwidth,
+    Count,
+    Fraction,
+    Seconds,
+    Share,
+    one_of,
+    points,
+    value_of,
+    values,
+    whole,
+)
+from exajax.files.reading import Malformed, read_toml, shown
 
 FABRICS = Path(__file__).parent / "meshes" / "fabrics"
 
@@ -16,6 +33,9 @@ TOPOLOGIES = ("fat-tree", "dragonfly", "torus-3d")
 
 MEASURED = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"}
 """Kinds of collective that a fabric can have measured times of."""
+
+KINDS = {*MEASURED, "collective-permute", "collective-broadcast", "other"}
+"""Kinds of collective that have an efficiency and a latency; `other` stands for all not named."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +71,39 @@ class Times:
         return math.exp(times[right - 1] + part * (times[right] - times[right - 1]))
 
 
+def _times(pair: Any) -> Times:
+    sizes, micros = points(value_of(pair), BYTES, MICROSECONDS)
+    if list(micros) != sorted(micros):
+        raise Malformed("", "has a time that falls", "give times that never fall")
+    return Times(sizes, tuple(1e-6 * time for time in micros))
+
+
+def _devices(key: Any) -> int:
+    if not isinstance(key, str) or not (key.isascii() and key.isdecimal() and len(key) < 8):
+        raise Malformed("", f"{shown(key)} is not a number of devices", "write 2 or more")
+    return whole(int(key), 2, 10**7)
+
+
+def _some(table: dict[int, Times]) -> dict[int, Times]:
+    if not table:
+        raise Malformed("", "has no times", 'write 8 = [[[1024, 15.2], ...], "source"]')
+    return dict(sorted(table.items()))
+
+
+def _key(*known: str) -> BeforeValidator:
+    return BeforeValidator(lambda key: one_of(key, known))
+
+
+Measurements = Annotated[
+    dict[Annotated[int, PlainValidator(_devices)], Annotated[Times, PlainValidator(_times)]],
+    AfterValidator(_some),
+]
+"""Measured times by number of devices: `8 = [[[bytes, microseconds], ...], "source"]`."""
+
+
 @dataclass(frozen=True)
 class Fabric:
-    """Links that devices communicate over.
+    """Links that devices communicate over: a `[link]`, or a file in `meshes/fabrics`.
 
     Attributes:
         bandwidth: bytes/s, one direction: of one device inside a node, of one node outside; of one
@@ -67,11 +117,18 @@ class Fabric:
         in_switch_from: devices from which on the switches themselves reduce; None if they do not.
     """
 
-    bandwidth: float
-    efficiency: dict[str, float]
-    latency_s: dict[str, float]
-    times: dict[str, dict[int, Times]] = field(default_factory=dict)
-    in_switch_from: int | None = None
+    __pydantic_config__ = TABLE
+
+    bandwidth: Bandwidth
+    efficiency: dict[Annotated[str, _key(*KINDS)], Fraction] = field(default_factory=dict)
+    latency_s: Annotated[
+        dict[Annotated[str, _key(*KINDS, "further-array")], Seconds],
+        Field(validation_alias="latency"),
+    ] = field(default_factory=dict)
+    times: Annotated[
+        dict[Annotated[str, _key(*MEASURED)], Measurements], Field(validation_alias="microseconds")
+    ] = field(default_factory=dict)
+    in_switch_from: Count | None = None
 
     def rate(self, kind: str) -> float:
         """Returns the bytes/s that one kind of collective reaches."""
@@ -97,8 +154,10 @@ class Tree:
             `simulate.between_nodes`.
     """
 
-    efficiency: float
-    fill_s: float
+    __pydantic_config__ = TABLE
+
+    efficiency: Fraction
+    fill_s: Annotated[Seconds, Field(validation_alias="fill")]
 
 
 @dataclass(frozen=True)
@@ -111,13 +170,19 @@ class Pod:
             oversubscribed 7:1.
     """
 
-    nodes: int
-    uplink: float
+    __pydantic_config__ = TABLE
+
+    nodes: Count
+    uplink: Fraction
+
+
+def _sides(pair: Any) -> tuple[int, ...]:
+    return values(value_of(pair), lambda side: whole(side, 1, 10**5), most=3)
 
 
 @dataclass(frozen=True)
 class Network(Fabric):
-    """The network between nodes.
+    """The network between nodes: a `[network]`.
 
     Attributes:
         topology: one of `TOPOLOGIES`.
@@ -127,10 +192,12 @@ class Network(Fabric):
         sides: of a torus, devices along each side.
     """
 
-    topology: str = "fat-tree"
+    __pydantic_config__ = TABLE
+
+    topology: Annotated[str, _key(*TOPOLOGIES)] = "fat-tree"
     tree: Tree | None = None
     pod: Pod | None = None
-    sides: tuple[int, ...] = ()
+    sides: Annotated[tuple[int, ...], PlainValidator(_sides)] = ()
 
 
 @dataclass(frozen=True)
@@ -142,97 +209,60 @@ class Variability:
         network: of the time of a collective between nodes, from one run to the next.
     """
 
-    compute: float
-    network: float
+    __pydantic_config__ = TABLE
+
+    compute: Share
+    network: Share
 
 
-def with_shared(values: dict[str, Any], where: str) -> dict[str, Any]:
+def with_shared(table: Any) -> Any:
     """Returns a machine's `[link]` or `[network]` with the figures of the fabric that it names.
 
     `fabric = "nvswitch-h100"` brings all that stands in `meshes/fabrics/nvswitch-h100.toml`; what
     stands beside it goes first.
+
+    Raises:
+        Malformed: there is no such fabric.
     """
-    if not isinstance(values, dict) or "fabric" not in values:
-        return values
+    if not isinstance(table, dict) or "fabric" not in table:
+        return table
     files = {path.stem: path for path in FABRICS.glob("*.toml")}
-    name = str(values["fabric"])
-    if name not in files:
-        raise InputError(f"{where} fabric", f"unknown fabric {name!r}", nearest(name, files))
-    own = {key: value for key, value in values.items() if key != "fabric"}
-    return _merged(read_toml(files[name], where), own)
+    name = table["fabric"]
+    if not isinstance(name, str) or name not in files:
+        raise Malformed(
+            "fabric", f"is {shown(name)}, which is none", nearest(str(name)[:100], files)
+        )
+    own = {key: value for key, value in table.items() if key != "fabric"}
+    return _merged(read_toml(files[name]), own)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     both = {
-        key: _merged(under[key], value) if isinstance(value, dict) and key in under else value
+        key: _merged(under[key], value)
+        if isinstance(value, dict) and isinstance(under.get(key), dict)
+        else value
         for key, value in over.items()
     }
     return under | both
 
 
-def link_of(table: Table) -> Fabric:
-    """Reads `[link]`; raises an `InputError` that names the figure that is missing or wrong."""
-    return Fabric(**_common(table))
+AnyFabric = TypeVar("AnyFabric", bound=Fabric)
 
 
-def network_of(table: Table) -> Network:
-    """Reads `[network]`; raises an `InputError` that names what is missing or wrong."""
-    topology = str(table.values.get("topology", "fat-tree"))
-    if topology not in TOPOLOGIES:
-        raise InputError(
-            table.where, f"unknown topology {topology!r}", nearest(topology, TOPOLOGIES)
-        )
-    tree = table.part("tree") if "tree" in table.values else None
-    pod = table.part("pod") if "pod" in table.values else None
-    return Network(
-        **_common(table),
-        topology=topology,
-        tree=Tree(tree.fraction("efficiency"), tree.figure("fill", "s")) if tree else None,
-        pod=Pod(pod.count("nodes"), pod.fraction("uplink")) if pod else None,
-        sides=table.counts("sides") if topology == "torus-3d" else (),
-    )
+def _complete(fabric: AnyFabric) -> AnyFabric:
+    """Checks that every kind of collective has a time, measured or of a line."""
+    if not fabric.times.keys() >= MEASURED or fabric.latency_s:
+        for name, given in (("efficiency", fabric.efficiency), ("latency", fabric.latency_s)):
+            if "other" not in given:
+                raise Malformed(f"{name}.other", "is missing", "add it")
+    if isinstance(fabric, Network) and (fabric.topology == "torus-3d") != bool(fabric.sides):
+        what = "is missing" if not fabric.sides else f"is of a torus, not of a {fabric.topology}"
+        raise Malformed("sides", what, 'write sides = [[16, 20, 28], "source"] of a torus-3d alone')
+    return fabric
 
 
-def variability_of(table: Table) -> Variability:
-    """Reads `[variability]`; raises an `InputError` that names what is missing or wrong."""
-    return Variability(table.share("compute"), table.share("network"))
+Link = Annotated[Fabric, BeforeValidator(with_shared), AfterValidator(_complete)]
+"""`[link]`: between the devices of a node."""
 
-
-def _common(table: Table) -> dict[str, Any]:
-    """Reads what links and networks both have: the fields of a `Fabric`."""
-    times: dict[str, dict[int, Times]] = {}
-    if "microseconds" in table.values:
-        measured = table.part("microseconds")
-        times = {kind: _times(measured.part(kind)) for kind in measured.values}
-    bandwidth = table.figure("bandwidth", "B/s")
-    efficiency, latency_s = {}, {}
-    if not times.keys() >= MEASURED or "latency" in table.values:
-        efficiencies, latencies = table.part("efficiency"), table.part("latency")
-        efficiencies.fraction("other")
-        latencies.figure("other", "s")
-        efficiency = {key: efficiencies.fraction(key) for key in efficiencies.values}
-        latency_s = {key: latencies.figure(key, "s") for key in latencies.values}
-    in_switch = "in_switch_from" in table.values
-    return {
-        "bandwidth": bandwidth,
-        "efficiency": efficiency,
-        "latency_s": latency_s,
-        "times": times,
-        "in_switch_from": table.count("in_switch_from") if in_switch else None,
-    }
-
-
-def _times(table: Table) -> dict[int, Times]:
-    """Reads times by number of devices."""
-    found = {}
-    for key in table.values:
-        if not key.isdigit() or int(key) < 2:
-            raise InputError(table.where, f"{key!r} is not a number of devices", "write 2 or more")
-        points = table.points(key)
-        sizes, times = zip(*points, strict=True)
-        if list(times) != sorted(times):
-            raise InputError(table.where, f"{key}: a time falls", "give times that never fall")
-        found[int(key)] = Times(sizes, tuple(1e-6 * time for time in times))
-    if not found:
-        raise InputError(table.where, "has no times", 'write 8 = [[[1024, 15.2], ...], "source"]')
-    return dict(sorted(found.items()))
+BetweenNodes = Annotated[Network, BeforeValidator(with_shared), AfterValidator(_complete)]
+"""`[network]`: between nodes."""

@@ -1,14 +1,28 @@
-"""Figures in TOML, each `[value, source]`: read field by field, with errors that name the field."""
+"""What figures in the machine descriptions may be: `[value, source]`, in a unit and a range.
+
+Each type here is what a field of a file is annotated with. It refuses a figure without a source, of
+another unit, or out of the range of its quantity, and leaves the number alone, in its base unit.
+The ranges hold every machine that exists or is drawn up with room on both sides, and keep times and
+rates far from where floating-point numbers end.
+"""
 
 import itertools
-import math
-import tomllib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, PlainValidator
 
 from exajax import units
-from exajax.errors import InputError
+from exajax.errors import nearest
+from exajax.files.reading import Malformed, shown
+from exajax.files.schema import Text, checked
+
+TABLE = ConfigDict(extra="forbid")
+"""Of a dataclass that is a table of a file: nothing unknown. Its fields check themselves."""
+
+MOST_POINTS = 1000
+"""Longest list of points, of rows, or of names."""
 
 
 @dataclass(frozen=True)
@@ -24,147 +38,166 @@ class Curve:
     fraction: tuple[float, ...]
 
 
-def read_toml(path: Path, flag: str) -> dict[str, Any]:
-    """Returns a TOML file; raises an `InputError` that names the flag it was given with."""
+def value_of(pair: Any) -> Any:
+    """Returns what stands before a source; raises `Malformed` where there is none."""
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[1], str):
+        raise Malformed("", f"{shown(pair)} has no source", 'write [value, "source"]')
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(flag, f"cannot read {path}: {error}", "give a readable TOML file") from (
-            error
-        )
+        checked(Text, pair[1])
+    except Malformed:
+        raise Malformed(
+            "", f"has the source {shown(pair[1])}", "say in 1 to 1000 printable characters whence"
+        ) from None
+    return pair[0]
 
 
-class Table:
-    """A TOML table that is read field by field, with errors that name the field.
+def number(value: Any, least: float, most: float) -> float:
+    """Returns a number between two others; raises `Malformed` for anything else."""
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise Malformed("", f"is {shown(value)}", f"give a number from {least:g} to {most:g}")
+    return float(value)
 
-    Every method raises an `InputError` if the field is missing, has no source or is impossible.
+
+def whole(value: Any, least: int, most: int) -> int:
+    """Returns a whole number between two others; raises `Malformed` for anything else."""
+    if type(value) is not int or not least <= value <= most:
+        raise Malformed("", f"is {shown(value)}", f"give a whole number from {least} to {most}")
+    return value
+
+
+def one_of(value: Any, known: Iterable[str]) -> str:
+    """Returns a known name; raises `Malformed` with the nearest one for another."""
+    known = list(known)
+    if not isinstance(value, str) or value not in known:
+        raise Malformed("", f"is {shown(value)}", nearest(str(value)[:100], known))
+    return value
+
+
+def values(given: Any, of: Callable[[Any], Any], most: int = MOST_POINTS) -> tuple[Any, ...]:
+    """Returns the items of a list, at most `most`, each as `of` returns it."""
+    if not isinstance(given, (list, tuple)) or not 0 < len(given) <= most:
+        raise Malformed("", f"is {shown(given)}", f"give a list of 1 to {most}")
+    return tuple(of(item) for item in given)
+
+
+def points(
+    given: Any, first: tuple[float, float], second: tuple[float, float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the first and the second numbers of pairs, the first ascending.
+
+    Args:
+        given: what stands in the file before the source.
+        first: least and most of the first numbers.
+        second: least and most of the second numbers.
     """
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values, self.where = values, where
+    def pair(item: Any) -> tuple[float, float]:
+        x, y = item if isinstance(item, list) and len(item) == 2 else (item, None)
+        return number(x, *first), number(y, *second)
 
-    def _get(self, key: str, example: str) -> Any:
-        if key not in self.values:
-            raise InputError(self.where, f"{key!r} is missing", f"add {key} = {example}")
-        return self.values[key]
+    xs, ys = zip(*values(given, pair), strict=True)
+    if any(a >= b for a, b in itertools.pairwise(xs)):
+        raise Malformed("", "does not ascend", "give points by ascending first number")
+    return xs, ys
 
-    def sourced(self, key: str, example: str) -> Any:
-        """Returns whatever stands before a source."""
-        pair = self._get(key, example)
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], str) and pair[1]):
-            raise InputError(self.where, f"{key} = {pair!r} has no source", f"write {example}")
-        return pair[0]
 
-    def text(self, key: str) -> str:
-        """Returns a text."""
-        return str(self._get(key, '"..."'))
+def _figure(unit: str, least: float, most: float) -> BeforeValidator:
+    """A figure in a unit, between two others."""
 
-    def part(self, key: str) -> "Table":
-        """Returns a table within this one."""
-        values = self._get(key, "a table")
-        if not isinstance(values, dict):
-            raise InputError(self.where, f"{key!r} is not a table", f"write [{key}]")
-        return Table(values, f"{self.where} {key}")
-
-    def figure(self, key: str, unit: str) -> float:
-        """Returns a figure in its base unit, one of `units.UNITS`."""
-        text = self.sourced(key, f'["1 T{unit}", "source"]')
-        return units.parse(str(text), unit, f"{self.where} {key}")
-
-    def share(self, key: str) -> float:
-        """Returns a number in [0, 1]."""
-        value = self.sourced(key, '[0.02, "source"]')
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise InputError(self.where, f"{key} = {value!r}", "give a number from 0 to 1")
-        return float(value)
-
-    def fraction(self, key: str) -> float:
-        """Returns a number in (0, 1]."""
-        value = self.sourced(key, '[0.8, "source"]')
-        if not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise InputError(self.where, f"{key} = {value!r}", "give a number in (0, 1]")
-        return float(value)
-
-    def number(self, key: str, least: float, most: float) -> float:
-        """Returns a number from `least` to `most`, whose source stands beside it."""
-        return self._number(key, self._get(key, str(most)), least, most)
-
-    def numbers(
-        self, key: str, least: float, most: float, *, sourced: bool = False
-    ) -> tuple[float, ...]:
-        """Returns a list of such numbers; `sourced` if it has its own source."""
-        example = f"[{most}, ...]"
-        values = self.sourced(key, f'[{example}, "source"]') if sourced else self._get(key, example)
-        if not isinstance(values, list) or not values:
-            raise InputError(self.where, f"{key} = {values!r}", f"write {key} = {example}")
-        return tuple(self._number(key, value, least, most) for value in values)
-
-    def _number(self, key: str, value: Any, least: float, most: float) -> float:
-        if type(value) not in (int, float) or not least <= value <= most:
-            raise InputError(self.where, f"{key} = {value!r}", f"give {least:g} to {most:g}")
-        return float(value)
-
-    def factor(self, key: str) -> float:
-        """Returns a number above 0."""
-        value = self.sourced(key, '[1.1, "source"]')
-        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise InputError(self.where, f"{key} = {value!r}", "give a number above 0")
-        return float(value)
-
-    def count(self, key: str) -> int:
-        """Returns a whole number from 1 on."""
-        value = self.sourced(key, '[8, "source"]')
-        if type(value) is not int or value < 1:
-            raise InputError(self.where, f"{key} = {value!r}", "give a whole number of at least 1")
+    def read(pair: Any) -> float:
+        text = value_of(pair)
+        if not isinstance(text, str):
+            raise Malformed("", f"is {shown(text)}", f'give a figure in {unit}: "1.5 T{unit}"')
+        value = units.parse(text, unit)
+        if not least <= value <= most:
+            ends = f"{units.show(least, unit)} to {units.show(most, unit)}"
+            raise Malformed("", f"is {shown(text)}", f"give {ends}")
         return value
 
-    def counts(self, key: str) -> tuple[int, ...]:
-        """Returns whole numbers from 1 on."""
-        values = self.sourced(key, '[[16, 20, 28], "source"]')
-        if not isinstance(values, list) or not all(type(x) is int and x > 0 for x in values):
-            raise InputError(self.where, f"{key} = {values!r}", "give whole numbers from 1 on")
-        return tuple(values)
+    return BeforeValidator(read)
 
-    def points(self, key: str) -> list[tuple[float, float]]:
-        """Returns pairs of positive numbers, the first of each ascending."""
-        points = self.sourced(key, '[[[1024, 15.2], [1e9, 4000]], "source"]')
-        try:
-            pairs = [(float(x), float(y)) for x, y in points]
-        except (TypeError, ValueError):
-            pairs = []
-        rises = all(a[0] < b[0] for a, b in itertools.pairwise(pairs))
-        if not pairs or not rises or min(map(min, pairs)) <= 0:
-            raise InputError(
-                self.where, f"{key!r} is not a list of points", "give pairs, the first ascending"
-            )
-        return pairs
 
-    def curve(self, key: str) -> Curve:
-        """Returns fractions by FLOPs."""
-        points = self.sourced(key, '[[[1e9, 0.5], [1e12, 0.7]], "source"]')
-        try:
-            flops, fraction = zip(*((float(x), float(y)) for x, y in points), strict=True)
-        except (TypeError, ValueError):
-            flops, fraction = (), ()
-        if not flops or list(flops) != sorted(flops) or not all(0 < y <= 1 for y in fraction):
-            raise InputError(
-                self.where,
-                f"{key!r} is not a curve",
-                "give [[FLOPs, fraction in (0, 1]], ...] by ascending FLOPs",
-            )
-        return Curve(flops, fraction)
+def _number(least: float, most: float) -> BeforeValidator:
+    return BeforeValidator(lambda pair: number(value_of(pair), least, most))
 
-    def all_sources(self) -> dict[str, str]:
-        """Returns the source of every figure, by its path of keys."""
-        found: dict[str, str] = {}
-        for key, value in self.values.items():
-            if key == "device_kinds":  # names, not a figure
-                continue
-            if isinstance(value, dict):
-                inner = Table(value, key).all_sources()
-                found |= {f"{key}.{name}": source for name, source in inner.items()}
-            elif key == "source":  # of every figure in the table
-                found[key] = value
-            elif isinstance(value, list) and len(value) == 2 and isinstance(value[1], str):
-                found[key] = value[1]
-        return found
+
+def _coefficient(least: float, most: float) -> BeforeValidator:
+    return BeforeValidator(lambda value: number(value, least, most))
+
+
+FLOPS = (1.0, 1e24)
+"""FLOPs of one matrix product."""
+
+BYTES = (1.0, 1e15)
+"""Bytes of an array that is communicated."""
+
+MICROSECONDS = (1e-6, 1e9)
+"""Of a collective, whatever its array."""
+
+FRACTION = (1e-6, 1.0)
+
+Bandwidth = Annotated[float, _figure("B/s", 1e3, 1e17)]
+"""Of a memory, a link or a network, in one direction, as `["3.35 TB/s", "source"]`."""
+
+FlopRate = Annotated[float, _figure("FLOP/s", 1e6, 1e20)]
+"""Of one device, as `["989 TFLOP/s", "source"]`."""
+
+Capacity = Annotated[float, _figure("B", 1e6, 1e16)]
+"""Memory of one device, as `["80 GiB", "source"]`."""
+
+ElementBytes = Annotated[float, _figure("B", 0.5, 16.0)]
+"""Size of an element of an array, as `["2 B", "source"]`."""
+
+Seconds = Annotated[float, _figure("s", 1e-12, 100.0)]
+"""A latency or another time that does not grow with the work, as `["2.5 us", "source"]`."""
+
+Power = Annotated[float, _figure("W", 0.1, 1e6)]
+"""Of one device, as `["700 W", "source"]`."""
+
+Share = Annotated[float, _number(0.0, 1.0)]
+"""A number from 0 to 1, as `[0.02, "source"]`."""
+
+Fraction = Annotated[float, _number(*FRACTION)]
+"""Of a peak, above 0 and at most 1, as `[0.8, "source"]`."""
+
+Factor = Annotated[float, _number(1e-3, 1e3)]
+"""By which a time is longer, as `[1.1, "source"]`."""
+
+Count = Annotated[int, BeforeValidator(lambda pair: whole(value_of(pair), 1, 10**7))]
+"""Of nodes, devices or cores, as `[8, "source"]`."""
+
+Yes = Annotated[bool, PlainValidator(lambda pair: _yes(value_of(pair)))]
+"""Whether something is so, as `[true, "source"]`."""
+
+ACurve = Annotated[
+    Curve, PlainValidator(lambda pair: Curve(*points(value_of(pair), FLOPS, FRACTION)))
+]
+"""Fractions by FLOPs of a product, as `[[[1e9, 0.5], [1e12, 0.7]], "source"]`."""
+
+CoefficientShare = Annotated[float, _coefficient(0.0, 1.0)]
+CoefficientFraction = Annotated[float, _coefficient(*FRACTION)]
+CoefficientSeconds = Annotated[float, _coefficient(1e-12, 100.0)]
+CoefficientFlops = Annotated[float, _coefficient(*FLOPS)]
+Coefficient = Annotated[float, _coefficient(1e-6, 1e6)]
+"""Coefficients of a fit, whose table has one source for all of them."""
+
+
+def sources_of(table: dict[str, Any]) -> dict[str, str]:
+    """Returns the source of every figure of a table that was checked, by its path of keys."""
+    found: dict[str, str] = {}
+    for key, value in table.items():
+        if key in ("device_kinds", "aliases", "fitted_on", "sources"):  # names, no figures
+            continue
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": source for name, source in sources_of(value).items()}
+        elif key == "source":  # of every figure in the table
+            found[key] = value
+        elif isinstance(value, list) and len(value) == 2 and isinstance(value[1], str):
+            found[key] = value[1]
+    return found
+
+
+def _yes(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise Malformed("", f"is {shown(value)}", "give true or false")
+    return value

@@ -5,12 +5,27 @@ each other, and another release of the libraries has other kernels. What is left
 the kernels and the step is a few factors, fitted on few measured steps; a stack says on which.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator
 
 from exajax.errors import InputError, nearest
-from exajax.figures import Table, read_toml
+from exajax.figures import (
+    TABLE,
+    ElementBytes,
+    Factor,
+    Seconds,
+    Yes,
+    one_of,
+    value_of,
+    values,
+)
+from exajax.files.reading import Malformed, read_toml, shown
+from exajax.files.schema import Items, Name, Text, checked
 
 STACKS = Path(__file__).parent / "meshes" / "stacks"
 
@@ -26,9 +41,21 @@ PROGRAMS = ("jax", "megatron")
 """Whose training steps are known: ours, and Megatron-LM's, which other frameworks took over."""
 
 
+def _choice(known: tuple[str, ...]) -> PlainValidator:
+    return PlainValidator(lambda pair: one_of(value_of(pair), known))
+
+
+def _beside(pair: Any) -> tuple[str, ...]:
+    given = value_of(pair)
+    return values(given, lambda name: one_of(name, BESIDE), len(BESIDE)) if given != [] else ()
+
+
+Level = Annotated[int, Field(strict=True, ge=0, le=3)]
+
+
 @dataclass(frozen=True)
 class Stack:
-    """A software stack.
+    """A software stack: a `[stack]`, or a file in `meshes/stacks`.
 
     Attributes:
         name: short name, such as `jax-2025`.
@@ -52,23 +79,29 @@ class Stack:
         source: where those were measured.
     """
 
-    name: str
-    title: str
-    matmul: float = 1.0
-    memory: float = 1.0
-    step_s: float = 0.0
-    beside: tuple[str, ...] = ("gradients", "parameters", "stages")
-    host_s: float = 0.0
-    host_collective_s: float = 0.0
-    shards: float = 1.0
-    dropout: bool = False
-    gradient_bytes: float = 4.0
-    remat: str = ""
-    program: str = "jax"
-    sources: tuple[str, ...] = ()
-    zero: int | None = None
-    fitted_on: tuple[str, ...] = ()
-    source: str = ""
+    __pydantic_config__ = TABLE
+
+    name: Text
+    title: Text
+    matmul: Factor = 1.0
+    memory: Factor = 1.0
+    step_s: Annotated[Seconds, Field(validation_alias="step")] = 0.0
+    beside: Annotated[tuple[str, ...], PlainValidator(_beside)] = (
+        "gradients",
+        "parameters",
+        "stages",
+    )
+    host_s: Annotated[Seconds, Field(validation_alias="host")] = 0.0
+    host_collective_s: Annotated[Seconds, Field(validation_alias="host_collective")] = 0.0
+    shards: Factor = 1.0
+    dropout: Yes = False
+    gradient_bytes: Annotated[ElementBytes, Field(validation_alias="gradient")] = 4.0
+    remat: Annotated[str, PlainValidator(lambda pair: checked(Name, value_of(pair)))] = ""
+    program: Annotated[str, _choice(PROGRAMS)] = "jax"
+    sources: Items[Text] = ()
+    zero: Level | None = None
+    fitted_on: Items[Text] = ()
+    source: Text = ""
 
     def hides(self, what: str) -> bool:
         """Returns whether a kind of collective runs beside compute."""
@@ -90,8 +123,8 @@ def names() -> list[str]:
 def load(name: str, where: str) -> Stack:
     """Reads a stack by name; raises an `InputError` that names `where` it was asked for."""
     if name not in names():
-        raise InputError(where, f"unknown stack {name!r}", nearest(name, names()))
-    return read(name, Table(read_toml(STACKS / f"{name}.toml", where), f"stack {name}"))
+        raise InputError(where, f"unknown stack {shown(name)}", nearest(name[:100], names()))
+    return read(name, read_toml(STACKS / f"{name}.toml"))
 
 
 @functools.cache
@@ -103,48 +136,33 @@ def of_source(source: str, zero: int | None = None) -> Stack:
     return next(iter(of_level + [one for one in fitting if one.zero is None]), AS_MEASURED)
 
 
-def read(name: str, table: Table) -> Stack:
-    """Reads a stack from a table: factors with their source, and what they were fitted on."""
-    given = table.values
-    return Stack(
-        name=name,
-        title=table.text("title"),
-        matmul=table.factor("matmul"),
-        memory=table.factor("memory"),
-        step_s=_seconds(table, "step"),
-        beside=_beside(table),
-        host_s=_seconds(table, "host"),
-        host_collective_s=_seconds(table, "host_collective"),
-        shards=table.factor("shards") if "shards" in given else 1.0,
-        dropout=bool(table.sourced("dropout", '[true, "source"]')) if "dropout" in given else False,
-        gradient_bytes=table.figure("gradient", "B") if "gradient" in given else 4.0,
-        remat=str(table.sourced("remat", '["none", "source"]')) if "remat" in given else "",
-        program=_program(table),
-        sources=tuple(str(part) for part in given.get("sources", ())),
-        zero=given.get("zero"),
-        fitted_on=tuple(str(row) for row in given.get("fitted_on", ())),
-        source=table.values["matmul"][1],
-    )
+def read(name: str, table: Any) -> Stack:
+    """Reads a stack from a table: factors with their source, and what they were fitted on.
+
+    Args:
+        name: of the stack.
+        table: as it stands in a file.
+
+    Raises:
+        Malformed: it is no stack; names the field.
+    """
+    if not isinstance(table, dict):
+        raise Malformed("", f"is {shown(table)}", "give a table")
+    for key in ("matmul", "memory"):
+        if key not in table:
+            raise Malformed(key, "is missing", f'add {key} = [1.1, "source"]')
+    for key in ("name", "source"):
+        if key in table:
+            raise Malformed(key, "is unknown", "leave it out")
+    found = checked(Stack, table | {"name": name})
+    return dataclasses.replace(found, source=table["matmul"][1])
 
 
-def _seconds(table: Table, key: str) -> float:
-    return table.figure(key, "s") if key in table.values else 0.0
+def _named_or_own(given: Any) -> Stack:
+    if not isinstance(given, str):
+        return read("own", given)
+    return read(one_of(given, names()), read_toml(STACKS / f"{given}.toml"))
 
 
-def _program(table: Table) -> str:
-    if "program" not in table.values:
-        return AS_MEASURED.program
-    given = str(table.sourced("program", '["megatron", "source"]'))
-    if given not in PROGRAMS:
-        raise InputError(table.where, f"program is {given!r}", nearest(given, PROGRAMS))
-    return given
-
-
-def _beside(table: Table) -> tuple[str, ...]:
-    if "beside" not in table.values:
-        return AS_MEASURED.beside
-    given = tuple(table.sourced("beside", '[["gradients"], "source"]'))
-    for what in given:
-        if what not in BESIDE:
-            raise InputError(table.where, f"beside has {what!r}", nearest(str(what), BESIDE))
-    return given
+OfMachine = Annotated[Stack, PlainValidator(_named_or_own)]
+"""The stack that a machine names, or describes in a table of its own."""

@@ -1,8 +1,9 @@
 """Figures with units, as they are written in the machine descriptions and printed to people."""
 
+import math
 import re
 
-from exajax.errors import InputError
+from exajax.files.reading import Malformed, shown
 
 PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
     "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "m": 1e-3, "u": 1e-6, "n": 1e-9,
@@ -10,26 +11,26 @@ PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e
 UNITS = ("FLOP/s", "B/s", "B", "s", "W")
 
 
-def parse(text: str, unit: str, field: str) -> float:
+def parse(text: str, unit: str) -> float:
     """Reads a figure such as `3.35 TB/s` into the base unit.
 
     Args:
         text: a number, a prefix (SI, or Ki Mi Gi Ti) and the unit.
         unit: the unit it must have, one of `UNITS`.
-        field: what to name in an error.
 
     Raises:
-        InputError: it is not a positive number with that unit.
+        Malformed: it is not a positive number with that unit.
     """
-    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*?)" + re.escape(unit), text)
+    pattern = r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*?)" + re.escape(unit)
+    found = re.fullmatch(pattern, text)
     if not found or found[2] not in PREFIXES or not _positive(found[1]):
-        raise InputError(field, f"{text!r} is not a figure in {unit}", f'write it as "1.5 T{unit}"')
+        raise Malformed("", f"{shown(text)} is not a figure in {unit}", f'write "1.5 T{unit}"')
     return float(found[1]) * PREFIXES[found[2]]
 
 
 def _positive(number: str) -> bool:
     try:
-        return float(number) > 0
+        return 0 < float(number) < math.inf
     except ValueError:
         return False
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from exajax import load_cluster, probes, stack
 from exajax.errors import InputError
-from exajax.figures import Table
+from exajax.files.reading import Malformed
 from exajax.probes import Probe
 from exajax.program.operations import Operation
 from exajax.simulate.timeline import lay_out
@@ -34,8 +34,8 @@ def test_an_unknown_stack_is_refused():
 @pytest.mark.parametrize("value", [0, -1, "fast", float("inf")])
 def test_a_factor_is_a_number_above_0(value):
     values = {"title": "t", "matmul": [value, "source"], "memory": [1.0, "source"]}
-    with pytest.raises(InputError, match="matmul"):
-        stack.read("own", Table(values, "stack"))
+    with pytest.raises(Malformed, match="matmul is"):
+        stack.read("own", values)
 
 
 def test_factors_multiply_their_kind_of_operation():

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exajax import InputError, units
+from exajax import units
+from exajax.files.reading import Malformed
 
 
 @pytest.mark.parametrize(
@@ -16,18 +17,29 @@ from exajax import InputError, units
     ],
 )
 def test_figures_are_read_in_base_units(text, unit, value):
-    assert units.parse(text, unit, "x") == pytest.approx(value)
+    assert units.parse(text, unit) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
-    "text", ["3.35 TB", "fast", "-1 TB/s", "0 TB/s", "3 XB/s", "1.2.3 B/s", "3"]
+    "text",
+    [
+        "3.35 TB",
+        "fast",
+        "-1 TB/s",
+        "0 TB/s",
+        "3 XB/s",
+        "1.2.3 B/s",
+        "3",
+        "3 TB/S",
+        "9" * 400 + " B/s",
+    ],
 )
-def test_a_figure_of_another_unit_is_refused_and_named(text):
-    with pytest.raises(InputError, match="memory bandwidth"):
-        units.parse(text, "B/s", "memory bandwidth")
+def test_a_figure_of_another_unit_is_refused(text):
+    with pytest.raises(Malformed, match="not a figure in B/s"):
+        units.parse(text, "B/s")
 
 
 @given(st.floats(1e-8, 1e20))
 def test_what_is_shown_reads_back_within_its_digits(value):
-    assert units.parse(units.show(value, "s"), "s", "x") == pytest.approx(value, rel=5.1e-3)
-    assert units.parse(units.show(value + 1, "B"), "B", "x") == pytest.approx(value + 1, rel=5.1e-3)
+    assert units.parse(units.show(value, "s"), "s") == pytest.approx(value, rel=5.1e-3)
+    assert units.parse(units.show(value + 1, "B"), "B") == pytest.approx(value + 1, rel=5.1e-3)

@@ -1,8 +1,9 @@
 """What a kind of file has to look like, checked by pydantic, with errors to act on."""
 
+import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter
@@ -61,9 +62,10 @@ def checked(schema: type[T], value: Any) -> T:
     try:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             return schema.model_validate(value)
-        return cast(T, _adapter(cast(Any, schema)).validate_python(value, strict=True))
+        strict = not dataclasses.is_dataclass(schema)  # which would refuse tables, wanting objects
+        return cast(T, _adapter(cast(Any, schema)).validate_python(value, strict=strict or None))
     except pydantic.ValidationError as error:
-        raise _malformed(error.errors(include_url=False)[0], schema) from error
+        raise _malformed(_telling(error), schema) from error
     except RecursionError:
         raise Malformed("", "is nested too deeply", "nest it less") from None
 
@@ -82,7 +84,7 @@ def record(content: bytes, kind: type[T]) -> T:
     try:
         return cast(T, _adapter(cast(Any, kind)).validate_json(content, strict=True))
     except pydantic.ValidationError as error:
-        raise _malformed(error.errors(include_url=False)[0], kind) from error
+        raise _malformed(_telling(error), kind) from error
 
 
 @functools.cache
@@ -159,13 +161,22 @@ _BOUNDS = {
 }
 
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def _telling(error: pydantic.ValidationError) -> ErrorDetails:
+    """Returns the first error, or of a misspelt field that it is unknown, not what is missing."""
+    errors = error.errors(include_url=False)
+    return next((one for one in errors if one["type"] in _UNKNOWN), errors[0])
+
+
 def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     where = _where(error["loc"])
     if kind == "missing":
         return Malformed(where, "is missing", "add it")
-    if kind == "extra_forbidden":
-        known = [*getattr(schema, "model_fields", {})] if len(error["loc"]) == 1 else []
+    if kind in _UNKNOWN:
+        known = _fields_at(schema, error["loc"][:-1])
         return Malformed(
             where, "is unknown", nearest(str(error["loc"][-1]), known) if known else "leave it out"
         )
@@ -174,6 +185,8 @@ def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
         return Malformed(where, f"is {shown(value)}", f"give {words} {context[key]}")
     if kind in ("literal_error", "enum"):
         return Malformed(where, f"is {shown(value)}", f"give {context['expected']}")
+    if isinstance(inner := context.get("error"), Malformed):
+        return Malformed(f"{where}.{inner.where}".strip("."), inner.problem, inner.fix)
     if kind in ("value_error", "assertion_error"):
         problem = str(context.get("error", error["msg"]))
         return Malformed(where, f"{shown(value)} {problem}", "mend it")
@@ -183,9 +196,29 @@ def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
     return Malformed(where, f"is {shown(value)}", _imperative(error["msg"]))
 
 
+def _fields_at(schema: Any, path: tuple[int | str, ...]) -> list[str]:
+    """Returns the names of the fields of the table at a path; none where it is no such table."""
+    for part in get_args(schema):
+        if found := _fields_at(part, path):
+            return found
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        fields = schema.model_fields
+    elif dataclasses.is_dataclass(schema):
+        _adapter(cast(Any, schema))  # makes them
+        fields = cast(Any, schema).__pydantic_fields__
+    else:
+        return []
+    named = {str(entry.validation_alias or name): entry for name, entry in fields.items()}
+    # Numbers and names of items are no fields.
+    path = next((path[i:] for i, key in enumerate(path) if key in named), ())
+    return _fields_at(named[str(path[0])].annotation, path[1:]) if path else [*named]
+
+
 def _where(path: tuple[int | str, ...]) -> str:
     text = ""
     for key in path:
+        if key == "[key]":  # pydantic's mark of a wrong name in a table, which stands before it
+            continue
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
     return text if text.isprintable() and len(text) <= 200 else shown(text)
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exajax import load_cluster
-from exajax.fabric import FABRICS, Network, Pod, Tree, link_of
-from exajax.figures import Table, read_toml
+from exajax.fabric import FABRICS, Fabric, Network, Pod, Tree
+from exajax.files.reading import read_toml
+from exajax.files.schema import checked
 from exajax.program.collectives import KINDS, Collective
 from exajax.simulate import between_nodes, in_node
 from exajax.simulate.collectives import collective_price, collective_time_s
@@ -22,11 +23,8 @@ EACH = sorted(set(KINDS.values()))
 H100 = load_cluster("dgx-h100")
 POLARIS = load_cluster("polaris")
 GIB, MIB = 1 << 30, 1 << 20
-LINKS = {
-    path.stem: link_of(Table(read_toml(path, path.name), path.name))
-    for path in FABRICS.glob("nvswitch-*.toml")
-}
-XGMI = link_of(Table(read_toml(FABRICS / "xgmi-mi250x.toml", "xgmi"), "xgmi"))
+LINKS = {path.stem: checked(Fabric, read_toml(path)) for path in FABRICS.glob("nvswitch-*.toml")}
+XGMI = checked(Fabric, read_toml(FABRICS / "xgmi-mi250x.toml"))
 TORUS = Network(90e9, {"other": 1.0}, {"other": 1e-6}, topology="torus-3d", sides=(16, 20, 28))
 TPU = dataclasses.replace(H100, devices_per_node=4, nodes=2240, network=TORUS)
 FIT = json.loads((REPOSITORY / "benchmarks" / "data" / "fit_collectives.json").read_text())
