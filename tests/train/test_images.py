@@ -1,6 +1,8 @@
 """Images: real digits, real files, and the order of samples."""
 
 import dataclasses
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from exajax import InputError
 from exajax.models.presets import PRESETS
+from exajax.train import image_file
 from exajax.train.image_batches import ImageBatches
 from exajax.train.images import load_images
 
@@ -133,3 +136,72 @@ def test_a_file_that_is_no_archive_of_images_is_named(tmp_path):
         assert str(tmp_path) in str(caught.value)
     with pytest.raises(InputError, match="does not exist"):
         load_images(str(tmp_path / "none.npz"), TINY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"images": np.full((40, 8, 8), 1e300)}, "image 0 has a number that float32 does not hold"),
+        ({"images": np.zeros((40, 8, 8), "c8")}, "images of type complex64"),
+        ({"labels": np.zeros(40, "m8[s]")}, "type timedelta64"),
+        ({"labels": np.full(40, 2**64 - 1, "u8")}, "label 0 is 18446744073709551615"),
+        ({"labels": np.full(40, "1", object)}, "labels holds Python objects"),
+        ({"images": np.float64(1)}, r"shape \(\)"),
+    ],
+)
+def test_numbers_that_cannot_be_trained_on_are_named(tmp_path, changed, says):
+    with pytest.raises(InputError, match=says):
+        load_images(archive(tmp_path, **changed), TINY)
+
+
+def header(shape, dtype="<f4"):
+    """Returns the first bytes of an array of any shape, without its numbers."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"shape": shape, "fortran_order": False, "descr": dtype}
+    )
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (header((10**12, 8, 8)), "images has 0 bytes, and shape"),
+        (header((-1, 8, 8)), "images has 0 bytes, and shape"),
+        (header((40, 8, 8)) + bytes(7), "images has 7 bytes, and shape"),
+        (header((40, 8, 8), "|V100000000"), "images has 0 bytes"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"{" * 65535, "cannot read|Header info length"),
+        (b"\x93NUMPY\x09\x00" + bytes(99), r"of format \(9, 0\)"),
+        (b"", "cannot read"),
+    ],
+)
+def test_an_array_that_promises_what_it_does_not_hold_is_named(tmp_path, images, says):
+    path = tmp_path / "images.npz"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("images.npy", images)
+        made.writestr("labels.npy", header((40,), "<i8") + bytes(320))
+    with pytest.raises(InputError, match=says) as caught:
+        load_images(str(path), TINY)
+    assert len(str(caught.value)) < 600
+
+
+def test_what_unpacks_without_end_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_file, "ALWAYS_UNPACKED_BYTES", 1 << 20)
+    count = 100_000
+    np.savez_compressed(
+        tmp_path / "a.npz", images=np.zeros((count, 8, 8), "u1"), labels=np.zeros(count, "u1")
+    )
+    with pytest.raises(InputError, match="unpacks to more than"):
+        load_images(str(tmp_path / "a.npz"), TINY)
+
+
+def test_what_is_in_the_file_besides_is_counted(tmp_path):
+    found = load_images(archive(tmp_path, names=np.zeros(3), more=np.zeros(1)), TINY).to_json()
+    assert found["read"]["npz"]["files"] == 1
+    assert found["left_out"] == {"array": {"files": 2, "size_bytes": 288, "first": "names.npy"}}
+
+
+def test_colours_that_hardly_vary_are_not_divided_by_nothing(tmp_path):
+    images = np.tile(np.arange(40.0)[:, None, None] * 1e-60, (1, 8, 8))
+    batch = ImageBatches(load_images(archive(tmp_path, images), TINY), 36, 0)(0)["images"]
+    assert np.isfinite(batch).all()

@@ -12,7 +12,7 @@ from exajax.files import paths
 from exajax.files.reading import shown
 from exajax.train.data.dataset import Dataset, check_not_part, is_dataset, open_dataset
 from exajax.train.data.documents import BAD_LINES, pieces, scan, tokens
-from exajax.train.data.listing import Listing
+from exajax.train.data.listing import Listing, total
 from exajax.train.data.tokenizer import ByteTokenizer, Tokenizer, Vocabulary, load_tokenizer
 from exajax.train.data.windows import Windows, split
 
@@ -20,8 +20,8 @@ ENTROPY_TOKENS = 1 << 20
 """Held-out tokens of a part that its unigram entropy is counted on, at most."""
 
 
-PARTS_DESCRIBED = 10
-"""Parts of a mixture whose files are printed."""
+LEAST_SHARE = 1e-9
+"""Of the samples, that a part of a mixture may have."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,15 @@ class Corpus:
             ],
         }
 
+    @property
+    def listing(self) -> Listing:
+        """Which files were read for all parts, and which were left out."""
+        return total([part.listing for part in self.parts])
+
     def describe(self) -> str:
         """Returns which files were read for it and which were left out, in words."""
-        texts = [f"{part.path}: {part.listing.describe()}" for part in self.parts[:PARTS_DESCRIBED]]
-        if len(self.parts) > PARTS_DESCRIBED:
-            texts.append(f"and {len(self.parts) - PARTS_DESCRIBED} more, in run.json")
-        return "\n".join(texts)
+        path = self.path if len(self.parts) == 1 else f"mixture of {len(self.parts)}"
+        return f"{path}: {self.listing.describe()}"
 
 
 def load_corpus(
@@ -186,8 +189,16 @@ def _weights(data: str | None) -> list[tuple[str | None, float]]:
                 "write a mixture as 0.7:PATH,0.3:PATH",
             )
         found.append((path, weight))
-    total = sum(weight for _, weight in found)
-    return [(path, weight / total) for path, weight in found]
+    largest = max(weight for _, weight in found)
+    together = sum(weight / largest for _, weight in found)
+    shares: list[tuple[str | None, float]] = [
+        (path, weight / largest / together) for path, weight in found
+    ]
+    for path, share in shares:
+        if share < LEAST_SHARE:
+            problem = f"{shown(path)} would have less than one sample in {1 / LEAST_SHARE:,.0f}"
+            raise InputError("--data", problem, "leave it out, or give it more weight")
+    return shares
 
 
 def _part_of_dataset(path: str | None, weight: float, dataset: Dataset) -> Part:

@@ -1,6 +1,6 @@
 """What was found where `--data` points: files that are read, and files that are left out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +44,7 @@ ADVICE = {
     NO_ROWS: 'give an array or lines of objects with a "text"',
     NOT_UTF8: "convert it with iconv -f latin1 -t utf8",
 }
-"""What makes a kind of file readable that is left out."""
+"""What makes a kind of file readable that is left out; the likeliest to be the data is first."""
 
 DATA = frozenset({POINTER, PARQUET, ARROW, COMPRESSED, SHARD, NO_ROWS, BINARY, NOT_UTF8})
 """Kinds of files that a README beside them may describe."""
@@ -98,8 +98,18 @@ class Listing(Record):
 
     def advice(self) -> str:
         """Returns what to do where none of the files is read, as an imperative."""
-        known = [ADVICE[kind] for kind in self.left_out if kind in ADVICE]
+        known = [advice for kind, advice in ADVICE.items() if kind in self.left_out]
         return known[0] if known else 'give UTF-8 text, or .jsonl whose lines have a "text"'
+
+
+def total(listings: Sequence[Listing]) -> Listing:
+    """Returns the listing of several places together."""
+    return Listing(
+        read=_together([listing.read for listing in listings]),
+        left_out=_together([listing.left_out for listing in listings]),
+        bad_lines=sum(listing.bad_lines for listing in listings),
+        first_bad_line=next((at.first_bad_line for at in listings if at.bad_lines), None),
+    )
 
 
 def count(files: Iterable[tuple[str, Path, int]], root: Path) -> dict[str, Found]:
@@ -119,6 +129,19 @@ def count(files: Iterable[tuple[str, Path, int]], root: Path) -> dict[str, Found
             first=_within(min(path for path, _ in group), root),
         )
         for kind, group in sorted(groups.items())
+    }
+
+
+def _together(found: Sequence[Mapping[str, Found]]) -> dict[str, Found]:
+    kinds = sorted({kind for one in found for kind in one})
+    groups = {kind: [one[kind] for one in found if kind in one] for kind in kinds}
+    return {
+        kind: Found(
+            files=sum(one.files for one in group),
+            size_bytes=sum(one.size_bytes for one in group),
+            first=group[0].first,
+        )
+        for kind, group in groups.items()
     }
 
 

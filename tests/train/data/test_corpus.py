@@ -1,5 +1,7 @@
 """What `--data` and `--tokenizer` may name together."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -69,3 +71,59 @@ def test_what_does_not_go_together_is_named(datasets, folder, tokenizer_file):
         with pytest.raises(InputError, match=says) as caught:
             load_corpus(data, tokenizer, seq, vocab)
         assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "data", ["1e308:{0},1e308:{0}", "1:{0},1e-300:{0}", "5e-324:{0},5e-324:{0}"]
+)
+def test_the_largest_and_smallest_weights_end_in_shares_or_are_named(folder, data):
+    try:
+        parts = load_corpus(data.format(folder), None, 32, 256).parts
+    except InputError as error:
+        assert "would have less than one sample in 1,000,000,000" in error.problem
+    else:
+        assert [part.weight for part in parts] == [0.5, 0.5]
+
+
+def test_a_mixture_may_have_more_parts_than_a_name_has_characters(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("a text, " * 1000)
+    corpus = load_corpus(",".join([f"1:{text}"] * 300), None, 16, 256)
+    assert len(corpus.parts) == 300
+    assert corpus.listing.read["text"].files == 300
+    assert corpus.describe() == "mixture of 300: read 300 text (2.4 MB)"
+
+
+def test_what_was_read_is_the_same_of_a_text_and_of_its_dataset(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "a text, ' + "and more, " * 400 + '"}\n{"text": 0}\n')
+    (folder / ".hidden").write_text("x")
+    write(scan(str(folder), "skip"), load_tokenizer("bytes"), 16, tmp_path / "out")
+    text = load_corpus(str(folder), None, 16, 256, "skip")
+    dataset = load_corpus(str(tmp_path / "out"), None, 16, 256)
+    assert text.listing == dataset.listing
+    assert text.to_json()["parts"][0]["left_out"]["hidden"]["files"] == 1
+    assert text.to_json()["parts"][0]["bad_lines"] == 1
+
+
+@pytest.mark.parametrize("data", ["", "\0", "x" * 300, "0.5:" + "x" * 300])
+def test_a_path_that_cannot_be_is_named(data):
+    for given in ((data, None), (None, data)):
+        with pytest.raises(InputError) as caught:
+            load_corpus(*given, 32, 256)
+        assert len(str(caught.value)) < 500
+
+
+def test_a_part_of_a_dataset_is_no_text(datasets, tmp_path):
+    with pytest.raises(
+        InputError, match=r"is the manifest of a tokenised dataset; give its folder"
+    ):
+        load_corpus(str(datasets / "bytes" / "dataset.json"), None, 32, 256)
+    shutil.copytree(datasets / "bytes", tmp_path / "cut")
+    (tmp_path / "cut" / "dataset.json").unlink()
+    with pytest.raises(InputError, match=r"no dataset\.json: unfinished"):
+        load_corpus(str(tmp_path / "cut"), None, 32, 256)
+    with pytest.raises(InputError, match="tokenised shard") as caught:
+        load_corpus(str(datasets), None, 32, 256)  # the folder above
+    assert "give the folder of its dataset.json itself" in str(caught.value)

@@ -1,6 +1,9 @@
 """Datasets on disk: what goes in comes out, as a whole or not at all."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -133,3 +136,108 @@ def test_a_damaged_manifest_is_named(damaged, change, says):
     with pytest.raises(InputError, match=says) as caught:
         open_dataset(str(damaged))
     assert caught.value.field == "--data"
+
+
+def changed(manifest, path, value):
+    """Returns a manifest with one value replaced, or taken away."""
+    manifest = json.loads(manifest)
+    at = manifest
+    for key in path[:-1]:
+        at = at[key]
+    if value is None:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return json.dumps(manifest)
+
+
+SHARD = ("splits", "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("seq",), 0, "seq is 0"),
+        (("seq",), "32", "seq is '32'"),
+        (("seq",), 31, "is damaged|holds a sequence"),
+        (("dtype",), "<u2", "its tokenizer needs"),
+        (("dtype",), "object", "its tokenizer needs"),
+        (("tokens",), -1, "tokens is -1"),
+        (("tokens",), 5, "tokens is 5, fewer than"),
+        (("tokenizer", "vocab_size"), 10**12, "vocab_size"),
+        (("tokenizer", "end_of_document"), 300, "is not that of bytes"),
+        (("tokenizer", "name"), "other", "tokenizer.name is 'other'"),
+        (("source", "sha256"), "0", "source.sha256 is '0'"),
+        (("source", "files"), 1.5, "source.files is 1.5"),
+        (("source", "read"), {"text": {"files": -1}}, "source.read.text"),
+        (("splits", "train"), [], "splits.train"),
+        (("splits", "held_out"), None, "splits.held_out is missing"),
+        ((*SHARD, "file"), "../outside", "leads out of its folder"),
+        ((*SHARD, "file"), "/etc/passwd", "leads out of its folder"),
+        ((*SHARD, "file"), "held_out-00000.array_record", "which is named before|does not have"),
+        ((*SHARD, "file"), "none.array_record", "No such file"),
+        ((*SHARD, "file"), "x" * 300, "is no name of a file"),
+        ((*SHARD, "windows"), 2, "holds .* sequences instead of 2"),
+        ((*SHARD, "windows"), 10**15, "windows is 1000000000000000"),
+        ((*SHARD, "bytes"), True, "bytes is True"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_named_by_its_field(damaged, path, value, says):
+    manifest = damaged / "dataset.json"
+    manifest.write_text(changed(manifest.read_text(), path, value))
+    with pytest.raises(InputError, match=says) as caught:
+        open_dataset(str(damaged)).train.read(np.arange(2))
+    assert caught.value.field == "--data"
+
+
+def test_a_shard_of_another_dataset_is_named(damaged, dataset):
+    for name in ("train-00000.array_record", "held_out-00000.array_record"):
+        manifest = json.loads((damaged / "dataset.json").read_text())
+        (damaged / name).write_bytes((dataset / name).read_bytes())
+        split, size = name.split("-")[0], (damaged / name).stat().st_size
+        manifest["splits"][split] = [{**manifest["splits"][split][0], "bytes": size, "file": name}]
+        (damaged / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"train-00000\.array_record .*sequences instead of"):
+        open_dataset(str(damaged)).train.read(np.arange(2))
+
+
+def test_many_shards_are_read_through_few_open_files(tmp_path, folder):
+    write(scan(str(folder)), load_tokenizer("bytes"), 32, tmp_path / "0")
+    for number in range(1, 90):
+        shutil.copytree(tmp_path / "0", tmp_path / str(number))
+    tell = """
+import os, resource, sys
+import numpy as np
+from exajax.train.data import dataset
+from exajax.train.data.dataset import open_dataset
+limit = len(os.listdir("/proc/self/fd")) + 60
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+opened = [open_dataset(f"{sys.argv[1]}/{n}").train for n in range(90)]
+first = opened[0].read(np.arange(9))
+for _ in range(2):
+    assert all((part.read(np.arange(9)) == first).all() for part in opened)
+dataset._readers.cache_clear()
+hog = []
+try:
+    while True:
+        hog.append(open("/dev/null"))
+except OSError:
+    opened[0].read(np.arange(9))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", tell, str(tmp_path)], capture_output=True, text=True
+    )
+    last = result.stderr.splitlines()[-1]
+    assert "files open at a time; raise the limit, with ulimit -n" in last, result.stderr
+    assert "damaged" not in last
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path, folder, text):
+    limited = f"ulimit -f 40; {sys.executable} -m exajax tokenise --seq 32 --out {tmp_path}/out"
+    result = subprocess.run(
+        ["bash", "-c", f"{limited} --data {text}"], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("exajax: failed: cannot write"), result.stderr
+    assert not list(tmp_path.iterdir())
