@@ -194,9 +194,9 @@ def _weights(data: str | None) -> list[tuple[str | None, float]]:
     shares: list[tuple[str | None, float]] = [
         (path, weight / largest / together) for path, weight in found
     ]
-    for path, share in shares:
+    for given, share in shares:
         if share < LEAST_SHARE:
-            problem = f"{shown(path)} would have less than one sample in {1 / LEAST_SHARE:,.0f}"
+            problem = f"{shown(given)} would have less than one sample in {1 / LEAST_SHARE:,.0f}"
             raise InputError("--data", problem, "leave it out, or give it more weight")
     return shares
 
