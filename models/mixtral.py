@@ -16,9 +16,6 @@ from exajax.models.llama import Block as Dense
 from exajax.models.presets import ModelConfig
 from exajax.sharding import constrain
 
-BALANCE = 0.01
-"""Weight of the load-balancing loss, alpha of arXiv:2101.03961."""
-
 
 class Experts(nnx.Module):
     """E gated feed-forwards, of which every token takes the k that its router scores highest."""
@@ -26,6 +23,7 @@ class Experts(nnx.Module):
     def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
         D, F, E = config.width, config.ffn, config.experts
         self.top_k, self.moe, self.capacity_factor = config.top_k, how.moe, how.capacity_factor
+        self.balance = config.balance
         self.router = weight(D, E, ("embed", None), rngs=rngs)
         self.gate, self.up = (_experts((E, D, F), ("experts", "embed", "mlp"), rngs) for _ in "gu")
         scale = 0.02 / (2 * config.layers) ** 0.5
@@ -42,7 +40,7 @@ class Experts(nnx.Module):
             T, E = x_BTD.shape[1], self.gate.shape[0]
             room = min(T, math.ceil(self.capacity_factor * T * self.top_k / E))
             y_BTD = with_capacity(x_BTD, experts_BTk, gates_BTk, *matrices, room)
-        return y_BTD, BALANCE * imbalance(scores_BTE, experts_BTk)
+        return y_BTD, self.balance * imbalance(scores_BTE, experts_BTk)
 
 
 def _experts(

@@ -1,11 +1,10 @@
 """Model dimensions by name. Plain data: reading it imports no array library."""
 
-import dataclasses
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from exajax.errors import InputError, nearest
+from exajax.files.reading import Malformed, is_folder, shown
 
 FLOPS_CONVENTION = (
     "MFU counts what the mathematics of the model needs: 6 FLOPs for each token and each parameter "
@@ -38,6 +37,8 @@ class ModelConfig:
         experts: feed-forward experts of a mixture layer (mixtral).
         top_k: experts that each token goes to (mixtral).
         moe_every: one layer of so many is a mixture, the last of them (mixtral).
+        balance: weight of the load-balancing loss of each mixture layer, alpha of
+            arXiv:2101.03961 (mixtral).
         image: height and width of an image, in pixels (vit).
         patch: height and width of a patch (vit).
         channels: colours of a pixel (vit).
@@ -61,6 +62,7 @@ class ModelConfig:
     image: int = 0
     patch: int = 0
     channels: int = 0
+    balance: float = 0.01
 
     @property
     def head_dim(self) -> int:
@@ -295,6 +297,8 @@ PRESETS: dict[str, ModelConfig] = {
             source=_MIXTRAL,
             experts=8,
             top_k=2,
+            # router_aux_loss_coef 0.02 of mistralai/Mixtral-8x7B-v0.1, by `balance_of` there.
+            balance=0.02 * 2 / 32,
         ),
         # The feed-forward width is what makes 250 G of the dimensions that the name stands for.
         ModelConfig(
@@ -345,81 +349,21 @@ def lookup(name: str, field: str = "--model") -> ModelConfig:
     Raises:
         InputError: no such preset or file, or the file's fields are not those of a model.
     """
+    from exajax.models import model_file  # it needs ModelConfig
+    from exajax.models.huggingface.config import CONFIG, read_config
+
     if name.lower() in PRESETS:
         return PRESETS[name.lower()]
-    if Path(name).is_dir():
-        from exajax.models.huggingface.config import read_config  # it needs ModelConfig
-
-        return _from_table(read_config(Path(name), field), Path(name), field)
-    if not name.endswith(".toml"):
-        raise InputError(field, f"unknown model {name!r}", nearest(name, PRESETS))
     path = Path(name)
     try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(field, f"cannot read {name}: {error}", "give a TOML of dimensions") from (
-            error
-        )
-    return _from_table(table, path, field)
-
-
-def _from_table(table: dict, path: Path, field: str) -> ModelConfig:
-    table = {"name": path.stem, "source": str(path.name)} | table
-    table.setdefault("kv_heads", table.get("heads"))
-    if table.get("family") == "vit":
-        table.setdefault("seq", _patches(table, path, field))
-    known = {entry.name: entry for entry in dataclasses.fields(ModelConfig)}
-    for key in table:
-        if key not in known:
-            raise InputError(field, f"{path}: unknown field {key!r}", nearest(key, known))
-    for key, entry in known.items():
-        if key not in table:
-            if entry.default is dataclasses.MISSING:
-                raise InputError(field, f"{path}: {key!r} is missing", f"add {key} = ...")
-        elif entry.type is int and (type(table[key]) is not int or table[key] < 1):
-            raise InputError(field, f"{path}: {key} = {table[key]!r}", "give a whole number >= 1")
-    config = ModelConfig(**table)
-    if config.family not in TWINS:
-        raise InputError(
-            field, f"{path}: family {config.family!r}", nearest(str(config.family), TWINS)
-        )
-    if config.width % config.heads or config.heads % config.kv_heads:
-        raise InputError(
-            field,
-            f"{path}: width {config.width}, heads {config.heads}, kv_heads {config.kv_heads}",
-            "make heads divide width and kv_heads divide heads",
-        )
-    if config.family == "mixtral" and not 1 <= config.top_k <= config.experts:
-        raise InputError(
-            field,
-            f"{path}: experts {config.experts}, top_k {config.top_k}",
-            "give a mixtral experts, and a top_k from 1 to experts",
-        )
-    if config.family == "vit" and config.seq != _patches(table, path, field):
-        raise InputError(
-            field,
-            f"{path}: seq {config.seq} is not the number of patches",
-            f"leave it out, or give {_patches(table, path, field)}",
-        )
-    if config.layers % config.moe_every:
-        raise InputError(
-            field,
-            f"{path}: moe_every {config.moe_every} does not divide {config.layers} layers",
-            "make moe_every divide layers",
-        )
-    return config
-
-
-def _patches(table: dict, path: Path, field: str) -> int:
-    """Returns how many patches the images of a file of dimensions have."""
-    sizes = [table.get(key, 0) for key in ("image", "patch", "channels")]
-    if not all(type(size) is int and size >= 1 for size in sizes) or sizes[0] % sizes[1]:
-        raise InputError(
-            field,
-            f"{path}: image, patch, channels are {', '.join(map(str, sizes))}",
-            "give a vit all three, and an image that the patch divides",
-        )
-    return (sizes[0] // sizes[1]) ** 2
+        if name and is_folder(path):
+            path, folder = path / CONFIG, path
+            return model_file.of_table(read_config(folder))
+        if name.endswith(".toml"):
+            return model_file.read_model(path)
+    except Malformed as error:
+        raise error.within(field, path) from error
+    raise InputError(field, f"unknown model {shown(name)}", nearest(name, PRESETS))
 
 
 TWINS = {"gpt": "gpt-tiny", "llama": "llama-tiny", "mixtral": "mixtral-tiny", "vit": "vit-tiny"}

@@ -7,10 +7,11 @@ and whole numbers fit 64 bits: everything behind this file may count on both.
 import errno
 import json
 import math
+import stat
 import tomllib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 from exajax.errors import InputError
 
@@ -68,6 +69,22 @@ def shown_path(path: Path) -> str:
     return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"
 
 
+def is_folder(path: Path) -> bool:
+    """Returns whether a path is a folder.
+
+    Raises:
+        Malformed: it is no path, too long a one, or within a folder that one may not enter.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise Malformed("", f"cannot be read: {error.strerror}", "give another path") from error
+    except ValueError as error:  # NUL, or half of a surrogate pair
+        raise Malformed("", "is no path", "give another path") from error
+
+
 def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """Returns the content of a file.
 
@@ -94,11 +111,7 @@ def parse_json(content: bytes | str) -> Any:
     Raises:
         Malformed: it is not JSON in UTF-8, or out of bounds.
     """
-    return _parsed(
-        lambda text: json.loads(text, parse_constant=_no_number, parse_float=_finite),
-        content,
-        "JSON",
-    )
+    return _parsed(json.loads, content, "JSON")
 
 
 def parse_toml(content: bytes | str) -> dict[str, Any]:
@@ -108,7 +121,7 @@ def parse_toml(content: bytes | str) -> dict[str, Any]:
         Malformed: it is not TOML in UTF-8, or out of bounds.
     """
     table: dict[str, Any] = _parsed(
-        lambda text: tomllib.loads(text.replace("\r\n", "\n"), parse_float=_finite), content, "TOML"
+        lambda text: tomllib.loads(text.replace("\r\n", "\n")), content, "TOML"
     )
     return table
 
@@ -153,12 +166,14 @@ def _parsed(parse: Callable[[str], Any], content: bytes | str, kind: str) -> Any
 
 
 def _check_bounds(value: Any) -> None:
-    """Checks nesting, whole numbers and texts, without recursion."""
+    """Checks nesting, numbers and texts, without recursion."""
     pending: list[tuple[Any, str, int]] = [(value, "", 0)]
     while pending:
         at, where, depth = pending.pop()
         if isinstance(at, str):
             _check_text(at, where)
+        elif isinstance(at, float) and not math.isfinite(at):  # `nan`, or `1e400`
+            raise Malformed(where, f"is {at}, not a finite number", "give a finite number")
         elif isinstance(at, int) and not -(2**63) <= at < 2**63:
             raise Malformed(where, "does not fit 64 bits", "give a smaller number")
         elif isinstance(at, (dict, list)):
@@ -181,17 +196,6 @@ def _check_text(text: str, where: str) -> None:
         raise Malformed(
             where, f"{shown(text)} holds half of a surrogate pair", "give whole characters"
         ) from None
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        _no_number(text)
-    return number
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text[:MOST_SHOWN]} is not a finite number")
 
 
 def _first_line(error: Exception) -> str:

@@ -45,7 +45,8 @@ def _printable(text: str) -> str:
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
 """Some words for people, on one line: a title, a source."""
 
-Name = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+=,()-]*$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._+=,()-]*$"
+Name = Annotated[str, Field(max_length=64, pattern=NAME_PATTERN)]
 """What something is called, safe as part of a file's name: no slash, no leading dot."""
 
 
@@ -183,6 +184,12 @@ def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         return Malformed(where, f"is {shown(value)}", f"give {words} {context[key]}")
+    if kind == "string_pattern_mismatch" and context["pattern"] == NAME_PATTERN:
+        return Malformed(
+            where,
+            f"is {shown(value)}",
+            "give a name of letters, digits, spaces and ._+=,()-, a letter or digit first",
+        )
     if kind in ("literal_error", "enum"):
         return Malformed(where, f"is {shown(value)}", f"give {context['expected']}")
     if isinstance(inner := context.get("error"), Malformed):

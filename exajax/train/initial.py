@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from exajax.errors import InputError
+from exajax.files.reading import Malformed, is_folder
 from exajax.models.huggingface import reading
 from exajax.models.presets import ModelConfig, lookup
 from exajax.step import TrainState, TrainStep
@@ -25,8 +26,11 @@ def check(folder: Path, model: ModelConfig) -> None:
     Raises:
         InputError: the folder is of another model, or its weights are not those that it says.
     """
-    if not folder.is_dir():
-        raise InputError(FIELD, f"{folder} is not a folder", "give a folder with a config.json")
+    try:
+        if not is_folder(folder):
+            raise Malformed("", "is not a folder", "give a folder with a config.json")
+    except Malformed as error:
+        raise error.within(FIELD, folder) from error
     theirs = dataclasses.asdict(lookup(str(folder), FIELD))
     ours = dataclasses.asdict(model)
     # Rotary positions have no parameters, so a sequence of any length goes with them.

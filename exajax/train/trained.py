@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from exajax.errors import InputError
+from exajax.files.reading import Malformed
+from exajax.models.model_file import of_record
 from exajax.models.presets import ModelConfig
 from exajax.train import checkpoint_folder as folders
 from exajax.train.checkpoint_restoring import nothing_proven, read_notes
@@ -35,8 +37,8 @@ class Trained:
             InputError: the run was not of a model that exajax knows.
         """
         try:
-            return ModelConfig(**self.about["recipe"]["model"])
-        except (KeyError, TypeError) as error:
+            return of_record(self.about["recipe"]["model"])
+        except (KeyError, TypeError, Malformed) as error:
             raise InputError(
                 "--run-dir",
                 f"checkpoint {self.step} does not say which model it is of ({error})",

@@ -1,16 +1,71 @@
 """`config.json` to dimensions and back: GPT-2, Llama and Mixtral. Imports no array library.
 
 Keys, and what an absent key means, are those of transformers' `GPT2Config`, `LlamaConfig` and
-`MixtralConfig` (huggingface.co/docs/transformers/model_doc/{gpt2,llama,mixtral}).
+`MixtralConfig` (huggingface.co/docs/transformers/model_doc/{gpt2,llama,mixtral}). Every key that
+changes what the model computes is taken into `ModelConfig`, or refused by name where our module
+computes something else. The others change no number here:
+
+- `attn_pdrop`, `embd_pdrop`, `resid_pdrop`: dropout in training, which we do without; most GPT-2
+  files carry the default of 0.1, whatever they were trained with.
+- `output_router_logits`: what a forward pass returns. Whether training balances the experts goes
+  by `router_aux_loss_coef` alone.
+- `initializer_range`: the spread of new weights; ours has its own.
+- `torch_dtype`, `dtype`: weights are read in the type that they are stored in.
+- `pretraining_tp`, `reorder_and_upcast_attn`, `use_cache`: the same sums in another order.
+- token numbers, `summary_*`, and whatever has no meaning for the file's `architectures`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exajax.errors import InputError, nearest
+from exajax.files.reading import Malformed, read_json, shown
+from exajax.files.schema import Items, Record, checked
+from exajax.models.model_file import Heads, Layers, Theta, Tokens, Weight, Width, name_of
 from exajax.models.presets import ModelConfig
+
+
+class _Rope(Record):
+    """`rope_parameters` or `rope_scaling`, of which only the plain rotation is computed."""
+
+    rope_type: str = "default"
+    type: str = "default"
+    rope_theta: Theta | None = None
+
+
+class _Config(Record):
+    architectures: Items[str] | None = None
+
+
+class _Gpt2(_Config):
+    n_layer: Layers
+    n_embd: Width
+    n_head: Heads
+    n_inner: Width | None = None
+    vocab_size: Tokens
+    n_positions: Tokens
+
+
+class _Llama(_Config):
+    num_hidden_layers: Layers
+    hidden_size: Width
+    num_attention_heads: Heads
+    num_key_value_heads: Heads | None = None
+    intermediate_size: Width
+    vocab_size: Tokens
+    max_position_embeddings: Tokens
+    head_dim: Width | None = None
+    sliding_window: Tokens | None = None
+    rope_theta: Theta | None = None
+    rope_parameters: _Rope | None = None
+    rope_scaling: _Rope | None = None
+
+
+class _Mixtral(_Llama):
+    num_local_experts: Heads
+    num_experts_per_tok: Heads
+    router_aux_loss_coef: Weight = 0.001
 
 
 @dataclass(frozen=True)
@@ -20,12 +75,14 @@ class Family:
     Attributes:
         model_type: of the file.
         architecture: the class that has these weights and no others.
+        schema: types and ranges of the keys that are taken.
         fields: a field of `ModelConfig` to the key that holds it.
         fixed: what our module computes, as key: (value, what an absent key means).
     """
 
     model_type: str
     architecture: str
+    schema: type[_Config]
     fields: dict[str, str]
     fixed: dict[str, tuple[Any, Any]]
 
@@ -40,10 +97,19 @@ _ROTARY_FIELDS = {
     "seq": "max_position_embeddings",
 }
 
+_ROTARY_FIXED = {
+    "hidden_act": ("silu", "silu"),
+    "tie_word_embeddings": (False, False),
+    "attention_bias": (False, False),
+    "mlp_bias": (False, False),
+    "attention_dropout": (0.0, 0.0),
+}
+
 FAMILIES = {
     "gpt": Family(
         "gpt2",
         "GPT2LMHeadModel",
+        _Gpt2,
         {
             "layers": "n_layer",
             "width": "n_embd",
@@ -64,70 +130,70 @@ FAMILIES = {
     "llama": Family(
         "llama",
         "LlamaForCausalLM",
+        _Llama,
         _ROTARY_FIELDS,
-        {
-            "hidden_act": ("silu", "silu"),
-            "rms_norm_eps": (1e-5, 1e-6),
-            "tie_word_embeddings": (False, False),
-            "attention_bias": (False, False),
-            "mlp_bias": (False, False),
-        },
+        {"rms_norm_eps": (1e-5, 1e-6)} | _ROTARY_FIXED,
     ),
     "mixtral": Family(
         "mixtral",
         "MixtralForCausalLM",
+        _Mixtral,
         _ROTARY_FIELDS | {"experts": "num_local_experts", "top_k": "num_experts_per_tok"},
-        {
-            "hidden_act": ("silu", "silu"),
-            "rms_norm_eps": (1e-5, 1e-5),
-            "tie_word_embeddings": (False, False),
-        },
+        {"rms_norm_eps": (1e-5, 1e-5), "router_jitter_noise": (0.0, 0.0)} | _ROTARY_FIXED,
     ),
 }
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 """Our names of the types that weights are written in, and transformers' names."""
 
+CONFIG = "config.json"
 
-def read_config(folder: Path, field: str) -> dict[str, Any]:
-    """Returns the `ModelConfig` fields that a folder's `config.json` gives, values unchecked.
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the fields of `ModelConfig` that a folder's `config.json` gives.
 
     Args:
         folder: a folder in Hugging Face's form.
-        field: the flag that named it, for errors.
 
     Raises:
-        InputError: there is no such file, or it describes what exajax does not implement; the
+        Malformed: there is no such file, or it describes what exajax does not implement; the
             error names the key.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        theirs = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            field, f"cannot read {path}: {error!r}", "give a folder with the config.json of a model"
-        ) from error
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise Malformed("model_type", "is missing", "give the config.json of a model")
+    theirs = config["model_type"]
     families = {family.model_type: name for name, family in FAMILIES.items()}
-    if theirs not in families:
-        raise _refused(field, path, "model_type", theirs, nearest(str(theirs), families))
+    if not isinstance(theirs, str) or theirs not in families:
+        raise _refused("model_type", theirs, nearest(str(theirs)[:99], families))
     name = families[theirs]
-    _check_computable(config, FAMILIES[name], field, path)
-    table = {ours: config.get(key) for ours, key in FAMILIES[name].fields.items()}
-    if name == "gpt" and table["ffn"] is None:
-        table["ffn"] = 4 * config.get("n_embd", 0)
-    if name != "gpt":
-        table["kv_heads"] = table["kv_heads"] or table["heads"]
-        table["rope_theta"] = _rope_theta(config, field, path)
-        _check_heads_and_window(config, table, field, path)
-    missing = [FAMILIES[name].fields[ours] for ours, value in table.items() if value is None]
-    if missing:
-        raise InputError(field, f"{path}: {missing[0]!r} is missing", f"add {missing[0]}")
-    return table | {"name": folder.resolve().name, "family": name, "source": "config.json"}
+    family = FAMILIES[name]
+    values = checked(family.schema, config)
+    if family.architecture not in (values.architectures or [family.architecture]):
+        raise _refused("architectures", config["architectures"], f"give a {family.architecture}")
+    _check_computable(config, family)
+    table = {ours: getattr(values, key) for ours, key in family.fields.items()}
+    if isinstance(values, _Gpt2):
+        table["ffn"] = values.n_inner or 4 * values.n_embd
+    if isinstance(values, _Llama):
+        table["kv_heads"] = values.num_key_value_heads or values.num_attention_heads
+        table["rope_theta"] = _rope_theta(config, values)
+        _check_heads_and_window(values)
+    if isinstance(values, _Mixtral):
+        table["balance"] = balance_of(values.router_aux_loss_coef, table["top_k"], table["layers"])
+    return table | {"name": name_of(folder.resolve().name), "family": name, "source": CONFIG}
 
 
-def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """Returns the `config.json` of a model, its weights written as `dtype` (a key of `DTYPES`).
+def write_config(
+    config: ModelConfig, dtype: str, bos: int | None = None, eos: int | None = None
+) -> dict[str, Any]:
+    """Returns the `config.json` of a model.
+
+    Args:
+        config: dimensions of the model.
+        dtype: what its weights are written as, a key of `DTYPES`.
+        bos: token that a text begins with, None where there is none.
+        eos: token that ends one.
 
     Raises:
         InputError: Hugging Face has no form for it.
@@ -147,60 +213,71 @@ def write_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         **{key: value for key, (value, _) in family.fixed.items()},
         "torch_dtype": DTYPES[dtype],
         # The defaults are ids of the published tokenizers, not of ours.
-        "bos_token_id": None,
-        "eos_token_id": None,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
     }
     if config.family == "gpt":
         return table | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    if config.family == "mixtral":
+        coefficient = coefficient_of(config.balance, config.top_k, config.layers)
+        table |= {"router_aux_loss_coef": coefficient, "output_router_logits": coefficient > 0}
     return table | {"rope_theta": config.rope_theta}
 
 
-def _check_computable(config: dict[str, Any], family: Family, field: str, path: Path) -> None:
-    architectures = config.get("architectures") or [family.architecture]
-    if family.architecture not in architectures:
-        raise _refused(field, path, "architectures", architectures, f"give a {family.architecture}")
-    if config.get("quantization_config") is not None:
-        raise _refused(
-            field, path, "quantization_config", "{...}", "give the weights as they were trained"
-        )
+def balance_of(coefficient: float, top_k: int, layers: int) -> float:
+    """Returns our `balance` for a `router_aux_loss_coef`: the same loss where experts are balanced.
+
+    transformers' `load_balancing_loss_func` adds up the shares of each of a token's `top_k`
+    choices, and takes its means over all layers together: balanced, it is `top_k`. Ours is 1 in
+    each of the layers, and adds them up.
+    """
+    return float(f"{coefficient * top_k / layers:.12g}")
+
+
+def coefficient_of(balance: float, top_k: int, layers: int) -> float:
+    """Returns the `router_aux_loss_coef` of a `balance`: the inverse of `balance_of`."""
+    return float(f"{balance * layers / top_k:.12g}")
+
+
+def _check_computable(config: dict[str, Any], family: Family) -> None:
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key) is not None:
+            raise _refused(key, config[key], "give the weights as they were trained")
+    if config.get("pruned_heads"):
+        raise _refused("pruned_heads", config["pruned_heads"], "give a model with all its heads")
     for key, (value, absent) in family.fixed.items():
         if config.get(key, absent) != value:
-            raise _refused(
-                field, path, key, config.get(key, absent), f"give a model with {key} {value!r}"
-            )
+            raise _refused(key, config.get(key, absent), f"give a model with {key} {value!r}")
 
 
-def _rope_theta(config: dict[str, Any], field: str, path: Path) -> float:
+def _rope_theta(config: dict[str, Any], values: _Llama) -> float:
     """Returns the base of the rotary frequencies, as transformers 4 or 5 writes it."""
-    scaling = config.get("rope_scaling") or {}
-    parameters = config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or parameters.get("rope_type")
-    if kind not in (None, "default") or parameters.keys() - {"rope_theta", "rope_type"}:
-        key = "rope_scaling" if scaling else "rope_parameters"
-        raise _refused(field, path, key, scaling or parameters, "give a model without rope scaling")
-    theta = parameters.get("rope_theta", config.get("rope_theta", _THETA[config["model_type"]]))
-    if type(theta) not in (int, float) or theta <= 0:
-        raise _refused(field, path, "rope_theta", theta, "give a number > 0")
-    return float(theta)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope, given = getattr(values, key), config.get(key) or {}
+        if rope is None:
+            continue
+        kinds = {rope.rope_type, rope.type}
+        if kinds != {"default"} or given.keys() - _Rope.model_fields.keys():
+            raise _refused(key, given, "give a model without rope scaling")
+    if config.get("partial_rotary_factor", 1.0) != 1.0:
+        raise _refused(
+            "partial_rotary_factor", config["partial_rotary_factor"], "give a model with 1.0"
+        )
+    theta = values.rope_parameters and values.rope_parameters.rope_theta
+    return float(theta or values.rope_theta or _THETA[config["model_type"]])
 
 
 _THETA = {"llama": 1e4, "mixtral": 1e6}
 """The base where a file has none."""
 
 
-def _check_heads_and_window(
-    config: dict[str, Any], table: dict[str, Any], field: str, path: Path
-) -> None:
-    head_dim, window = config.get("head_dim"), config.get("sliding_window")
-    if head_dim is not None and head_dim * (table["heads"] or 0) != table["width"]:
-        raise _refused(
-            field, path, "head_dim", head_dim, "give a model whose heads make up its width"
-        )
-    if window is not None and window < (table["seq"] or 0):
-        raise _refused(
-            field, path, "sliding_window", window, "give a model that attends to its whole sequence"
-        )
+def _check_heads_and_window(values: _Llama) -> None:
+    head_dim, window = values.head_dim, values.sliding_window
+    if head_dim is not None and head_dim * values.num_attention_heads != values.hidden_size:
+        raise _refused("head_dim", head_dim, "give a model whose heads make up its width")
+    if window is not None and window < values.max_position_embeddings:
+        raise _refused("sliding_window", window, "give a model that attends to its whole sequence")
 
 
-def _refused(field: str, path: Path, key: str, value: Any, fix: str) -> InputError:
-    return InputError(field, f"{path}: {key} = {value!r} is not implemented", fix)
+def _refused(key: str, value: Any, fix: str) -> Malformed:
+    return Malformed(key, f"= {shown(value)} is not implemented", fix)

@@ -1,7 +1,6 @@
 """Safetensors, read straight onto the devices of a mesh."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,16 @@ import jax
 import numpy as np
 
 from exajax.errors import InputError
-from exajax.models.huggingface.tensors import PAIRS, Pair, tensors, their_shape, to_ours
+from exajax.files.reading import Malformed, inside, read_json, shown, shown_path
+from exajax.files.schema import Record, checked
+from exajax.models.huggingface.tensors import PAIRS, Pair, names, tensors, their_shape, to_ours
 from exajax.models.presets import ModelConfig
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The file of a model that is in one piece, and the table of one that is in several."""
+
+MOST_INDEX_BYTES = 64 << 20
+"""Largest index; that of 100,000 tensors has some 10 MB."""
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -102,28 +106,59 @@ def _opened(folder: Path, config: ModelConfig, field: str) -> Iterator[dict[str,
         ) from error
     with contextlib.ExitStack() as stack:
         found: dict[str, Any] = {}
-        for path in _files(folder, field):
+        for path, wanted in _files(folder, field).items():
             try:
                 file = stack.enter_context(safe_open(path, framework="numpy"))
-                found |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                there = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             except (OSError, SafetensorError) as error:
                 raise InputError(
-                    field, f"cannot read {path}: {error}", "download the file again"
+                    field, f"{shown_path(path)} cannot be read: {error}", "download the file again"
                 ) from error
+            for name in wanted - there.keys():
+                raise InputError(
+                    field,
+                    f"{shown_path(path)} has no tensor {shown(name)}, and {INDEX} says that it has",
+                    "download both files again",
+                )
+            found |= {name: there[name] for name in wanted} if wanted else there
         yield _checked(found, folder, config, field)
 
 
-def _files(folder: Path, field: str) -> list[Path]:
-    index = folder / INDEX
-    if not index.exists():
-        return [folder / SINGLE]
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+class _Index(Record):
+    """Which file of a model in several each of its tensors is in."""
+
+    weight_map: dict[str, str]
+
+
+def _files(folder: Path, field: str) -> dict[Path, set[str]]:
+    """Returns the files of a model's weights and what of each is wanted, nothing for everything."""
+    single, index = folder / SINGLE, folder / INDEX
+    if not index.is_symlink() and not index.exists():
+        return {single: set()}
+    if single.exists():
         raise InputError(
-            field, f"cannot read {index}: {error!r}", "download the file again"
-        ) from error
-    return [folder / name for name in sorted(names)]
+            field,
+            f"{shown_path(folder)} has both {SINGLE} and {INDEX}",
+            "remove the one that is not the model's",
+        )
+    found: dict[Path, set[str]] = {}
+    try:
+        weights = checked(_Index, read_json(index, MOST_INDEX_BYTES)).weight_map
+        if not weights:
+            raise Malformed("weight_map", "is empty", "download the file again")
+        for tensor, name in weights.items():
+            found.setdefault(folder / _sibling(name, tensor), set()).add(tensor)
+    except Malformed as error:
+        raise error.within(field, index) from error
+    return found
+
+
+def _sibling(name: str, tensor: str) -> Path:
+    """Returns the file that an index names for a tensor: in its own folder, whatever that links."""
+    try:
+        return Path(inside(name))
+    except Malformed as error:
+        raise Malformed(f"weight_map[{shown(tensor)}]", error.problem, error.fix) from error
 
 
 def _checked(
@@ -132,19 +167,22 @@ def _checked(
     prefix = "transformer."
     if config.family == "gpt" and not any(name.startswith(prefix) for name in found):
         found = {prefix + name: entry for name, entry in found.items()}  # as OpenAI's are published
-    wanted = tensors(config)
-    for name, parts in wanted.items():
+    for name in names(config):  # one by one: dimensions may ask for more than memory holds
         if name not in found:
             raise InputError(
-                field, f"{folder} has no tensor {name}", "give the weights of the whole model"
+                field,
+                f"{shown_path(folder)} has no tensor {name}",
+                "give the weights of the whole model",
             )
+    wanted = tensors(config)
+    for name, parts in wanted.items():
         shape, kind = tuple(found[name].get_shape()), found[name].get_dtype()
         needed = their_shape(parts[0][0], config)
         if shape != needed or kind not in _FLOATS:
             raise InputError(
                 field,
-                f"tensor {name} in {folder} is {kind} {list(shape)}, and {config.name} has floats "
-                f"{list(needed)}",
+                f"tensor {name} in {shown_path(folder)} is {kind} {list(shape)}, and {config.name} "
+                f"has floats {list(needed)}",
                 "give weights and a config.json of the same model",
             )
     tied = {"lm_head.weight", prefix + "lm_head.weight"} if config.family == "gpt" else set()
@@ -152,7 +190,7 @@ def _checked(
     if unknown:
         raise InputError(
             field,
-            f"tensor {unknown[0]} in {folder} is no part of a {config.family}",
+            f"tensor {shown(unknown[0])} in {shown_path(folder)} is no part of a {config.family}",
             "give a model without it",
         )
     return found

@@ -6,7 +6,7 @@ V vocabulary, T position, R routed-to expert.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,17 +116,28 @@ def sizes(config: ModelConfig) -> dict[str, int]:
     }
 
 
+def names(config: ModelConfig) -> Iterator[str]:
+    """Yields the name of every tensor of a model; a tensor of several parts once for each."""
+    for pair, numbers in _parts(config):
+        yield pair.name(numbers)
+
+
 def tensors(config: ModelConfig) -> dict[str, list[tuple[Pair, tuple[int, ...]]]]:
     """Returns every tensor of a model by name: the parts it is made of, in order.
 
     A part is a pair and the layer and expert that it is of.
     """
-    lengths = sizes(config)
     parts: dict[str, list[tuple[Pair, tuple[int, ...]]]] = {}
+    for pair, numbers in _parts(config):
+        parts.setdefault(pair.name(numbers), []).append((pair, numbers))
+    return parts
+
+
+def _parts(config: ModelConfig) -> Iterator[tuple[Pair, tuple[int, ...]]]:
+    lengths = sizes(config)
     for pair in PAIRS[config.family]:
         for numbers in itertools.product(*(range(lengths[axis]) for axis in pair.named_axes)):
-            parts.setdefault(pair.name(numbers), []).append((pair, numbers))
-    return parts
+            yield pair, numbers
 
 
 def their_shape(pair: Pair, config: ModelConfig) -> tuple[int, ...]:

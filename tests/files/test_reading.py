@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from exajax.errors import InputError
-from exajax.files.reading import Malformed, inside, parse_json, parse_toml, read_bytes
+from exajax.files.reading import Malformed, inside, is_folder, parse_json, parse_toml, read_bytes
 from exajax.files.schema import Items, Name, Record, Schema, Text, checked, load
 
 
@@ -52,7 +52,8 @@ def test_json_out_of_bounds_is_malformed(text: str | bytes, problem: str) -> Non
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a = nan", "not a finite number"),
+        ("a = nan", "a is nan, not a finite number"),
+        ("[a]\nb = [1.0, inf]", r"a.b\[1\] is inf, not a finite number"),
         ("a = -inf", "not a finite number"),
         ("a = 1e999", "not a finite number"),
         ("a = " + "9" * 5000, "digits"),
@@ -87,7 +88,7 @@ def test_any_bytes_end_in_a_value_or_in_malformed(content: bytes | str) -> None:
     [
         ({}, "name is missing"),
         ({"name": 3}, "name is 3; give a text"),
-        ({"name": "../x"}, "name is '../x'; it should match"),
+        ({"name": "../x"}, r"name is '../x'; give a name of letters, digits"),
         ({"name": "x", "nam": 1}, "nam is unknown; did you mean 'name'?"),
         ({"name": "x", "title": "a\nb"}, r"title 'a\\nb' is empty, or has characters"),
         ({"name": "x", "rate": "1"}, "rate is '1'; give a number"),
@@ -130,6 +131,23 @@ def test_a_file_is_named_with_flag_field_and_fix(tmp_path: Path) -> None:
         load(tmp_path / ("x" * 300), Kind, "--kind")
     with pytest.raises(InputError, match="is no path"):
         load(Path("\0"), Kind, "--kind")
+
+
+def test_what_is_no_folder_is_not_one(tmp_path: Path) -> None:
+    assert is_folder(tmp_path)
+    assert not is_folder(tmp_path / "none")
+    (tmp_path / "file").touch()
+    assert not is_folder(tmp_path / "file")
+    assert not is_folder(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("x" * 300, "File name too long"), ("a\0b", "no path"), ("\ud800", "path")],
+)
+def test_what_cannot_be_a_folder_says_why(name: str, problem: str) -> None:
+    with pytest.raises(Malformed, match=problem):
+        is_folder(Path(name))
 
 
 def test_a_file_that_is_too_large_is_not_read_whole() -> None:

@@ -52,28 +52,6 @@ def test_a_file_of_dimensions_works_wherever_a_name_does(tmp_path):
     assert config.parameters == parameters(config)
 
 
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("wdith = 3", "did you mean 'width'"),
-        ("layers = 0", "layers"),
-        ("layers = 2.5", "layers"),
-        ('family = "llame"', "did you mean 'llama'"),
-        ("heads = 3", "heads divide width"),
-    ],
-)
-def test_a_wrong_file_of_dimensions_names_the_field(tmp_path, line, says):
-    fields = {"family": '"llama"', "layers": 2, "width": 64, "heads": 4, "ffn": 128, "vocab": 256}
-    table = {key: f"{key} = {value}" for key, value in (fields | {"seq": 32}).items()}
-    table[line.split(" ")[0]] = line
-    path = tmp_path / "mine.toml"
-    path.write_text("\n".join(table.values()))
-    with pytest.raises(InputError) as caught:
-        lookup(str(path))
-    assert says in str(caught.value)
-    assert "mine.toml" in str(caught.value)
-
-
 def test_an_unknown_model_suggests_the_nearest():
     with pytest.raises(InputError, match="did you mean 'llama2-70b'"):
         lookup("lama2-70b")
