@@ -13,11 +13,11 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+from exajax.files.writing import new_path
 from exajax import runtime
 from exajax.cluster import Cluster
 from exajax.program.compiled import Artifact, Compiled
@@ -87,9 +87,9 @@ def store(key: str, artifact: Artifact) -> None:
     packed = zlib.compress(json.dumps(dataclasses.asdict(artifact)).encode())
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(packed)
-        os.replace(file.name, path)
+        part = new_path(path)
+        part.write_bytes(packed)
+        part.replace(path)
         _make_room(path.parent)
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from exajax.errors import InputError
+from exajax.files.writing import grant_as_umask, new_folder_for
 from exajax.models.huggingface.config import write_config
 from exajax.models.huggingface.reading import INDEX, SINGLE, path_name
 from exajax.models.huggingface.tensors import PAIRS, tensors, their_shape, to_theirs
@@ -53,11 +53,10 @@ def save(
             arrays[pair.ours] = arrays[pair.ours].reshape(-1, *arrays[pair.ours].shape[2:])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = new_folder_for(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        temporary.chmod(0o755)
         _write_tensors(temporary, config, arrays, DTYPES[dtype], shard_bytes)
         (temporary / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         temporary.replace(folder)
@@ -103,6 +102,7 @@ def _write_tensors(
             for name in names
         }
         save_file(content, folder / file, metadata={"format": "pt"})
+        grant_as_umask(folder / file)
         files |= dict.fromkeys(names, file)
     if shards[1:]:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}

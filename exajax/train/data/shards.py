@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from exajax.errors import InputError, RunFailed
 from exajax.files.reading import shown_path
+from exajax.files.writing import new_folder_for
 from exajax.runtime import to_json
 from exajax.train.data.dataset import FORMAT, MANIFEST, SPLITS
 from exajax.train.data.documents import Piece, Source, pieces, tokens
@@ -48,7 +48,7 @@ def write(
     check_free(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        new = new_folder_for(out)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(
@@ -56,7 +56,6 @@ def write(
         ) from error
     try:
         manifest = _fill(new, source, tokenizer, seq, watch)
-        new.chmod(0o755)  # a temporary folder is for its owner alone
         new.replace(out)
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
