@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exajax import runtime
-from exajax.errors import InputError
 from exajax.mesh import MeshSpec
 from exajax.train.data.tokenizer import BYTES, Tokenizer, load_tokenizer
 
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     out = runtime.claim_stdout()
     from exajax.models import language
     from exajax.train.generate import Sampling, as_text
-    from exajax.train.trained import trained
+    from exajax.train.trained import check_tokenizer, trained
 
     how = Sampling(args.temperature, args.top_k, args.seed)
     tokenizer = load_tokenizer(args.tokenizer)
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     run = trained(Path(args.run_dir))
     build = language.forward(run.model, run.interleave)
-    _check_tokenizer(run, tokenizer)
+    check_tokenizer(run, tokenizer)
     chunks = _generate(run, build, tokenizer, prompt.tolist(), args.tokens, args.precision, how)
     if args.json:
         ids = [token for chunk in chunks for token in chunk]
@@ -77,17 +76,6 @@ def run(args: argparse.Namespace) -> int:
         print(text, end="", file=out, flush=True)
     print(file=out)
     return 0
-
-
-def _check_tokenizer(run: "Trained", tokenizer: Tokenizer) -> None:
-    """Raises an `InputError` if a run was not trained on the tokens of a tokenizer."""
-    theirs = run.about["data"]["tokenizer"]
-    if theirs != tokenizer.label:
-        raise InputError(
-            "--tokenizer",
-            f"{run.model.name} was trained with {theirs}, and this is {tokenizer.label}",
-            "give the tokenizer of the run",
-        )
 
 
 def _generate(

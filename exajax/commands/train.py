@@ -13,6 +13,7 @@ from exajax import cluster as clusters
 from exajax import distributed, flags, goodput, local_hosts, run_folder, runtime, units
 from exajax.errors import InputError
 from exajax.events import read_events
+from exajax.files.writing import new_path
 from exajax.provenance import machine, provenance
 from exajax.recipe import Recipe
 from exajax.report.live_goodput import LiveGoodput
@@ -24,6 +25,7 @@ from exajax.train.bad_steps import ON_NAN, ON_SPIKE, Policy
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.sampling import TextBatches
 from exajax.train.data.skipping import Skipping
+from exajax.train.data.tokenizer import KEPT
 from exajax.train.image_batches import ImageBatches
 from exajax.train.images import load_images
 from exajax.train.metrics import JsonLines, Logger, SampleLog, percentiles
@@ -236,6 +238,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         kept = _loggers(args, recipe, path, placement.process, done, out, live)
         if not first:  # a second writer would take the file away from the first
             return kept
+        _keep_tokenizer(path, batches)
         ids = SampleLog(path / "samples.jsonl", done, lambda n: batches.ids(source.number(n)))
         return [*kept, ids]
 
@@ -311,6 +314,16 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         folder.write(train=summary | {"losses": None, "when": when})
     return summary
+
+
+def _keep_tokenizer(path: Path, batches: TextBatches | ImageBatches) -> None:
+    """Copies the tokenizer of a run's text into its folder: an export takes it along."""
+    content = batches.corpus.tokenizer_json if isinstance(batches, TextBatches) else None
+    if content is None:
+        return
+    part = new_path(path / KEPT)
+    part.write_bytes(content)
+    part.replace(path / KEPT)
 
 
 def _check_nothing_is_gone(path: Path) -> None:

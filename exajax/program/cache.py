@@ -17,9 +17,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from exajax.files.writing import new_path
 from exajax import runtime
 from exajax.cluster import Cluster
+from exajax.files.writing import new_path
 from exajax.program.compiled import Artifact, Compiled
 from exajax.program.memory import Buffer, Memory
 from exajax.recipe import Recipe

@@ -13,6 +13,7 @@ from exajax.models.presets import ModelConfig
 from exajax.train import checkpoint_folder as folders
 from exajax.train.checkpoint_restoring import nothing_proven, read_notes
 from exajax.train.checkpoint_shared import read_arrays
+from exajax.train.data.tokenizer import BYTES, KEPT, Tokenizer, load_tokenizer
 from exajax.workload import Tree
 
 
@@ -43,6 +44,22 @@ class Trained:
                 "--run-dir",
                 f"checkpoint {self.step} does not say which model it is of ({error})",
                 "give a run of exajax train",
+            ) from error
+
+    @property
+    def tokenizer(self) -> str:
+        """Label of the tokenizer that its text was numbered with (`Vocabulary.label`).
+
+        Raises:
+            InputError: it was trained on something else.
+        """
+        try:
+            return str(self.about["data"]["tokenizer"])
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                "--run-dir",
+                f"checkpoint {self.step} does not say which tokenizer it was trained with",
+                "give the run of a language model",
             ) from error
 
     @property
@@ -86,3 +103,31 @@ def trained(run_dir: Path) -> Trained:
     if damaged:
         raise nothing_proven(folder, damaged)
     raise InputError("--run-dir", f"{run_dir} holds no checkpoint", "train there first")
+
+
+def kept_tokenizer(run: Trained, run_dir: Path) -> Tokenizer:
+    """Returns the tokenizer that a run was trained with: bytes, or the file in its folder.
+
+    Raises:
+        InputError: the file is not there, or is none.
+    """
+    if run.tokenizer.startswith(BYTES):
+        return load_tokenizer(BYTES)
+    file = run_dir / KEPT
+    if not file.exists():
+        raise InputError(
+            "--run-dir",
+            f"{run_dir} has no {KEPT}, and was trained with {run.tokenizer}",
+            "give it with --tokenizer",
+        )
+    return load_tokenizer(str(file))
+
+
+def check_tokenizer(run: Trained, tokenizer: Tokenizer) -> None:
+    """Raises an `InputError` if a run was not trained on the tokens of a tokenizer."""
+    if run.tokenizer != tokenizer.label:
+        raise InputError(
+            "--tokenizer",
+            f"{run.model.name} was trained with {run.tokenizer}, and this is {tokenizer.label}",
+            "give the tokenizer of the run",
+        )

@@ -184,16 +184,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return table | {"name": name_of(folder.resolve().name), "family": name, "source": CONFIG}
 
 
-def write_config(
-    config: ModelConfig, dtype: str, bos: int | None = None, eos: int | None = None
-) -> dict[str, Any]:
+def write_config(config: ModelConfig, dtype: str, end: int | None = None) -> dict[str, Any]:
     """Returns the `config.json` of a model.
 
     Args:
         config: dimensions of the model.
         dtype: what its weights are written as, a key of `DTYPES`.
-        bos: token that a text begins with, None where there is none.
-        eos: token that ends one.
+        end: token that ends a document, None where that is unknown. No token begins one.
 
     Raises:
         InputError: Hugging Face has no form for it.
@@ -213,8 +210,8 @@ def write_config(
         **{key: value for key, (value, _) in family.fixed.items()},
         "torch_dtype": DTYPES[dtype],
         # The defaults are ids of the published tokenizers, not of ours.
-        "bos_token_id": bos,
-        "eos_token_id": eos,
+        "bos_token_id": None,
+        "eos_token_id": end,
     }
     if config.family == "gpt":
         return table | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}

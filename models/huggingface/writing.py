@@ -15,6 +15,7 @@ from exajax.files.writing import grant_as_umask, new_folder_for
 from exajax.models.huggingface.config import write_config
 from exajax.models.huggingface.reading import INDEX, SINGLE, path_name
 from exajax.models.huggingface.tensors import PAIRS, tensors, their_shape, to_theirs
+from exajax.models.huggingface.text import TextForm
 from exajax.models.presets import ModelConfig
 
 SHARD_BYTES = 5_000_000_000
@@ -28,9 +29,11 @@ def save(
     config: ModelConfig,
     params: Any,
     dtype: str = "fp32",
+    *,
+    text: TextForm | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a model as transformers reads it: `config.json` and safetensors.
+    """Writes a model as transformers reads it: `config.json`, safetensors and its tokenizer.
 
     No more than one file's tensors are held beside the parameters. The folder appears complete or
     not at all.
@@ -40,12 +43,13 @@ def save(
         config: dimensions of the model.
         params: the tree of parameters, whole arrays on this host.
         dtype: `fp32` or `bf16`.
+        text: how its text becomes tokens; None leaves that out.
         shard_bytes: largest file.
 
     Raises:
         InputError: Hugging Face has no form for the model, or the folder cannot be written.
     """
-    described = write_config(config, dtype)
+    described = write_config(config, dtype, text.end if text else None)
     check_free(folder)
     arrays = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for pair in PAIRS[config.family]:
@@ -58,6 +62,8 @@ def save(
         raise _unwritable(folder, error) from error
     try:
         _write_tensors(temporary, config, arrays, DTYPES[dtype], shard_bytes)
+        for name, content in (text.files(config.seq) if text else {}).items():
+            (temporary / name).write_bytes(content)
         (temporary / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         temporary.replace(folder)
     except BaseException as error:

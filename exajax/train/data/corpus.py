@@ -1,7 +1,9 @@
 """What `--data` names: text, a tokenised dataset, or a weighted mixture of several."""
 
 import functools
+import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +11,19 @@ import numpy as np
 
 from exajax.errors import InputError
 from exajax.files import paths
-from exajax.files.reading import shown
+from exajax.files.reading import Malformed, read_bytes, shown
 from exajax.train.data.dataset import Dataset, check_not_part, is_dataset, open_dataset
 from exajax.train.data.documents import BAD_LINES, pieces, scan, tokens
 from exajax.train.data.listing import Listing, total
-from exajax.train.data.tokenizer import ByteTokenizer, Tokenizer, Vocabulary, load_tokenizer
+from exajax.train.data.tokenizer import (
+    KEPT,
+    MOST_BYTES,
+    ByteTokenizer,
+    FileTokenizer,
+    Tokenizer,
+    Vocabulary,
+    load_tokenizer,
+)
 from exajax.train.data.windows import Windows, split
 
 ENTROPY_TOKENS = 1 << 20
@@ -56,12 +66,14 @@ class Corpus:
         parts: one, or those of a mixture.
         vocabulary: of the tokenizer that made the tokens.
         seq: inputs of a window.
+        tokenizer_json: the file of that tokenizer; None for bytes, or where no copy is there.
     """
 
     path: str
     parts: tuple[Part, ...]
     vocabulary: Vocabulary
     seq: int
+    tokenizer_json: bytes | None = field(default=None, repr=False)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -168,7 +180,21 @@ def load_corpus(
         for path, weight in given
     )
     label = Vocabulary(**vocabulary.to_json())
-    return Corpus(data or parts[0].path, parts, label, seq)
+    return Corpus(data or parts[0].path, parts, label, seq, _file_of(vocabulary, datasets))
+
+
+def _file_of(vocabulary: Vocabulary, datasets: Mapping[str, Dataset]) -> bytes | None:
+    """Returns the `tokenizer.json` that a vocabulary is of, if it is one and a copy is there."""
+    if isinstance(vocabulary, FileTokenizer):
+        return vocabulary.content
+    for dataset in datasets.values():
+        try:
+            content = read_bytes(dataset.folder / KEPT, MOST_BYTES)
+        except Malformed:  # what was tokenised is enough to train on
+            continue
+        if hashlib.sha256(content).hexdigest() == vocabulary.digest:
+            return content
+    return None
 
 
 def _weights(data: str | None) -> list[tuple[str | None, float]]:

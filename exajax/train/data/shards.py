@@ -15,7 +15,7 @@ from exajax.files.writing import new_folder_for
 from exajax.runtime import to_json
 from exajax.train.data.dataset import FORMAT, MANIFEST, SPLITS
 from exajax.train.data.documents import Piece, Source, pieces, tokens
-from exajax.train.data.tokenizer import FileTokenizer, Tokenizer
+from exajax.train.data.tokenizer import KEPT, FileTokenizer, Tokenizer
 from exajax.train.data.windows import deal, too_few
 
 SHARD_BYTES = 256 << 20
@@ -97,7 +97,7 @@ def _fill(
         if not split.shards:
             raise too_few(source.title, seq)
     if isinstance(tokenizer, FileTokenizer):
-        (folder / "tokenizer.json").write_bytes(tokenizer.content)
+        (folder / KEPT).write_bytes(tokenizer.content)
     manifest = {
         "format": FORMAT,
         "seq": seq,

@@ -18,6 +18,9 @@ from exajax.files.reading import Malformed, read_bytes, shown, shown_path
 
 BYTES = "bytes"
 
+KEPT = "tokenizer.json"
+"""Name of the file in a tokenised folder and in a run's: a copy of the one that was given."""
+
 END_OF_DOCUMENT = (
     "<|endoftext|>",
     "<|end_of_text|>",
