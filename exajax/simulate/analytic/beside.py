@@ -12,20 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exajax.chip import Chip
-from exajax.simulate.analytic.footprint import Footprint
 from exajax.simulate.analytic.layouts import Bools, Floats, Layouts
-
-ROOM, SLOP = 0.80, 0.95
-"""Share of a device's memory that XLA's scheduler may fill, and share of what the step's arguments
-leave of that (openxla/xla, gpu_hlo_schedule.cc, GetSchedulerMemoryLimit). A step that needs more is
-scheduled again with every collective waited for at once."""
-
-
-def has_room(needed: Footprint, chip: Chip) -> Bools:
-    """Returns whether the scheduler has memory left."""
-    arguments = needed.parameters + needed.optimizer
-    left: Bools = needed.total - arguments <= SLOP * (ROOM * chip.memory_bytes - arguments)
-    return left
 
 
 @dataclass(frozen=True)

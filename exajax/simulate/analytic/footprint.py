@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exajax.chip import Chip
 from exajax.models.presets import ModelConfig
 from exajax.recipe import REMATS
 from exajax.simulate.analytic import saved, weights
-from exajax.simulate.analytic.layouts import Floats, Layouts
+from exajax.simulate.analytic.layouts import Bools, Floats, Layouts
 from exajax.stack import Stack
 
 
@@ -42,6 +43,7 @@ def footprint(
     model: ModelConfig,
     stack: Stack,
     layouts: Layouts,
+    chip: Chip | None = None,
     *,
     global_batch: int,
     seq: int,
@@ -53,6 +55,8 @@ def footprint(
         model: its dimensions.
         stack: the software; what it keeps goes by its `program`.
         layouts: ways to lay it over devices.
+        chip: the device whose memory XLA's scheduler may fill with what it could do without; None
+            is one with room for everything.
         global_batch: sequences of a step.
         seq: tokens of each.
         precision: what the passes compute in.
@@ -61,14 +65,37 @@ def footprint(
     block = saved.of_block(model, layouts, seq, stack, precision)
     if stack.program == "megatron":
         return _of_megatron(model, layouts, seq, stack, micro_batches, block)
-    return _of_jax(model, layouts, seq, stack, precision, micro_batches, block)
+    found = _of_jax(model, layouts, seq, stack, precision, micro_batches, block)
+    if chip is None or not saved.in_two_orders(layouts).any():
+        return found
+    # The second order of the stream is kept only where there is room for it.
+    once = saved.of_block(model, layouts, seq, stack, precision, orders=1)
+    kept = _kept(once * np.ceil(model.layers / layouts.pipe), layouts, micro_batches)
+    activations = np.where(has_room(found, chip), found.activations, kept)
+    return dataclasses.replace(found, activations=activations)
+
+
+ROOM, SLOP = 0.80, 0.95
+"""Share of a device's memory that XLA's scheduler may fill, and share of what the step's arguments
+leave of that (openxla/xla, gpu_hlo_schedule.cc, GetSchedulerMemoryLimit). A step that needs more is
+scheduled again with every collective waited for at once."""
+
+
+def has_room(needed: Footprint, chip: Chip) -> Bools:
+    """Returns whether the scheduler has memory left."""
+    arguments = needed.parameters + needed.optimizer
+    left: Bools = needed.total - arguments <= SLOP * (ROOM * chip.memory_bytes - arguments)
+    return left
 
 
 NOTHING_AGAIN = REMATS.index("none")
 
-LOGIT_BYTES = {"jax": 6.0, "megatron": 10.0}
-"""Bytes of a logit where the loss is computed. Ours: in bf16, its gradient, and one more of either.
-Megatron-LM: in bf16, in fp32, and the softmax of them in fp32."""
+LOGIT_BYTES = {"jax": 4.0, "megatron": 10.0}
+"""Bytes of a logit where the loss is computed. Ours: in bf16, and its gradient. Megatron-LM: in
+bf16, in fp32, and the softmax of them in fp32."""
+
+REPEATED_LOGITS = 1.5
+"""How many of those of ours a loop over micro-batches has: of two in one trip, some at once."""
 
 
 def _of_jax(
@@ -103,6 +130,11 @@ def _of_jax(
     sums += np.where(piped, 4 * largest / layouts.fsdp / layouts.expert, 0)
     kept = _kept(block * blocks, layouts, micro_batches)
     logits = narrow / 2 * LOGIT_BYTES["jax"] * _logits(model, layouts, seq)
+    logits = np.where(repeated, REPEATED_LOGITS, 1.0) * logits
+    # What fsdp divides of the logits' matrix is gathered, and its gradient is whole at first.
+    table = narrow * model.width * model.padded_vocab / layouts.tensor
+    divided = held[2].count > weights.share(held[2:], layouts, "parameters")
+    logits = logits + np.where(divided, 2 * table, 0.0)
     work = narrow / 2 * _work(model, layouts, seq) + current
     if model.moe_every > 1:
         work = work + _of_group(model, layouts, seq, stack, precision)

@@ -103,20 +103,50 @@ ROUTED = (12.0, 30.0)
 compiled programs."""
 
 
-def computed(layouts: Layouts) -> Floats:
-    """Returns the share of scores that are computed: a ring leaves out blocks that are masked."""
-    ways = layouts.context
-    return np.where(ways > 1, (ways + 1) / (2 * ways), 1.0)
+RING_SCORES = (11.0, 22.5)
+"""Bytes for each score that a ring computes, forward and backward, besides those of its products;
+what is recomputed is as forward. As `RING_STEP`, from the programs of llama3-8b with two and eight
+ways of `context`."""
+
+RING_STEP = (36.0, 12.0)
+"""Bytes for each number of the queries in every step of a ring: the sums of what is mixed so far,
+in fp32, are scaled and added to."""
+
+
+def ring_pairs(layouts: Layouts) -> Floats:
+    """Returns the pairs of chunks that a device of a ring works on: 3 of its own, 2 of others'.
+
+    A sequence has two chunks for each device (`exajax.models.attention`).
+    """
+    return 2.0 * layouts.context.astype(np.float64) + 1
 
 
 def scores(model: ModelConfig, layouts: Layouts, seq: int) -> Floats:
     """Returns the scores of a block and micro-batch on a device, 0 where attention is fused, [N].
 
-    Of a ring each device has its own queries and all keys, of which it computes `computed`.
+    Of a ring each device has its own queries and all keys, and leaves out what is masked.
     """
-    tokens = layouts.micro_batch * seq / layouts.context
-    all_of_them = computed(layouts) * tokens * seq * model.heads / layouts.tensor
+    ways = layouts.context
+    chunk = seq / (2 * ways)
+    a_head = np.where(ways > 1, ring_pairs(layouts) * chunk**2, (seq / ways) * seq)
+    all_of_them = layouts.micro_batch * a_head * model.heads / layouts.tensor
     return np.where(layouts.flash, 0.0, all_of_them)
+
+
+def of_ring(model: ModelConfig, layouts: Layouts, seq: int) -> tuple[Floats, Floats]:
+    """Returns the bytes that a ring moves in a block, forward and backward, [N]; 0 without one.
+
+    Policies but `none` recompute its scores.
+    """
+    ways = layouts.context
+    queries = layouts.micro_batch * seq / ways * model.heads * model.head_dim / layouts.tensor
+    forward, backward = (
+        RING_SCORES[side] * scores(model, layouts, seq) + RING_STEP[side] * ways * queries
+        for side in (0, 1)
+    )
+    again = np.where(layouts.remat == REMATS.index("none"), 0.0, forward)
+    alone = ways == 1
+    return np.where(alone, 0.0, forward), np.where(alone, 0.0, backward + again)
 
 
 def of_block(
@@ -133,11 +163,13 @@ def of_block(
     mixture = model.mixture_share * model.top_k * CAPACITY
     routed = mixture + 1 - model.mixture_share
     feed_forward = T * routed * model.ffn / t
-    numbers = np.stack([between * model.width, T * kv, feed_forward, scores(model, layouts, seq)])
+    unfused = np.where(layouts.context > 1, 0.0, scores(model, layouts, seq))
+    numbers = np.stack([between * model.width, T * kv, feed_forward, unfused])
     kept = np.where(
         layouts.pipe > 1, saved.of_block(model, layouts, seq, cluster.stack, precision), 0.0
     )
     slots = T * mixture * model.width
+    ring = of_ring(model, layouts, seq)
     turned, casts = _turned(model, layouts, T), _casts(model, layouts, T, precision)
     ahead, back = (
         np.sum(one[layouts.remat].T * numbers, axis=0)
@@ -145,6 +177,7 @@ def of_block(
         + (4, 2)[side] * kept
         + turned[side]
         + casts[side]
+        + ring[side]
         for side, one in enumerate(_table(model, cluster.chip))
     )
     return ahead, back

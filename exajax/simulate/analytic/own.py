@@ -1,18 +1,20 @@
 """Time of a step of our own program, as XLA compiles it, in every layout."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from exajax.chip import Chip
 from exajax.cluster import Cluster
 from exajax.models.presets import ModelConfig
 from exajax.recipe import REMATS
 from exajax.simulate.analytic import beside, communication, moved, waits, weights
 from exajax.simulate.analytic.blocks import ELEMENT, REMADE, Shard, block
 from exajax.simulate.analytic.collectives import group_s
-from exajax.simulate.analytic.footprint import footprint
-from exajax.simulate.analytic.kernels import bytes_s
+from exajax.simulate.analytic.footprint import footprint, has_room
+from exajax.simulate.analytic.kernels import Product, bytes_s, product_s
 from exajax.simulate.analytic.layouts import Bools, Floats, Layouts
 from exajax.simulate.analytic.spent import Times, slowest_share
 from exajax.simulate.analytic.turn import ends_of, waiting_for_host
@@ -20,6 +22,13 @@ from exajax.simulate.timeline import OVERLAP_SLOWDOWN
 
 KERNELS = (30.0, 42.0)
 """Kernels of a block that wait for memory, ahead and back, counted in compiled programs."""
+
+RING_KERNELS = (22.0, 43.0)
+"""More of them in every step of a ring but the first, counted in llama3-8b with two and eight ways
+of `context`: 37 and 170 for attention forward, 80 and 337 backward with what is recomputed."""
+
+RING_SCORE_BYTES = 4.0
+"""Of a score that the products of a ring write and read: they are in fp32."""
 
 UPDATE_BYTES = (28.0, 32.0)
 """Bytes read and written for each parameter that a device updates: gradient in bf16, or in fp32
@@ -54,14 +63,16 @@ def passes_of(
     chip, stack = cluster.chip, cluster.stack
     shard, which = Shard.distinct(layouts, seq)
     parts = block(model, shard, chip, precision, stack).products_s
-    scores = np.where(layouts.context > 1, 0.0, moved.scores(model, layouts, seq))
-    ring = moved.computed(layouts)
+    ring = layouts.context > 1
+    scores = np.where(ring, 0.0, moved.scores(model, layouts, seq))
+    ring_s = [stack.matmul * s[which] for s in ring_products_s(model, shard, chip, precision)]
 
     def products(part: str, side: int) -> Floats:
         seconds = parts[part][side][which]
         if part != "attention":
             return seconds
-        return ring * seconds + bytes_s(moved.SCORES[side] * scores, chip)
+        unfused = seconds + bytes_s(moved.SCORES[side] * scores, chip)
+        return np.where(ring, ring_s[side], unfused)
 
     ahead, back = (np.sum([products(part, side) for part in parts], axis=0) for side in (0, 1))
     for index in np.unique(layouts.remat):
@@ -72,10 +83,37 @@ def passes_of(
                     back = back + np.where(chosen, products(part, 0), 0.0)
     bytes_ = moved.of_block(model, layouts, seq, precision, cluster)
     memory_s = [
-        stack.memory * (bytes_s(bytes_[side] + parameters.block[side], chip) + n * chip.launch_s)
-        for side, n in enumerate(KERNELS)
+        stack.memory
+        * (
+            bytes_s(bytes_[side] + parameters.block[side], chip)
+            + (KERNELS[side] + RING_KERNELS[side] * (layouts.context - 1)) * chip.launch_s
+        )
+        for side in (0, 1)
     ]
     return Passes(ahead + memory_s[0], back + memory_s[1], ahead + back)
+
+
+def ring_products_s(
+    model: ModelConfig, shard: Shard, chip: Chip, precision: str
+) -> tuple[Floats, Floats]:
+    """Returns the seconds of the products of attention in a ring, forward and backward, [U].
+
+    They are done for one pair of chunks after the other. Backward the scores are made again; those
+    of a device's own chunks are there where they have been recomputed already.
+    """
+    chunk = shard.queries / 2
+    count, head = shard.sequences * model.heads / shard.tensor, 0 * chunk + model.head_dim
+    scores = Product(count, chunk, chunk, head, weight=False)
+    mix = Product(count, chunk, head, chunk, weight=False)
+    gradients = [*scores.backward(), *mix.backward()]
+    pairs = 2 * shard.context + 1
+    there = 3 + 2 * (shard.context == 2)
+
+    def seconds(products: Sequence[Product]) -> Floats:
+        return product_s(products, chip, precision, RING_SCORE_BYTES)
+
+    forward = pairs * seconds([scores, mix])
+    return forward, pairs * seconds(gradients) + (pairs - there) * seconds([scores])
 
 
 def remade(remat: str, tensor: bool) -> tuple[str, ...]:
@@ -112,9 +150,9 @@ def times(
     chip, stack = cluster.chip, cluster.stack
     timed = partial(group_s, cluster=cluster)
     needed = footprint(
-        model, stack, layouts, global_batch=global_batch, seq=seq, precision=precision
+        model, stack, layouts, chip, global_batch=global_batch, seq=seq, precision=precision
     )
-    room = beside.has_room(needed, chip)
+    room = has_room(needed, chip)
     micro_batches = layouts.micro_batches(global_batch)
     several = (micro_batches > 1) | (layouts.pipe > 1)
     held = waits.Held.of(model, layouts)
@@ -123,6 +161,7 @@ def times(
     sent = communication.of_block(model, layouts, seq, stack, timed)
     shard, which = Shard.distinct(layouts, seq)
     ends = ends_of(model, shard, cluster, precision, which)
+    tables_s = timed("all-reduce", 2.0 * held.mine[-1], layouts.context, layouts.tensor)
     at_ends = ends.head + ends.table + stack.memory * bytes_s(parameters.ends, chip)
 
     hidden = beside.seconds(layouts, chip, passes.ahead, passes.back, room)
@@ -134,7 +173,7 @@ def times(
     computing = passes.ahead + passes.back + slowdown / (1 + slowdown) * overlapped
     tensor = waits.tensor_s(sent, layouts, room)
     expert = _expert(sent, layouts)
-    ring = waits.RING * np.sum(sent.context, axis=0)
+    ring = waits.context_s(sent, held, layouts, room, timed)
     busy = (passes.ahead + sent.tensor[0], passes.back + sent.tensor[1])
     kernels = [np.full(len(layouts), count) for count in KERNELS]
     host = waiting_for_host(kernels, busy, layouts, stack)
@@ -144,7 +183,8 @@ def times(
     items = micro_batches * layouts.interleave
     blocks = items * held.deepest / layouts.interleave  # of all items
     computed = blocks * computing + items * at_ends
-    waited = blocks * (tensor + expert + ring + shards + host) + items * 2 * hop
+    context = blocks * ring + items * tables_s
+    waited = blocks * (tensor + expert + shards + host) + context + items * 2 * hop
     bubble = (computed + waited) * (layouts.pipe - 1) / items
     products = blocks * passes.products + items * ends.products
     once = stack.memory * bytes_s(parameters.step, chip)
@@ -157,7 +197,7 @@ def times(
         optimizer=optimizer,
         other=stack.step_s + blocks * host,
         tensor=blocks * tensor,
-        context=blocks * ring,
+        context=context,
         expert=blocks * expert,
         shards=blocks * shards,
         gradients=waits.gradients_s(held, layouts, several, passes.back, room, timed),

@@ -106,7 +106,7 @@ def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
     }
     times = engine.times(recipe.model, cluster, layouts, **how)
     return Prediction(
-        recipe, cluster, times, footprint(recipe.model, cluster.stack, layouts, **how)
+        recipe, cluster, times, footprint(recipe.model, cluster.stack, layouts, cluster.chip, **how)
     )
 
 

@@ -81,9 +81,24 @@ results of products are all of it, and little more where most was in fp32 before
 
 
 def of_block(
-    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, precision: str
+    model: ModelConfig,
+    layouts: Layouts,
+    seq: int,
+    stack: Stack,
+    precision: str,
+    *,
+    orders: int = 2,
 ) -> Floats:
-    """Returns the bytes that a block keeps of one micro-batch, shape [N]."""
+    """Returns the bytes that a block keeps of one micro-batch, shape [N].
+
+    Args:
+        model: its dimensions.
+        layouts: how.
+        seq: tokens of a sequence.
+        stack: the software.
+        precision: what the passes compute in.
+        orders: in how many the stream is kept where XLA likes two (`in_two_orders`).
+    """
     gates = 1 if model.family in ("gpt", "vit") else 2
     by_remat = dict(of_jax(gates))
     ours = stack.program == "jax"
@@ -96,9 +111,7 @@ def of_block(
     tokens, tensor = layouts.micro_batch * seq / layouts.context, layouts.tensor
     divided = layouts.sequence_parallel & (tensor > 1)
     between = tokens / np.where(divided, tensor, 1)
-    between = between * np.where(
-        ours & divided & (tensor >= TWICE) & (layouts.micro_batch > 1), 2, 1
-    )
+    between = between * np.where(ours & in_two_orders(layouts), orders, 1)
     numbers = column("heads") * model.heads + 2 * column("kv") * model.kv_heads
     feed_forward = column("ffn") * model.ffn
     if model.mixture_layers:  # only what no policy makes again is kept of experts
@@ -116,6 +129,13 @@ def of_block(
         + within * tokens / tensor
         + column("scores") * scores
     )
+
+
+def in_two_orders(layouts: Layouts) -> Bools:
+    """Returns where XLA keeps the stream in two orders, given the memory."""
+    divided = layouts.sequence_parallel & (layouts.tensor >= TWICE)
+    twice: Bools = divided & (layouts.micro_batch > 1)
+    return twice
 
 
 def carried(layouts: Layouts) -> Bools:

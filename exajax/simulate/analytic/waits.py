@@ -15,8 +15,14 @@ from exajax.recipe import REMATS
 from exajax.simulate.analytic import communication, weights
 from exajax.simulate.analytic.layouts import Bools, Floats, Layouts
 
-RING = 0.3
-"""Share that is waited for of keys and values on their way around a ring."""
+RING = {True: (0.15, 0.5), False: (1.0, 1.0)}
+"""Share that is waited for of keys and values on their way around a ring, and of gradients that its
+devices add up, by whether the scheduler has memory left. With it, of llama3-8b with two and four
+ways of `context`: 0 and 0.2, and 0 and 0.75; without, with eight, all of either."""
+
+RING_PASSES = (1.0, 3.0)
+"""What goes around a ring forward, over keys and values in bf16, and backward: the gradients of
+both go with them in fp32. What recomputes attention is one more forward."""
 
 OFFLOADED = 0.8
 """Share that is waited for of copies to and from the host."""
@@ -72,6 +78,27 @@ def tensor_s(sent: communication.Sent, layouts: Layouts, room: Bools) -> Floats:
     with_room = shares * ahead + np.where(apart, 0.5 * again, 0.0)
     without = np.where(apart, 4.75 * ahead + 1.25 * again, ahead + back + again)
     return np.where(room, with_room, without)
+
+
+def context_s(
+    sent: communication.Sent,
+    held: "Held",
+    layouts: Layouts,
+    room: Bools,
+    timed: communication.Timed,
+) -> Floats:
+    """Returns the seconds in which a block waits for its ring.
+
+    Keys and values go around; and gradients are added up, of which each device of the ring has
+    those of its own tokens: what a device keeps of them, in bf16, in every micro-batch.
+    """
+    keeps = layouts.remat == REMATS.index("none")
+    passes = RING_PASSES[0] * np.where(keeps, 1, 2) + RING_PASSES[1]
+    around = passes * sent.context[0]
+    mine: Floats = 2.0 * np.sum(held.mine[:-1], axis=0) / held.deepest
+    added = timed("all-reduce", mine, layouts.context, layouts.tensor)
+    shares = np.where(room, np.array(RING[True])[:, None], np.array(RING[False])[:, None])
+    return shares[0] * around + shares[1] * added
 
 
 def sharded_s(
