@@ -46,13 +46,17 @@ def value_and_grad(
 ) -> Callable[[Tree, Tree], tuple[jax.Array, Tree]]:
     """Returns a function of (params, batch) to the loss and its gradients, in fp32.
 
+    The sums over micro-batches are as large as the parameters that a device computes with, 4 bytes
+    each, at ZeRO 2 too: replicas reduce once a step, where sums that are sharded over `data` would
+    take a reduce-scatter with every micro-batch. ZeRO 3 and `fsdp` make that trade.
+
     Args:
         loss: of a micro-batch.
         weigh: of a weighted loss; the weight of the whole batch is summed first, so that every
             micro-batch adds its share of the gradients. None where all count the same.
         parts: micro-batches of a batch, worked on one after the other.
         replicas: mesh axes whose devices hold equal parameters. Each adds up its own gradients;
-            they meet in one sum behind the last micro-batch.
+            they are reduced in one go after the last micro-batch.
         place: constrains a tree of gradients to their shardings.
     """
 
@@ -61,6 +65,10 @@ def value_and_grad(
         portion = shared(loss, weigh, batches, parts, replicas)
 
         def add(total: Tree, part: Tree) -> tuple[Tree, None]:
+            # A micro-batch begins when the one before is added up. Without this, XLA's pipelined
+            # all-gathers gather, for example, the logits' input one micro-batch early: the whole
+            # forward pass runs for that, and runs again for what the backward pass needs.
+            total, part = jax.lax.optimization_barrier((total, part))
             got = jax.value_and_grad(portion)(params, part)
             value, gradients = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, got)
             return (value, place(gradients)), None

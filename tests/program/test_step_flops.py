@@ -44,6 +44,30 @@ def test_flops_of_every_axis_are_those_of_the_closed_form(model, mesh, options):
     check(compiled(model, mesh, **options))
 
 
+@pytest.mark.parametrize(
+    ("model", "mesh", "options"),
+    [
+        # XLA ran every forward pass twice here, to gather a micro-batch's stream a trip early.
+        ("llama-tiny", "data=2,model=4", {"zero": 0, "micro_batch": 1}),
+        *(
+            pytest.param(model, mesh, options, marks=pytest.mark.slow)
+            for model, mesh, options in [
+                ("llama-tiny", "data=2,model=4", {"zero": 2, "micro_batch": 1}),
+                ("gpt-tiny", "data=2,fsdp=2,model=2", {"zero": 1, "micro_batch": 1}),
+                ("mixtral-tiny", "data=4,expert=2", {"zero": 2, "micro_batch": 1}),
+                ("llama-tiny", "data=4,context=2", {"zero": 2, "micro_batch": 1}),
+                ("llama-tiny", "data=8", {"zero": 0, "micro_batch": 1, "remat": "full"}),
+                ("llama-tiny", "fsdp=2,model=4", {"micro_batch": 1}),
+            ]
+        ),
+    ],
+)
+def test_micro_batches_run_every_pass_once(model, mesh, options):
+    step = compiled(model, mesh, **options)
+    assert step.recipe.micro_batches > 1
+    check(step)
+
+
 def described_clusters():
     """One machine of every chip that CUDA programs are compiled for; H100 and A100 in every run."""
     found = {}
