@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from jax._src import compilation_cache as jax_internals
 
+from exajax import collective_order
 from tests.cluster.processes import SMALL
 
 JOB = (f"--model={SMALL}", "--precision=fp32", "--metrics-port=0", "--json")
@@ -33,6 +35,43 @@ def test_a_second_run_reads_the_step_and_changes_no_bit(tmp_path, text):
     assert resumed["compilation"]["seconds"] < straight["compilation"]["seconds"]
     assert resumed["resumed_from"] == 3
     assert resumed["losses"] == straight["losses"]
+
+
+def loops_for_ever(entry):
+    """Changes a program in the cache: every loop of it makes 2 ** 40 turns."""
+    program, seconds = jax_internals.extract_executable_and_time(
+        jax_internals.decompress_executable(entry.read_bytes())
+    )
+    begin = collective_order._program_begins(program)
+    executable = collective_order._message("Executable")()
+    executable.ParseFromString(program[begin:])
+    loops = [thunk.loop for thunk in executable.program.sequence.thunks if thunk.HasField("loop")]
+    assert loops
+    turns = b"\x08" + b"\x80" * 5 + b"\x20" + b"\x10\x01"  # Int64Optional: value, contains_value
+    for loop in loops:
+        loop.MergeFromString(b"\x1a" + bytes([len(turns)]) + turns)  # trip_count
+    program = program[:begin] + executable.SerializeToString()
+    entry.write_bytes(
+        jax_internals.compress_executable(
+            jax_internals.combine_executable_and_time(program, seconds)
+        )
+    )
+
+
+def test_a_program_from_the_cache_that_hangs_is_compiled_anew_and_replaced(tmp_path, text):
+    job = ("--mesh=1x1", "--steps=3", "--deadlines=step=15")
+    straight = train(tmp_path, text, tmp_path / "one", *job)[1]
+    (entry,) = (tmp_path / "exajax" / "jax").glob("*/jit_update*-cache")
+    loops_for_ever(entry)
+    said, result = train(tmp_path, text, tmp_path / "two", *job)
+    assert "attempt 1: all hosts are stuck at step" in said
+    assert said.count("the next attempt compiles it anew") == 1
+    assert result["compilation"]["cache"] == "miss"
+    assert result["losses"] == straight["losses"]
+    said, result = train(tmp_path, text, tmp_path / "three", *job)
+    assert result["compilation"]["cache"] == "hit"
+    assert "attempt 1" not in said
+    assert result["losses"] == straight["losses"]
 
 
 @pytest.mark.slow
