@@ -22,6 +22,13 @@ Run = Callable[[argparse.Namespace], int]
 def command(argv: Sequence[str] | None = None) -> int:
     """Runs the command of `exajax COMMAND ...`; returns its exit code."""
     runtime.prepare()
+    args = parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(args.run, args)
+
+
+def parser() -> Parser:
+    """Returns the parser of all commands; what it parses has `run`, which runs the command."""
     from exajax.commands import (
         calibrate,
         chaos,
@@ -36,12 +43,12 @@ def command(argv: Sequence[str] | None = None) -> int:
         validate,
     )
 
-    parser = Parser(
+    whole = Parser(
         prog="exajax",
         description="Train on a JAX mesh, or simulate the same step on a described machine.",
         formatter_class=Formatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
     data = (sample, export, tokenise)
     machines = (validate, calibrate, doctor)
     for module in (train, goodput, chaos, simulate, plan, *data, *machines):
@@ -56,9 +63,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         )
         module.add_flags(arguments)
         arguments.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(args.run, args)
+    return whole
 
 
 def front_door(argv: Sequence[str] | None = None) -> int:

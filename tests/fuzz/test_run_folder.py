@@ -20,6 +20,7 @@ from exajax.runtime import to_json
 from exajax.train import checkpoint_folder, checksums, history
 from exajax.train.checkpoint_restoring import read_notes
 from exajax.train.manifest import Manifest
+from tests.fuzz import EXAMPLES
 from tests.fuzz.mutations import as_json, damaged, mutated
 
 EVENTS: list[dict[str, Any]] = [
@@ -147,7 +148,7 @@ def write(folder: Path, name: str, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files())
 def test_a_damaged_run_folder_is_read(
     tmp_path_factory: pytest.TempPathFactory, file: tuple[str, bytes]
