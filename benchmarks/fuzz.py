@@ -78,7 +78,7 @@ def counts(statistics: str) -> list[tuple[str, int, int]]:
     found = []
     for section in re.split(r"^(?=tests/\S+::\S+:$)", statistics, flags=re.MULTILINE)[1:]:
         name = section.partition(":\n")[0]
-        numbers = re.findall(r"(\d+) passing examples, (\d+) failing", section)
+        numbers = re.findall(r"(\d+) passing, (\d+) failing", section)
         found.append((name, sum(int(a) for a, _ in numbers), sum(int(b) for _, b in numbers)))
     return found
 

@@ -1,6 +1,7 @@
 """The flags that describe a job, shared by every command."""
 
 import argparse
+import sys
 from typing import Any, NoReturn
 
 from exajax.errors import InputError
@@ -51,6 +52,13 @@ RECIPE_FLAGS = (
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that says what is wrong on one line."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parses as its base does, which raises a `ValueError` at `--flag=--`."""
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("-") and word.partition("=")[2] == "--":
+                self.error(f"argument {word.partition('=')[0]}: '--' is no value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with code 2."""
