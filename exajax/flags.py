@@ -41,6 +41,7 @@ RECIPE_FLAGS = (
     "packed",
     "attention",
     "steps",
+    "schedule_steps",
     "learning_rate",
     "optimizer",
     "lr_schedule",
@@ -127,6 +128,13 @@ def add_recipe_flags(parser: argparse.ArgumentParser, model: str = MODEL) -> Non
     )
     add("--attention", choices=ATTENTIONS, default="auto", help="auto is flash where it works")
     add("--steps", type=int, default=100, metavar="N", help="optimizer steps in total")
+    add(
+        "--schedule-steps",
+        type=int,
+        metavar="N",
+        help="steps of the learning rate's schedule, after which it keeps its last value (default: "
+        "--steps)",
+    )
     add("--learning-rate", type=float, default=3e-4, metavar="X", help="peak of the schedule")
     add(
         "--optimizer",
@@ -213,6 +221,8 @@ def recipe_argv(recipe: Recipe, model: str) -> list[str]:
     argv = []
     for name, value in values.items():
         flag = name.replace("_", "-")
+        if value is None:
+            continue
         if isinstance(value, bool):
             argv.append(f"--{flag}" if value else f"--no-{flag}")
         else:

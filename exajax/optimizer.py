@@ -1,5 +1,6 @@
 """The optimizer of a recipe, from optax."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,8 @@ def schedule(recipe: Recipe) -> optax.Schedule:
     """Returns the learning rate by step: linear warm-up, then what the recipe's schedule says.
 
     `cosine` falls to a tenth at the last step; `wsd` stays at the peak and falls to zero along a
-    line in the last fifth (warm-up, stable, decay: arXiv:2404.06395); `constant` stays.
+    line in the last fifth (warm-up, stable, decay: arXiv:2404.06395); `constant` stays. The last
+    step is the recipe's `horizon`; after it the rate keeps its last value.
     """
     peak, warmup = recipe.learning_rate, recipe.warmup_steps
     if recipe.lr_schedule == "cosine":
@@ -62,12 +64,36 @@ def schedule(recipe: Recipe) -> optax.Schedule:
             init_value=0.0,
             peak_value=peak,
             warmup_steps=warmup,
-            decay_steps=max(recipe.steps, warmup + 1),
+            decay_steps=max(recipe.horizon, warmup + 1),
             end_value=peak / 10,
         )
     warm = optax.warmup_constant_schedule(0.0, peak, warmup)
     if recipe.lr_schedule == "constant":
         return warm
-    falling = max(1, round(DECAY_SHARE * recipe.steps))
-    start = max(warmup, recipe.steps - falling)
+    falling = max(1, round(DECAY_SHARE * recipe.horizon))
+    start = max(warmup, recipe.horizon - falling)
     return optax.join_schedules([warm, optax.linear_schedule(peak, 0.0, falling)], [start])
+
+
+def stretched(recipe: Recipe, old: int, done: int) -> str | None:
+    """Returns what a run that goes on with another horizon does to the learning rate, in words.
+
+    Args:
+        recipe: of the run that goes on.
+        old: the horizon of the run before.
+        done: steps that were made before.
+
+    Returns:
+        None where both schedules are the same.
+    """
+    if old == recipe.horizon or recipe.lr_schedule == "constant":
+        return None
+    before, after = (
+        float(schedule(dataclasses.replace(recipe, schedule_steps=steps))(done))
+        for steps in (old, recipe.horizon)
+    )
+    return (
+        f"the learning rate's schedule now has {recipe.horizon} steps and had {old}: step "
+        f"{done + 1} gets {after:.3g} instead of {before:.3g}; --schedule-steps {old} keeps the "
+        f"old one"
+    )

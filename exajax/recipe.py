@@ -72,6 +72,8 @@ class Recipe:
         packed: whether the documents of a sequence are trained on apart: attention stays within
             one, positions begin anew with it, and the first token of the next is no target.
         steps: optimizer steps in total.
+        schedule_steps: steps of the learning rate's schedule, after which it keeps its last value;
+            None is `steps`.
         learning_rate: peak, reached after the warm-up.
         warmup_steps: steps of linear warm-up.
         weight_decay: decoupled, on matrices alone.
@@ -99,6 +101,7 @@ class Recipe:
     capacity_factor: float = 1.25
     packed: bool = False
     steps: int = 100
+    schedule_steps: int | None = None
     learning_rate: float = 3e-4
     warmup_steps: int = 10
     weight_decay: float = 0.1
@@ -171,6 +174,11 @@ class Recipe:
         }
 
     @property
+    def horizon(self) -> int:
+        """Steps that the learning rate's schedule is laid over."""
+        return self.schedule_steps or self.steps
+
+    @property
     def tokens(self) -> int:
         """Tokens of one step."""
         return self.global_batch * self.seq
@@ -197,7 +205,8 @@ class Recipe:
     @property
     def program(self) -> dict[str, Any]:
         """All that a step's program depends on, as JSON; not how many steps there are."""
-        return {name: value for name, value in self.to_json().items() if name != "steps"}
+        lengths = ("steps", "schedule_steps")
+        return {name: value for name, value in self.to_json().items() if name not in lengths}
 
     @property
     def job(self) -> dict[str, Any]:
@@ -262,6 +271,10 @@ class Recipe:
             ("--interleave", self.interleave),
             ("--seq", self.seq),
             ("--steps", self.steps),
+            (
+                "--schedule-steps",
+                self.horizon if self.schedule_steps is None else self.schedule_steps,
+            ),
         ):
             if number < 1:
                 raise InputError(flag, f"{number} is less than 1", "give a whole number from 1 on")

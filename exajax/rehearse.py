@@ -122,6 +122,7 @@ def prepare(args: argparse.Namespace) -> Rehearsal:
         zero=recipe.zero,
         packed=recipe.packed,
         steps=recipe.steps,
+        schedule_steps=recipe.schedule_steps,
         optimizer=recipe.optimizer,
         lr_schedule=recipe.lr_schedule,
         z_loss=recipe.z_loss,

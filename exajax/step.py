@@ -80,8 +80,8 @@ class TrainStep:
         state: shapes and shardings of the state.
         batch: shapes and shardings of a batch.
         init: `init(seed)` makes the first state, sharded from the start.
-        update: `update(state, batch)` returns the next state and `{"loss", "grad_norm"}`; the
-            given state's memory is reused.
+        update: `update(state, batch)` returns the next state and `{"loss", "grad_norm"}`, with
+            `learning_rate` where it is known; the given state's memory is reused.
         evaluate: `evaluate(params, batch)` returns the loss, a scalar; or where the workload's is
             one `Weighted`, of which those of several batches can be added up.
         weigh: `weigh(batch)` returns the weight of a batch; None where the loss is a plain mean.
@@ -177,6 +177,7 @@ class TrainStep:
                 )
                 params = optax.apply_updates(state.params, changes)
                 metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+                metrics |= _learning_rate(workload, state, moments)
                 if skip_bad:
                     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
                     params, moments = jax.tree.map(
@@ -188,6 +189,7 @@ class TrainStep:
 
         whole = NamedSharding(mesh, PartitionSpec())
         abstract = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32))
+        rate = jax.eval_shape(lambda s: _learning_rate(workload, s, s.optimizer), abstract)
         shardings = TrainState(
             spec["parameters"],
             optax.tree_map_params(
@@ -214,7 +216,7 @@ class TrainStep:
             update=jax.jit(
                 update,
                 in_shardings=(shardings, batch_shardings),
-                out_shardings=(shardings, {"loss": whole, "grad_norm": whole}),
+                out_shardings=(shardings, dict.fromkeys(("loss", "grad_norm", *rate), whole)),
                 donate_argnums=0,
             ),
             evaluate=jax.jit(
@@ -317,6 +319,24 @@ def _check_divides(workload: Workload, mesh: Mesh, micro_batches: int) -> None:
             "a pipeline needs a loss in stages, and this workload's is one function",
             "give the workload an exajax.Stages, or a mesh without pipe",
         )
+
+
+def _learning_rate(workload: Workload, state: TrainState, after: Tree) -> dict[str, jax.Array]:
+    """Returns the `learning_rate` of an update, or nothing where it is not known.
+
+    An update that is skipped does not move a schedule on, so its place is read from the optimizer's
+    state before the update; `state.step` stands in where it keeps none. `inject_hyperparams` has
+    the rate itself in its state `after` the update.
+    """
+    if workload.learning_rate is None:
+        found = optax.tree.get_all_with_path(after, "learning_rate")
+        rates = [leaf for _, leaf in found if isinstance(leaf, jax.Array) and not leaf.shape]
+        return {"learning_rate": jnp.asarray(rates[0], jnp.float32)} if len(rates) == 1 else {}
+    is_place = lambda leaf: isinstance(leaf, optax.ScaleByScheduleState)  # noqa: E731
+    leaves = jax.tree.leaves(state.optimizer, is_leaf=is_place)
+    places = [leaf.count for leaf in leaves if is_place(leaf)]
+    place = places[0] if len(places) == 1 else state.step
+    return {"learning_rate": jnp.asarray(workload.learning_rate(place), jnp.float32)}
 
 
 def local_bytes(tree: Tree) -> int:

@@ -67,6 +67,8 @@ class Workload:
             `Stages` where a pipeline is to divide the layers.
         batch: global shape and type of every array of a batch; the first axis counts samples.
         optimizer: any optax transformation.
+        learning_rate: the optimizer's schedule, so that `update` can return the rate; None where it
+            is in the optimizer's state (`optax.inject_hyperparams`) or nobody can know it.
         tokens_per_sample: tokens in a sample, patches in an image; None where nobody counts.
         model_flops: FLOPs of one step by the model's mathematics, None where nobody counted.
     """
@@ -75,6 +77,7 @@ class Workload:
     loss: Callable[[Any, Batch], Loss] | Stages
     batch: Mapping[str, jax.ShapeDtypeStruct]
     optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule | None = None
     tokens_per_sample: int | None = None
     model_flops: float | None = None
 

@@ -15,7 +15,7 @@ from exajax.models.llama import Llama
 from exajax.models.losses import cross_entropy
 from exajax.models.mixtral import Mixtral
 from exajax.models.presets import ModelConfig
-from exajax.optimizer import optimizer
+from exajax.optimizer import optimizer, schedule
 from exajax.recipe import Recipe
 from exajax.weighted import Loss
 from exajax.workload import Batch, Stages, Workload
@@ -72,6 +72,7 @@ def workload(recipe: Recipe, platform: str) -> Workload:
         ),
         batch=batch | ({"segments": tokens_BT} if recipe.packed else {}),
         optimizer=optimizer(recipe, build),
+        learning_rate=schedule(recipe),
         tokens_per_sample=recipe.seq,
         model_flops=recipe.flops,
     )

@@ -9,7 +9,7 @@ from flax import nnx
 from exajax.models.layers import How
 from exajax.models.losses import accuracy, cross_entropy
 from exajax.models.vit import ViT
-from exajax.optimizer import optimizer
+from exajax.optimizer import optimizer, schedule
 from exajax.recipe import Recipe
 from exajax.weighted import Loss
 from exajax.workload import Batch, Stages, Workload
@@ -53,6 +53,7 @@ def workload(recipe: Recipe, platform: str) -> Workload:
             "labels": jax.ShapeDtypeStruct(images[:1], jnp.int32),
         },
         optimizer=optimizer(recipe, build),
+        learning_rate=schedule(recipe),
         tokens_per_sample=recipe.seq,
         model_flops=recipe.flops,
     )

@@ -8,10 +8,12 @@ import pytest
 from flax import nnx
 
 from exajax import MeshSpec, Recipe
+from exajax.commands.train import changed_schedule
 from exajax.matrices import Matrix, matrices, scale_by_factored_rms, scale_by_muon
 from exajax.models.language import FAMILIES
 from exajax.models.presets import PRESETS
-from exajax.optimizer import schedule
+from exajax.optimizer import schedule, stretched
+from exajax.train.metrics import JsonLines
 
 rng = np.random.default_rng(0)
 NAMES = {
@@ -136,8 +138,12 @@ def test_a_parameter_without_names_is_a_matrix_of_its_last_axis():
     assert sides == {"['kernel']": Matrix((0,), (1,), False), "['bias']": Matrix((0,), (), False)}
 
 
+def recipe_of(steps=100, **options):
+    return Recipe.of(PRESETS["gpt-tiny"], MeshSpec(), steps=steps, learning_rate=1.0, **options)
+
+
 def rates(steps=100, **options):
-    recipe = Recipe.of(PRESETS["gpt-tiny"], MeshSpec(), steps=steps, learning_rate=1.0, **options)
+    recipe = recipe_of(steps, **options)
     return np.array([schedule(recipe)(step) for step in range(steps)])
 
 
@@ -159,3 +165,40 @@ def test_a_run_of_few_steps_warms_up_and_falls_all_the_same():
     assert rates(steps=1, lr_schedule="wsd").tolist() == [0.0]
     few = rates(steps=6, lr_schedule="wsd", warmup_steps=5)
     np.testing.assert_allclose(few, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd", "constant"])
+def test_a_horizon_of_its_own_holds_the_schedule_and_then_the_rate(name):
+    short, held = rates(lr_schedule=name), rates(steps=250, schedule_steps=100, lr_schedule=name)
+    np.testing.assert_array_equal(held[:100], short)
+    end = {"cosine": 0.1, "wsd": 0.0, "constant": 1.0}[name]
+    np.testing.assert_allclose(held[100:], end, atol=1e-6)
+
+
+def test_another_horizon_is_said_with_the_rates_and_the_flag_that_keeps_the_old_one():
+    recipe = recipe_of(steps=200)
+    line = stretched(recipe, 100, 100) or ""
+    before, after = 0.1, float(schedule(recipe)(100))
+    assert "now has 200 steps and had 100" in line
+    assert f"step 101 gets {after:.3g} instead of {before:.3g}" in line
+    assert "--schedule-steps 100" in line
+    assert after > 5 * before
+    assert stretched(recipe, 200, 100) is None
+    assert stretched(recipe_of(steps=200, schedule_steps=100), 100, 100) is None
+    assert stretched(recipe_of(steps=200, lr_schedule="constant"), 100, 100) is None
+
+
+def test_the_horizon_of_a_run_is_found_in_its_history(tmp_path):
+    metrics = JsonLines(tmp_path / "metrics.jsonl", 0, {"schedule_steps": 100})
+    for step in range(1, 61):
+        metrics.log(step, {"loss": 1.0})
+    metrics.close()
+    (line,) = changed_schedule(tmp_path, recipe_of(steps=200), 50)
+    assert "now has 200 steps and had 100: step 51 gets" in line
+    assert not changed_schedule(tmp_path, recipe_of(steps=100), 50)
+    assert not changed_schedule(tmp_path, recipe_of(steps=200), 0)
+    assert not changed_schedule(tmp_path / "new", recipe_of(steps=200), 0)
+
+
+def test_the_horizon_does_not_make_another_job():
+    assert recipe_of(steps=200, schedule_steps=100).job == recipe_of(steps=100).job

@@ -33,6 +33,7 @@ def recipe(**options):
         ({"capacity_factor": 0.0}, "--capacity-factor"),
         ({"optimizer": "adam"}, "--optimizer"),
         ({"lr_schedule": "cosin"}, "--lr-schedule"),
+        ({"schedule_steps": 0}, "--schedule-steps"),
         ({"z_loss": float("inf")}, "--z-loss"),
         ({"z_loss": -1e-4}, "--z-loss"),
         ({"label_smoothing": 1.0}, "--label-smoothing"),
@@ -101,6 +102,7 @@ def test_a_recipe_survives_its_own_flags(tmp_path):
             seed=3,
             optimizer="muon",
             lr_schedule="wsd",
+            schedule_steps=70,
             z_loss=1e-4,
         )
         argv = flags.recipe_argv(before, model)

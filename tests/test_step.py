@@ -161,3 +161,40 @@ def test_a_module_with_other_state_is_refused():
     )
     with pytest.raises(InputError, match=r"not nnx\.Param"):
         TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]))
+
+
+def rated(optimizer, learning_rate=None, **layout):
+    """Rates that three updates return, None where they do not."""
+    workload = Workload(
+        build=lambda rngs: {"w": np.ones(4, np.float32)},
+        loss=lambda params, batch: (batch["x"] * params["w"]).mean(),
+        batch={"x": jax.ShapeDtypeStruct((8, 4), np.float32)},
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+    )
+    step = TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), precision="fp32", **layout)
+    state, rates = step.init(np.uint32(0)), []
+    for factor in (1.0, np.nan, 1.0):
+        state, metrics = step.update(state, {"x": np.full((8, 4), factor, np.float32)})
+        rates.append(metrics.get("learning_rate"))
+    return rates if None in rates else [float(rate) for rate in rates]
+
+
+def test_an_update_returns_the_learning_rate_that_it_used_where_that_is_known():
+    falling = optax.linear_schedule(0.3, 0.0, 3)
+    by_schedule = [pytest.approx(rate) for rate in (0.3, 0.2, 0.1)]
+    assert rated(optax.adam(falling), falling) == by_schedule
+    assert rated(optax.inject_hyperparams(optax.sgd)(learning_rate=falling)) == by_schedule
+    assert rated(optax.adam(falling)) == [None] * 3
+    # A skipped update leaves the schedule where it is.
+    skipping = rated(optax.adam(falling), falling, skip_bad=True)
+    assert skipping == [pytest.approx(rate) for rate in (0.3, 0.2, 0.2)]
+
+
+def test_a_recipes_update_returns_the_rate_of_its_schedule():
+    step = step_on(MeshSpec(), layers=1)
+    state = step.init(np.uint32(0))
+    tokens = np.zeros((8, 32), np.int32)
+    for expected in (0.0, 3e-4):  # one step of warm-up
+        state, metrics = step.update(state, {"inputs": tokens, "targets": tokens})
+        assert float(metrics["learning_rate"]) == pytest.approx(expected)

@@ -208,6 +208,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
             watch.check_current(number)
 
     opened: list[RunFolder] = []
+    compiled: list[str] = []
 
     def progress(phase: str, at: int) -> None:
         for told in watching:
@@ -218,7 +219,7 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         if watch:
             watch.reads_cache = compilation.cache == "hit"
         if first:
-            print(f"{compilation} ({cache})", file=out, flush=True)
+            compiled.append(f"{compilation} ({cache})")
         if first and not args.result:
             opened.append(RunFolder.open(path, job_of(recipe, batches), lock=False))
             opened[0].write(data=batches.corpus.to_json())
@@ -227,6 +228,8 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
         if first and not done:
             _check_nothing_is_gone(path)
         if first:
+            for line in [*changed_schedule(path, recipe, done), *compiled]:
+                print(line, file=out, flush=True)
             print(
                 f"training {recipe.model.described} on {placement.processes} processes x "
                 f"{len(jax.local_devices())} {devices[0].device_kind} devices, mesh {recipe.mesh}, "
@@ -326,6 +329,16 @@ def _keep_tokenizer(path: Path, batches: TextBatches | ImageBatches) -> None:
     part.replace(path / KEPT)
 
 
+def changed_schedule(path: Path, recipe: Recipe, done: int) -> list[str]:
+    """Returns a line of text if the steps before were made on another schedule, else nothing."""
+    from exajax.optimizer import stretched
+
+    made = [r for r in history.read(path / "metrics.jsonl") if r["step"] <= done]
+    horizons = [r["schedule_steps"] for r in made if "schedule_steps" in r]
+    line = stretched(recipe, horizons[-1], done) if horizons else None
+    return [line] if line else []
+
+
 def _check_nothing_is_gone(path: Path) -> None:
     """Raises an `InputError` if a run that begins had saved checkpoints: a disk may be missing."""
     saved = [
@@ -369,7 +382,11 @@ def _loggers(
     return [
         *([live] if live else []),
         served,
-        JsonLines(path / "metrics.jsonl", done, recipe.digest),
+        JsonLines(
+            path / "metrics.jsonl",
+            done,
+            {"program": recipe.digest, "schedule_steps": recipe.horizon},
+        ),
         board,
         Console(out, recipe.steps),
     ]
@@ -392,6 +409,8 @@ def summarize(path: Path, recipe: Recipe) -> dict[str, Any]:
         "step": trained[-1]["step"] if trained else 0,
         "loss": trained[-1]["loss"] if trained else None,
         "losses": [record["loss"] for record in trained],
+        "learning_rate": trained[-1].get("learning_rate") if trained else None,
+        "schedule_steps": recipe.horizon,
         "validation_loss": last.get("validation_loss"),
         "validation_accuracy": last.get("validation_accuracy"),
         "step_time_s": times,

@@ -180,7 +180,7 @@ def _measured_and_simulated(
 
 @styled
 def training(records: Points, unigram_entropy: float, simulated_s: float) -> Figure:
-    """Loss and step time by step, as measured; the simulated step time as a line."""
+    """Loss, learning rate and step time by step, as measured; the simulated time as a line."""
     figure = Figure(figsize=(9.6, 3.2), layout="constrained")
     loss, times = figure.subplots(1, 2)
     trained = [r for r in records if "loss" in r]
@@ -197,6 +197,19 @@ def training(records: Points, unigram_entropy: float, simulated_s: float) -> Fig
     loss.axhline(unigram_entropy, ls="--", color=IDEAL, label="unigram entropy of held-out data")
     loss.set_title("loss in nats, measured")
     loss.set_xlabel("step")
+    rated = [r for r in trained if "learning_rate" in r]
+    if rated:
+        rate = loss.twinx()
+        rate.grid(visible=False)
+        rate.set_ylabel("learning rate")
+        rate.plot(
+            [r["step"] for r in rated],
+            [r["learning_rate"] for r in rated],
+            color=IDEAL,
+            lw=1,
+            label="learning rate",
+        )
+        loss.plot([], [], color=IDEAL, lw=1, label="learning rate (right)")
     loss.legend()
     timed = [r for r in trained if "step_time_s" in r]
     times.plot(

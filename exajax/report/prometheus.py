@@ -14,6 +14,7 @@ GAUGES = {
     "loss": ("exajax_loss", "Training loss, nats"),
     "validation_loss": ("exajax_validation_loss", "Loss on held-out data, nats"),
     "grad_norm": ("exajax_grad_norm", "Global norm of the gradients before the clip"),
+    "learning_rate": ("exajax_learning_rate", "Learning rate of the last update"),
     "tokens_per_s": ("exajax_tokens_per_second", "Tokens a second over the whole job"),
     "samples_per_s": ("exajax_samples_per_second", "Sequences a second over the whole job"),
     "data_wait_s": ("exajax_data_wait_seconds", "Time that the last step waited for its batch"),

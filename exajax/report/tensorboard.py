@@ -17,6 +17,7 @@ TAGS = {
     "validation_loss": "validation/loss",
     "validation_accuracy": "validation/accuracy",
     "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
     "step_time_s": "speed/step_time_s",
     "tokens_per_s": "speed/tokens_per_s",
     "mfu": "speed/mfu",

@@ -48,6 +48,8 @@ def describe(values: Mapping[str, float]) -> str:
     parts = []
     if "loss" in values:
         parts.append(f"loss {values['loss']:.3f}")
+    if "learning_rate" in values:
+        parts.append(f"learning rate {values['learning_rate']:.2e}")
     if "validation_loss" in values:
         parts.append(f"validation loss {values['validation_loss']:.3f} nats")
     if "validation_accuracy" in values:

@@ -20,6 +20,8 @@ class _Values(TypedDict, total=False):
 
     loss: float | None
     grad_norm: float | None
+    learning_rate: float
+    schedule_steps: int
     validation_loss: float | None
     validation_accuracy: float | None
     step_time_s: Annotated[float, Field(gt=0)]

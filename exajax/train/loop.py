@@ -141,8 +141,8 @@ def fit(
             see, and must be those of the checkpoint that it goes on from.
         loggers: given the step it goes on from (0 if it begins), returns where metrics go. They
             get `loss`, `grad_norm`, `data_wait_s`, `step_time_s`, `samples_per_s`, and where they
-            are known `tokens_per_s`, `mfu`, `validation_loss` and a `validation_...` of every
-            measure.
+            are known `learning_rate`, `tokens_per_s`, `mfu`, `validation_loss` and a
+            `validation_...` of every measure.
         peak_flops: FLOP/s of one device, for the MFU.
         before_writing: told how the step was compiled once that is done and it is known to fit,
             before anything is written.

@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,12 +41,15 @@ class JsonLines:
     Args:
         path: the file.
         resumed_from: step that the run goes on from.
-        program: what computes the steps from here on, told in every record: where a run goes on on
-            another mesh, its times are no longer of the same step.
+        facts: of every step from here on, part of every record: `program`, what computes it (where
+            a run goes on on another mesh, its times are no longer of the same step), and
+            `schedule_steps`, what its learning rate's schedule is laid over.
     """
 
-    def __init__(self, path: Path, resumed_from: int, program: str | None = None) -> None:
-        self._facts = {"program": program} if program else {}
+    def __init__(
+        self, path: Path, resumed_from: int, facts: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        self._facts = facts
         self._path = path
         self._open(resumed_from)
 

@@ -12,7 +12,14 @@ from exajax.report.prometheus import Prometheus
 from exajax.runtime import to_json
 from tests.conftest import REPOSITORY
 
-VALUES = {"loss": 2.5, "grad_norm": 1.0, "step_time_s": 0.4, "tokens_per_s": 2560.0, "mfu": 0.3}
+VALUES = {
+    "learning_rate": 3e-4,
+    "loss": 2.5,
+    "grad_norm": 1.0,
+    "step_time_s": 0.4,
+    "tokens_per_s": 2560.0,
+    "mfu": 0.3,
+}
 
 
 def served(port):
@@ -30,6 +37,7 @@ def test_a_host_serves_its_metrics_and_says_where(tmp_path):
         host.close()
     assert 'exajax_step{host="3"} 7.0' in text
     assert 'exajax_loss{host="3"} 2.5' in text
+    assert 'exajax_learning_rate{host="3"} 0.0003' in text
     assert 'exajax_step_time_seconds_count{host="3"} 1.0' in text
     assert targets[0]["targets"] == [f"127.0.0.1:{host.port}"]
     assert not list(tmp_path.iterdir())  # or Prometheus would look for ever
