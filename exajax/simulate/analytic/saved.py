@@ -80,7 +80,42 @@ WIDER = {"none": 1.1, "attention": 1.1}
 results of products are all of it, and little more where most was in fp32 before."""
 
 
+WITHOUT_REMAT, GATHERED = [REMATS.index("none"), REMATS.index("attention")], 12 / 28
+"""Policies under which more of the stream is kept than what is gathered, and the share of that: 12
+bytes of 28, in one compiled program."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Bytes that a block keeps of one micro-batch, by what they are of; each of shape [N].
+
+    Attributes:
+        stream: the residual stream between sublayers.
+        within: queries, keys, values, and what attention mixes of them.
+        ffn: between the matrices of the feed-forward.
+        scores: of attention that is not fused.
+    """
+
+    stream: Floats
+    within: Floats
+    ffn: Floats
+    scores: Floats
+
+    @property
+    def total(self) -> Floats:
+        """All of them."""
+        total: Floats = self.stream + self.within + self.ffn + self.scores
+        return total
+
+
 def of_block(
+    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, precision: str
+) -> Floats:
+    """Returns the bytes that a block keeps of one micro-batch, shape [N]."""
+    return by_part(model, layouts, seq, stack, precision).total
+
+
+def by_part(
     model: ModelConfig,
     layouts: Layouts,
     seq: int,
@@ -88,8 +123,8 @@ def of_block(
     precision: str,
     *,
     orders: int = 2,
-) -> Floats:
-    """Returns the bytes that a block keeps of one micro-batch, shape [N].
+) -> Saved:
+    """Returns what a block keeps of one micro-batch, by what it is of.
 
     Args:
         model: its dimensions.
@@ -120,15 +155,33 @@ def of_block(
         of_experts = wide * (feed_forward + 4 * model.width * tensor)
         feed_forward = (1 - model.mixture_share) * feed_forward + of_experts
     scores = np.where(layouts.flash, 0.0, tokens * seq / layouts.context * model.heads / tensor)
-    within = numbers * model.head_dim + feed_forward
     # A group of layers is checkpointed as one, and carries its stream once.
     between = between / np.where(ours & carried(layouts), model.moe_every, 1)
     wider = np.array([WIDER.get(remat, 2.0) for remat in REMATS])[layouts.remat]
-    return (wider if precision == "fp32" else 1.0) * (
-        column("stream") * model.width * between
-        + within * tokens / tensor
-        + column("scores") * scores
+    wider = wider if precision == "fp32" else np.ones(len(layouts))
+    return Saved(
+        stream=wider * column("stream") * model.width * between,
+        within=wider * numbers * model.head_dim * tokens / tensor,
+        ffn=wider * feed_forward * tokens / tensor,
+        scores=wider * column("scores") * scores,
     )
+
+
+def in_loop(saved: Saved, layouts: Layouts, micro_batches: Ints) -> Floats:
+    """Returns what XLA keeps of a block a second time in a loop over micro-batches, shape [N].
+
+    Read in the largest buffers of compiled programs, all with parameters that `fsdp`, or ZeRO 3,
+    divides: where `tensor` divides sequences of several, the stream lies in two orders (in six of
+    six programs; in wide groups it does anyway, `in_two_orders`); where it does not, and two
+    micro-batches are one trip of the loop, stacks of the feed-forward are kept for both (in three
+    of four: the fourth needs less than this says).
+    """
+    divided, tensor = layouts.weight_shards > 1, layouts.tensor
+    in_parts = divided & layouts.sequence_parallel & (layouts.micro_batch > 1) & (tensor > 1)
+    stream = in_parts & (tensor < TWICE) & (micro_batches > 1)
+    ffn = divided & (tensor == 1) & (micro_batches > 2)
+    of_stream = np.where(np.isin(layouts.remat, WITHOUT_REMAT), GATHERED, 1.0) * saved.stream
+    return np.where(layouts.pipe > 1, 0.0, stream * of_stream + ffn * saved.ffn)
 
 
 def in_two_orders(layouts: Layouts) -> Bools:
