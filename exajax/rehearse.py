@@ -180,6 +180,7 @@ def announce(job: Rehearsal, devices: dict[str, Any]) -> None:
         f"  measured    {job.twin.model.described}, same family, trained here on {HOSTS} host "
         f"processes, mesh {job.twin.mesh} ({job.corpus.size}, {job.corpus.path})"
     )
+    say("  data        " + job.corpus.describe().replace("\n", "\n  "))
     say(f"  simulated   {recipe.model.name} on {recipe.mesh}, its program compiled ahead of time")
     say(f"  run folder  {job.folder.path}")
 

@@ -12,6 +12,7 @@ from exajax import flags, runtime
 from exajax.errors import InputError
 from exajax.train.data.dataset import check_not_part, is_dataset
 from exajax.train.data.documents import Piece, scan
+from exajax.train.data.listing import Listing
 from exajax.train.data.shards import check_free, write
 from exajax.train.data.tokenizer import BYTES, load_tokenizer
 
@@ -92,11 +93,8 @@ def summarize(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def describe(result: dict[str, Any]) -> str:
     """Returns the result in words."""
-    windows, bad_lines = result["windows"], result["source"]["bad_lines"]
-    skipped = ""
-    if bad_lines:
-        first = result["source"]["first_bad_line"]
-        skipped = f"{bad_lines:,} bad lines were skipped, the first {first}\n"
+    windows, listing = result["windows"], Listing.model_validate(result["source"])
+    skipped = listing.skipped() + "\n" if listing.bad_lines else ""
     return (
         f"{skipped}{result['tokens']:,} tokens of {result['documents']:,} documents, "
         f"{result['tokenizer']['name']}, in {result['seconds']:.1f} s\n"

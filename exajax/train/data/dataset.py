@@ -99,8 +99,10 @@ class Dataset:
 
 
 def is_dataset(path: str) -> bool:
-    """Returns whether a path is a tokenised dataset."""
-    return paths.is_there(path) and paths.is_there(str(Path(path) / MANIFEST))
+    """Returns whether a path is a tokenised dataset, and not text of which a file is named so."""
+    if not paths.is_there(path) or not paths.is_there(str(Path(path) / MANIFEST)):
+        return False
+    return next(Path(path).glob(SHARDS), None) is not None
 
 
 def check_not_part(path: str) -> None:

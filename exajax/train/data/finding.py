@@ -33,7 +33,7 @@ class Finding:
         self._folders: set[Place] = set()
         self._links: list[Path] = []
         self._enter(root)
-        seen = {_place(os.stat(path)) for path in self.files} if self._links else set()
+        seen = {_place(path) for path in self.files} if self._links else set()
         for link in self._links:  # grows by the links in folders that links lead to
             self._follow(link, seen)
 
@@ -42,7 +42,7 @@ class Finding:
         pending = [root]
         while pending:
             folder = pending.pop()
-            self._folders.add(_place(os.stat(folder)))
+            self._folders.add(_place(folder))
             entries = sorted(_entries(folder), key=lambda entry: entry.name)
             cache = {entry.name for entry in entries} >= HUB_FOLDERS
             for entry in entries:
@@ -60,11 +60,10 @@ class Finding:
 
     def _follow(self, link: Path, seen: set[Place]) -> None:
         """Takes what a link leads to, unless it is there already."""
-        try:
-            place = _place(os.stat(link))
-        except OSError:  # nothing is there, or links that lead to each other
+        if not os.path.exists(link):  # nothing is there, or links that lead to each other
             self.left_out.append((BROKEN_LINK, link))
             return
+        place = _place(link)
         if place in self._folders or place in seen:
             self.left_out.append((SECOND_LINK, link))
         elif not link.is_dir():
@@ -75,7 +74,7 @@ class Finding:
         else:
             before = len(self.files)
             self._enter(link)
-            seen |= {_place(os.stat(path)) for path in self.files[before:]}
+            seen |= {_place(path) for path in self.files[before:]}
 
 
 def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
@@ -83,12 +82,17 @@ def _entries(folder: Path) -> Iterator["os.DirEntry[str]"]:
         with os.scandir(folder) as entries:
             yield from entries
     except OSError as error:
-        raise InputError(
-            "--data",
-            f"cannot look into {shown_path(folder)}: {error.strerror}",
-            "make it readable, or move it away",
-        ) from error
+        raise _unreadable(folder, error) from error
 
 
-def _place(status: os.stat_result) -> Place:
+def _place(path: Path) -> Place:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return status.st_dev, status.st_ino
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    problem = f"cannot look into {shown_path(path)}: {error.strerror}"
+    return InputError("--data", problem, "make it readable, or move it away")

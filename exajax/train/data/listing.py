@@ -18,6 +18,7 @@ LICENCE = "licence"
 POINTER = "Git LFS pointer"
 PARQUET = "Parquet"
 ARROW = "Arrow"
+CSV = "CSV"
 COMPRESSED = "compressed"
 SHARD = "tokenised shard"
 NO_ROWS = "JSON without texts"
@@ -39,6 +40,7 @@ ADVICE = {
     POINTER: "git lfs pull fetches the data that it points to",
     PARQUET: "convert it with " + _TO_JSONL.format(read="read_parquet"),
     ARROW: "convert it with " + _TO_JSONL.format(read="read_feather"),
+    CSV: "convert it with " + _TO_JSONL.format(read="read_csv"),
     COMPRESSED: "unpack it, or compress it with gzip",
     SHARD: "give the folder of its dataset.json itself as --data",
     NO_ROWS: 'give an array or lines of objects with a "text"',
@@ -46,7 +48,7 @@ ADVICE = {
 }
 """What makes a kind of file readable that is left out; the likeliest to be the data is first."""
 
-DATA = frozenset({POINTER, PARQUET, ARROW, COMPRESSED, SHARD, NO_ROWS, BINARY, NOT_UTF8})
+DATA = frozenset({POINTER, PARQUET, ARROW, CSV, COMPRESSED, SHARD, NO_ROWS, BINARY, NOT_UTF8})
 """Kinds of files that a README beside them may describe."""
 
 
@@ -89,8 +91,13 @@ class Listing(Record):
         if self.left_out:
             text += "; left out " + _counts(self.left_out)
         if self.bad_lines:
-            text += f"; skipped {self.bad_lines:,} bad lines, the first {self.first_bad_line}"
+            text += "; " + self.skipped()
         return "\n".join([text, *(f"  {k}: {ADVICE[k]}" for k in self.left_out if k in ADVICE)])
+
+    def skipped(self) -> str:
+        """Returns in words how many lines were skipped, and why the first."""
+        lines = "line" if self.bad_lines == 1 else "lines"
+        return f"skipped {self.bad_lines:,} bad {lines}, the first {self.first_bad_line}"
 
     def why_nothing(self) -> str:
         """Returns in words why none of the files is read, on one line."""

@@ -1,5 +1,6 @@
 """What `--data` and `--tokenizer` may name together."""
 
+import json
 import shutil
 
 import numpy as np
@@ -127,3 +128,8 @@ def test_a_part_of_a_dataset_is_no_text(datasets, tmp_path):
     with pytest.raises(InputError, match="tokenised shard") as caught:
         load_corpus(str(datasets), None, 32, 256)  # the folder above
     assert "give the folder of its dataset.json itself" in str(caught.value)
+
+
+def test_a_file_of_rows_may_be_named_as_the_manifest_is(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps([{"text": "a text, " * 1000}]))
+    assert load_corpus(str(tmp_path), None, 16, 256).listing.read["json"].files == 1

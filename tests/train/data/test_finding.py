@@ -87,7 +87,9 @@ def test_packed_text_is_the_same_corpus_as_its_content(tmp_path: Path) -> None:
     assert scan(str(tmp_path / "plain")).sha256 != packed.sha256  # one document of other text
 
 
-@pytest.mark.parametrize("name", ["README.md", ".hidden", "LICENSE", "a.parquet", "b.json", "c"])
+@pytest.mark.parametrize(
+    "name", ["README.md", ".hidden", "LICENSE", "a.parquet", "b.json", "a.csv", "c"]
+)
 def test_a_text_that_is_given_itself_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("just text")
     assert texts(tmp_path / name) == ["just text"]

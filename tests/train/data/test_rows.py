@@ -55,7 +55,7 @@ def test_a_line_without_a_text_is_named_or_skipped_and_counted(
         assert list(pieces(source)) == [("good", True)] * 2
         assert source.listing.bad_lines == 1
     assert re.search(says, str(source.listing.first_bad_line))
-    assert "skipped 1 bad lines, the first line 3 of" in source.listing.describe()
+    assert "skipped 1 bad line, the first line 3 of" in source.listing.describe()
 
 
 @pytest.mark.parametrize(
