@@ -97,7 +97,7 @@ def compare(row: Row) -> dict[str, Any]:
     result: dict[str, Any] = {
         "row_id": row.row_id,
         "source": row.source,
-        "software": row.software,
+        "software": row.precision,
         "measured_s": row.measured_s,
         "predicted_s": None,
         "error": None,

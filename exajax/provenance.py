@@ -11,6 +11,7 @@ from typing import Any
 from exajax import xla
 from exajax.cluster import Cluster
 from exajax.models.presets import FLOPS_CONVENTION
+from exajax.published_software import unvalidated
 from exajax.recipe import Recipe
 
 PACKAGES = (
@@ -47,6 +48,7 @@ def provenance(recipe: Recipe, cluster: Cluster | None) -> dict[str, Any]:
         "xla_options": xla.compiler_options(cluster.chip.platform) if cluster else None,
         "cluster": cluster and {"name": cluster.name, "sha256": cluster.digest},
         "calibration": cluster and cluster.chip.calibration,
+        "unvalidated": cluster and unvalidated(cluster.chip.name, cluster.stack.name),
         "stack": cluster and {"name": cluster.stack.name, "fitted_on": cluster.stack.fitted_on},
     }
 

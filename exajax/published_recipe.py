@@ -1,6 +1,6 @@
 """What a published row ran, as a recipe."""
 
-from exajax import published_models, stack
+from exajax import published_models, published_software, stack
 from exajax.mesh import MeshSpec
 from exajax.models.presets import ModelConfig
 from exajax.published_columns import Columns, InexpressibleError, count, number
@@ -88,16 +88,28 @@ def remat_of(values: Columns) -> str:
     Raises:
         InexpressibleError: it is unknown, or unknown to a recipe.
     """
-    source, model = values["source"], values.get("model", "")
+    policy = values.get("recompute_policy") or _policy_of_source(values)
+    if policy not in REMATS:
+        raise InexpressibleError(f"its recompute policy is {policy or 'unknown'}")
+    return REMATS[policy]
+
+
+def assumed_policy(values: Columns) -> str:
+    """Returns which policy is assumed of a row that says none, in words; else nothing."""
+    policy = "" if values.get("recompute_policy") else _policy_of_source(values)
+    return policy and f"recompute_policy = {policy} (as its source's files or software)"
+
+
+def _policy_of_source(values: Columns) -> str:
+    source, model, software = values["source"], values.get("model"), values.get("software")
     of_source = (
         policy
         for (part, called), policy in REMAT_OF_SOURCE.items()
         if part in source and called == model
     )
-    policy = values.get("recompute_policy") or next(of_source, stack.of_source(source).remat)
-    if policy not in REMATS:
-        raise InexpressibleError(f"its recompute policy is {policy or 'unknown'}")
-    return REMATS[policy]
+    # The default profile says nothing of a source that it is only assumed for.
+    profile = published_software.profile_of(source, software) if software else None
+    return next(of_source, (profile or stack.of_source(source)).remat)
 
 
 def model_of(values: Columns) -> ModelConfig:
@@ -123,6 +135,11 @@ def model_of(values: Columns) -> ModelConfig:
         experts=known.experts if known else 0,
         top_k=known.top_k if known else 0,
     )
+    if model.width % model.heads or model.heads % model.kv_heads:
+        raise InexpressibleError(
+            f"its heads {model.heads} do not divide its width {model.width}, or its kv_heads "
+            f"{model.kv_heads} not its heads"
+        )
     said = (number(values, "params_B") or 0.0) * 1e9
     if model.parameters < LEAST_SIZE * said:
         raise InexpressibleError(

@@ -10,6 +10,7 @@ from exajax.errors import InputError
 from exajax.published import read_table
 from exajax.published_columns import InexpressibleError
 from exajax.published_recipe import layout_of
+from exajax.simulate import memory_validation, validation
 
 ROW = {
     "source": "a paper",
@@ -219,5 +220,155 @@ def test_another_file_is_refused_by_what_it_lacks(tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="no column 'source'"):
         read_table(path)
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_table(tmp_path / "none.csv")
+
+
+def written(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_table_is_read_as_spreadsheets_write_it(tmp_path, mark, encoding, newline):
+    lines = [mark.join(ROW), mark.join(ROW.values())]
+    text = newline.join(lines) + newline
+    [row] = read_table(written(tmp_path / "t.csv", text, encoding))
+    assert (row.row_id, row.measured_s, row.reason) == ("row-1", 0.74, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layers": "many"}, "row row-1, column layers: 'many' is no number"),
+        ({"layers": "1000000"}, "row row-1, column layers: '1000000' is no number above 0 and up"),
+        ({"layers": "nan"}, "column layers: 'nan'"),
+        ({"layers": "1_0"}, "column layers: '1_0'"),
+        ({"hidden": "-8"}, "column hidden: '-8'"),
+        ({"hidden": "1e400"}, "column hidden: '1e400'"),
+        ({"vocab": "9" * 4400}, "column vocab: "),
+        ({"params_B": "big"}, "column params_B: 'big'"),
+        ({"num_gpus": "1e30"}, "column num_gpus: '1e30'"),
+        ({"dp": "0"}, "column dp: '0'"),
+        ({"global_batch": "1e15"}, "column global_batch: '1e15'"),
+        ({"derived_iter_s": "0,74"}, "column derived_iter_s: '0,74'"),
+        ({"derived_iter_s": "1e-320"}, "column derived_iter_s: '1e-320'"),
+        ({"software": "nemo-2042"}, "column software: is 'nemo-2042'; did you mean 'nemo-2024'?"),
+    ],
+)
+def test_a_bad_cell_is_named_by_row_and_column(tmp_path, changes, says):
+    names = [*ROW, "software"]
+    cells = ROW | {"software": ""} | changes
+    path = tmp_path / "t.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerow(cells)
+    with pytest.raises(InputError) as caught:
+        read_table(path)
+    assert says in str(caught.value)
+    assert str(caught.value).startswith(f"--table: {path}: row row-1, ")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "has no column 'source'"),
+        (b"\xff\xfes\x00", "cannot be read"),
+        (",".join([*ROW, "source"]).encode(), "has two columns 'source'"),
+        ((",".join(ROW) + "\na,b\n").encode(), "row b has too few or too many cells"),
+        ((",".join(ROW) + "\n" + "x" * 200_000).encode(), "cannot be read: field larger"),
+    ],
+)
+def test_what_is_no_table_says_why(tmp_path, content, says):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_table(path)
+    assert says in str(caught.value)
+
+
+def test_columns_that_a_row_leaves_empty_are_named(tmp_path):
+    empty = dict.fromkeys(("tp", "pp", "cp", "ep", "kv_heads", "mlp", "zero", "attention"), "")
+    full, row, named = read_table(
+        table(
+            tmp_path / "t.csv",
+            {"source": "Korthikanti et al."},
+            empty | {"params_B": "6.74"},
+            BARE | {"model": "llama3-8b"},
+        )
+    )
+    assert full.assumed == ("sequence_parallel = yes",)
+    for text in ("tp = 1", "pp = 1", "kv_heads = heads", "zero = 0", "mlp by params_B"):
+        assert text in row.assumed
+    assert "dp = 1" not in row.assumed
+    assert "kv_heads = 8 (of llama3-8b)" in named.assumed
+    assert validation.check(row).to_json()["assumed"] == list(row.assumed)
+
+
+def test_heads_that_do_not_divide_are_a_reason(tmp_path):
+    [row] = read_table(table(tmp_path / "t.csv", {"kv_heads": "5"}))
+    assert "its kv_heads 5 not its heads" in row.reason
+
+
+def software(tmp_path, **changes):
+    columns = ROW | {"software": "", "chip": "h100"} | changes
+    path = tmp_path / "t.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerow(columns)
+    return validation.check(read_table(path)[0]).to_json()
+
+
+@pytest.mark.parametrize(
+    ("source", "column", "profile", "assumed"),
+    [
+        ("Korthikanti et al. 2022", "", "megatron-2021", False),
+        ("MaxText, a user's run", "", "as-measured", True),
+        ("Megatron-LM (a user's run)", "", "nemo-2024", True),
+        ("anything", "", "nemo-2024", True),
+        ("anything", "torchtitan-2024", "torchtitan-2024", False),
+        ("Korthikanti et al. 2022", "as-measured", "as-measured", False),
+    ],
+)
+def test_software_is_the_column_or_by_the_source_or_a_default_that_is_named(
+    tmp_path, source, column, profile, assumed
+):
+    row = software(tmp_path, source=source, software=column)
+    assert row["software"] == profile
+    named = [text for text in row["assumed"] if text.startswith(f"software = {profile} (default")]
+    assert bool(named) == assumed
+
+
+def test_another_software_has_another_time(tmp_path):
+    steps = {
+        name: software(tmp_path, software=name)["predicted_s"]
+        for name in ("as-measured", "nemo-2024", "torchtitan-2024")
+    }
+    assert len(set(steps.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "unvalidated"),
+    [
+        ({"source": "MaxText"}, []),
+        ({"source": "MaxText", "chip": "gh200", "cluster": "alps"}, ["chip gh200"]),
+        ({"source": "x"}, ["software nemo-2024"]),
+    ],
+)
+def test_what_no_measurement_of_the_project_is_of_is_unvalidated(tmp_path, changes, unvalidated):
+    assert software(tmp_path, **changes)["unvalidated"] == unvalidated
+
+
+def test_memory_of_an_unknown_source_is_not_that_of_our_own_program(tmp_path):
+    changes = {"source": "Megatron-LM (a user's run)", "model": "llama3.1-8b", "kv_heads": "8"}
+    changes |= {"ffn": "14336", "vocab": "131072", "num_gpus": "256", "dp": "256", "fsdp": "1"}
+    changes |= {"zero": "1", "global_batch": "512", "derived_iter_s": "", "cluster": "alps"}
+    changes |= {"measured_metric": "peak_memory", "measured_value": "87", "unit": "GB"}
+    [row] = read_table(table(tmp_path / "t.csv", changes | {"recompute_policy": "none"}))
+    found = memory_validation.check(row).to_json()
+    assert abs(found["error"]) < 0.15
+    assert found["software"] == "nemo-2024"

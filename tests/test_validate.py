@@ -6,7 +6,7 @@ import json
 import pytest
 
 from exajax import published
-from exajax.commands.validate import TABLES
+from exajax.published_software import TABLES
 from exajax.simulate import validation
 from tests.conftest import command
 
@@ -171,3 +171,26 @@ def test_nonsense_in_a_figure_of_memory_is_named(tmp_path):
     done = command("validate", "--table", path)
     assert done.returncode == 2
     assert "column measured_value: 'much'" in done.stderr
+
+
+def test_the_software_of_every_source_and_what_is_unvalidated_are_printed(tmp_path):
+    changes = {"source": r"A user's $\frac$ run", "chip": "gh200", "cluster": "alps", "pp": ""}
+    path, plot = table(tmp_path / "t.csv", **changes), tmp_path / "t.svg"
+    done = command("validate", "--table", path, "--rows", "--plot", plot)
+    assert done.returncode == 0, done.stderr
+    assert "software megatron-2021: Korthikanti" in done.stdout
+    assert r"software nemo-2024: A user's $\frac$ run" in done.stdout
+    assert "assumed: the software of A user's" in done.stdout
+    [unvalidated] = [line for line in done.stdout.splitlines() if line.startswith("unvalidated")]
+    assert unvalidated.endswith("chip gh200, software nemo-2024")
+    [row] = [line for line in done.stdout.splitlines() if line.startswith("kor-t5-22B-selsp ")]
+    assert "pp = 1" in row
+    assert r"A user's $\frac$ run" in plot.read_text()
+
+
+def test_sources_and_rows_say_software_and_what_is_assumed(result):
+    for one in [*result["rows"], *result["memory_rows"]]:
+        assert one["software"]
+        assert isinstance(one["assumed"], list)
+        assert one["unvalidated"] == []
+    assert all(source["software"] for source in result["sources"])

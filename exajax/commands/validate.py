@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from exajax import published, runtime, units
+from exajax.published_software import TABLES
 from exajax.simulate import memory_validation, validation
 from exajax.simulate.validation import Checked
-
-TABLES = Path(__file__).parent.parent / "published_tables"
-"""Published measurements that come with the project."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -111,12 +109,43 @@ def described(
     )
     fitted = [one.row.row_id for one in checked if one.calibrated]
     lines.append(f"fitted on: {', '.join(fitted) or 'none of these rows'}")
+    lines += _software(checked)
     if every_row:
         lines += [_line(one) for one in checked]
     else:
         unknown = sum(one.error is None for one in checked)
         lines.append(f"{unknown} of {len(checked)} rows are not predicted; --rows says why")
     return "\n".join(lines)
+
+
+def _software(checked: Sequence[Checked]) -> list[str]:
+    """Returns which software profile each source is priced with, and what nothing validates."""
+    profiles: dict[str, dict[str, None]] = {}
+    assumed: dict[str, None] = {}
+    for one in checked:
+        profiles.setdefault(one.row.profile.name, {})[one.row.source] = None
+        if any(text.startswith("software") for text in one.row.assumed):
+            assumed[one.row.source] = None
+    lines = [f"software {name}: {'; '.join(sources)}" for name, sources in profiles.items()]
+    if assumed:
+        lines.append(
+            f"assumed: the software of {'; '.join(assumed)}, which no profile names; a column "
+            "`software` in the table says it"
+        )
+    missing = sorted({what for one in checked for what in one.row.unvalidated})
+    if missing:
+        lines.append(
+            f"unvalidated, as no measurement of the project is of it: {', '.join(missing)}"
+        )
+    return lines
+
+
+def _notes(row: published.Row) -> str:
+    """Returns software, assumptions and what is unvalidated of a row, for the end of its line."""
+    notes = [row.profile.name]
+    notes += [f"assumed: {', '.join(row.assumed)}"] if row.assumed else []
+    notes += [f"unvalidated: {', '.join(row.unvalidated)}"] if row.unvalidated else []
+    return f" [{'; '.join(notes)}]"
 
 
 def memory_described(memory: Sequence[memory_validation.Checked], *, every_row: bool) -> str:
@@ -139,15 +168,15 @@ def memory_described(memory: Sequence[memory_validation.Checked], *, every_row: 
                 f"published {units.show(row.measured.bytes, 'B')}, simulated "
                 f"{units.show(row.predicted_bytes, 'B')}, {row.error:+.1%}"
             )
-        lines.append(f"{row.row.row_id:<72} {told}")
+        lines.append(f"{row.row.row_id:<72} {told}{_notes(row.row)}")
     return "\n".join(lines)
 
 
 def _line(one: Checked) -> str:
     if one.error is None or one.predicted_s is None or one.row.measured_s is None:
-        return f"{one.row.row_id:<44} not predicted: {one.reason}"
+        return f"{one.row.row_id:<44} not predicted: {one.reason}{_notes(one.row)}"
     fitted = " (fitted on)" if one.calibrated else ""
     return (
         f"{one.row.row_id:<44} published {units.show(one.row.measured_s, 's')}, simulated "
-        f"{units.show(one.predicted_s, 's')}, {one.error:+.1%}{fitted}"
+        f"{units.show(one.predicted_s, 's')}, {one.error:+.1%}{fitted}{_notes(one.row)}"
     )

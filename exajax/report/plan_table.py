@@ -5,6 +5,7 @@ from typing import Any
 
 from exajax import units
 from exajax.cluster import Cluster
+from exajax.published_software import unvalidated
 
 Plan = Mapping[str, Any]
 
@@ -45,6 +46,8 @@ def _held(cluster: Cluster) -> str:
     rows, chip = len(cluster.stack.fitted_on), cluster.chip
     if chip.proxy and not rows:
         return f"unvalidated: {chip.title} has another chip's efficiencies, and no measured step"
+    if any(what.startswith("chip") for what in unvalidated(chip.name, cluster.stack.name)):
+        return f"unvalidated: no measured step of the project is of {chip.title}"
     if rows:
         return f"kernels as slow as in {rows} published steps (stack {cluster.stack.name})"
     return "exajax validate holds simulated steps against published ones"

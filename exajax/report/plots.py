@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from exajax.errors import InputError
@@ -56,14 +57,34 @@ SUFFIXES = (".png", ".svg")
 
 
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draws in `STYLE`, and leaves the caller's own style as it was."""
+    """Draws in `STYLE`, every text as it stands, and leaves the caller's own style as it was."""
 
     @functools.wraps(plot)
     def in_style(*args: Any, **options: Any) -> Figure:
         with matplotlib.rc_context(STYLE):
-            return plot(*args, **options)
+            figure = plot(*args, **options)
+            _without_formulas(figure)
+            return figure
 
     return in_style
+
+
+def _without_formulas(figure: Figure) -> None:
+    """Has every text but the numbers of axes shown as it stands.
+
+    A `$` begins a formula for matplotlib, and texts come from files: names of models and machines,
+    sources of tables. The numbers of logarithmic axes are formulas of its own.
+    """
+    numbers = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        for label in (tick.label1, tick.label2)
+    }
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in numbers:
+            text.set_parse_math(False)
 
 
 def check_file(path: Path) -> None:

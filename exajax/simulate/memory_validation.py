@@ -43,6 +43,9 @@ class Checked:
             "predicted_bytes": self.predicted_bytes,
             "measured_bytes": self.measured.bytes,
             "error": self.error,
+            "software": self.row.profile.name,
+            "assumed": list(self.row.assumed),
+            "unvalidated": list(self.row.unvalidated),
             "reason": self.reason,
         }
 

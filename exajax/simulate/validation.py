@@ -30,15 +30,13 @@ class Checked:
         row: the measurement.
         predicted_s: seconds of a step, None where it cannot be predicted.
         null_s: the same by the null model.
-        stack: name of the software stack that was assumed.
-        calibrated: whether that stack was fitted on this row.
+        calibrated: whether the row's software profile was fitted on it.
         reason: why nothing was predicted, else empty.
     """
 
     row: Row
     predicted_s: float | None
     null_s: float | None
-    stack: str
     calibrated: bool
     reason: str
 
@@ -61,8 +59,10 @@ class Checked:
             "measured_s": self.row.measured_s,
             "error": self.error,
             "null_s": self.null_s,
-            "stack": self.stack,
+            "software": self.row.profile.name,
             "used_for_calibration": self.calibrated,
+            "assumed": list(self.row.assumed),
+            "unvalidated": list(self.row.unvalidated),
             "reason": self.reason,
         }
 
@@ -79,20 +79,20 @@ def check(row: Row, price: Price | None = None) -> Checked:
         price: what predicts; the analytic engine if it is not given.
     """
     if row.reason or row.recipe is None:
-        return Checked(row, None, None, "", False, row.reason)
+        return Checked(row, None, None, False, row.reason)
     try:
         machine = row.machine()
         _check_slices(row.recipe, machine)
         least_s = least_step_s(row.recipe, machine)
         if row.measured_s and row.measured_s < least_s:
             reason = f"at the peak of its devices its products alone take {least_s:.3g} s"
-            return Checked(row, None, None, "", False, reason)
+            return Checked(row, None, None, False, reason)
         predicted_s = (price or step_s)(row.recipe, machine)
         null_s = null_step_s(row.recipe, machine)
     except InputError as error:
-        return Checked(row, None, None, "", False, str(error))
-    stack = machine.stack
-    return Checked(row, predicted_s, null_s, stack.name, row.row_id in stack.fitted_on, "")
+        return Checked(row, None, None, False, str(error))
+    calibrated = row.row_id in machine.stack.fitted_on
+    return Checked(row, predicted_s, null_s, calibrated, "")
 
 
 def _check_slices(recipe: Recipe, machine: Cluster) -> None:
@@ -157,6 +157,8 @@ def _of_source(source: str, rows: Sequence[Checked]) -> dict[str, Any]:
     null = [row.null_error for row in held_out if row.null_error is not None]
     return {
         "source": source,
+        "software": sorted({row.row.profile.name for row in rows}),
+        "unvalidated": sorted({what for row in rows for what in row.row.unvalidated}),
         "rows": len(rows),
         "expressed": len(told),
         "calibrated": len(told) - len(held_out),
