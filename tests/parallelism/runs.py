@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax._src import compilation_cache as jax_internals
 
 from exajax import MeshSpec, Recipe, TrainStep, compilation_cache
 from exajax.models import language
 from exajax.models.presets import PRESETS, ModelConfig
+from tests.test_collective_order import program, without_order
 
 STEPS, BATCH = 5, 16
 TOLERANCE = 1e-5
@@ -117,6 +119,7 @@ def assert_same_as_alone(mesh: MeshSpec, family: str, **options: Any) -> None:
     with tempfile.TemporaryDirectory() as folder, programs_kept_in(Path(folder)):
         got = train(mesh, family, **options)
         read = train(mesh, family, **options)
+        assert_in_order(Path(folder))
     assert (got.cache, read.cache) == (["miss", "miss"], ["hit", "hit"])
     jax.tree.map(np.testing.assert_array_equal, read[1:], got[1:])
     expected = alone(family, options.get("packed", False), options.get("moe", "capacity"))
@@ -124,6 +127,18 @@ def assert_same_as_alone(mesh: MeshSpec, family: str, **options: Any) -> None:
     np.testing.assert_allclose(got.validation_loss, expected.validation_loss, rtol=TOLERANCE)
     assert_close(got.gradients, expected.gradients)
     assert_close(got.params, expected.params)
+
+
+def assert_in_order(folder: Path) -> None:
+    """Checks that collectives of a step from the cache cannot run in unlike orders on devices.
+
+    Whether those that can do hang depends on the machine's threads and on who is first.
+    """
+    store, _ = jax_internals.get_file_cache(str(folder))
+    (entry,) = folder.glob("jit_update-*-cache")
+    compressed = store.get(entry.name.removesuffix("-cache"))
+    data = jax_internals.decompress_executable(compressed)
+    assert not without_order(program(jax_internals.extract_executable_and_time(data)[0]))
 
 
 def assert_close(got: Any, expected: Any) -> None:
