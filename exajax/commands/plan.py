@@ -150,7 +150,8 @@ def command(recipe: Recipe, model: str) -> str:
     """Returns the command that trains a recipe, less the flags that say what holds anyway."""
     usual = {field.name: field.default for field in dataclasses.fields(Recipe)}
     usual |= {"seq": recipe.model.seq}
-    argv = zip(flags.RECIPE_FLAGS, flags.recipe_argv(recipe, model), strict=True)
+    given = [name for name in flags.RECIPE_FLAGS if getattr(recipe, name) is not None]
+    argv = zip(given, flags.recipe_argv(recipe, model), strict=True)
     said = [flag for name, flag in argv if getattr(recipe, name) != usual[name]]
     return shlex.join(["exajax", "train", *said])
 
