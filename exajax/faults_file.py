@@ -8,16 +8,124 @@ at_s = 12.5
 """
 
 import json
-import math
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from exajax.errors import InputError, nearest
-from exajax.faults import COMMIT, KINDS, PHASES, ROLES, TARGETS, Fault, Kind, Role
+from exajax.faults import COMMIT, KINDS, PHASES, ROLES, TARGETS, Fault, Role
+from exajax.figures import number, one_of, whole
+from exajax.files.reading import MOST_BYTES, Malformed
+from exajax.files.schema import Schema, load
+
+MOST_FAULTS = 10_000
+
+MOST_S = 1e9
+"""Latest moment and longest fault: 30 years."""
+
+
+def _target(value: Any) -> int | str:
+    return one_of(value, TARGETS) if isinstance(value, str) else whole(value, 0, 10**6)
+
+
+Seconds = Annotated[float, BeforeValidator(lambda value: number(value, 0, MOST_S))]
+
+
+class FaultTable(Schema):
+    """One `[[fault]]`. It is due once everything holds that is said of when.
+
+    Attributes:
+        kind: what breaks, one of `faults.KINDS`.
+        target: number of a host from 0, or `any`, `leader`, `parent`.
+        role: which process of the target gets a signal: `worker`, `supervisor`, `parent`.
+        at_s: seconds since the start of the job.
+        step: number of an update that a worker of the target has come to.
+        phase: what the target's worker is at.
+        duration_s: seconds that it lasts.
+        share: of the time that a `slow-host` is stopped, or of a file that a `truncate` leaves.
+        bits: how many a `bit-flip` turns over.
+        bit: which one a `flip-parameter` turns over.
+    """
+
+    kind: Annotated[str, BeforeValidator(lambda value: one_of(value, KINDS))]
+    target: Annotated[int | str | None, PlainValidator(_target)] = None
+    role: Annotated[Role | None, BeforeValidator(lambda value: one_of(value, ROLES))] = None
+    at_s: Seconds | None = None
+    step: Annotated[int, Field(ge=0, le=10**12)] | None = None
+    phase: Annotated[
+        str | None, BeforeValidator(lambda value: one_of(value, (*PHASES, COMMIT)))
+    ] = None
+    duration_s: Seconds | None = None
+    share: float | None = None
+    bits: float | None = None
+    bit: float | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "FaultTable":
+        about = KINDS[self.kind]
+        if self.role is not None and not about.signals:
+            raise Malformed("role", f"is given, and a {self.kind} is no signal", "leave it out")
+        role, target = self.whom()
+        if (target == "parent") != (role == "parent") or (target == "parent" and not about.signals):
+            fix = "give a host, any or leader" if target == "parent" else 'give target = "parent"'
+            raise Malformed("target", f"is {target!r}, which does not go with a {role}", fix)
+        if self.at_s is None and self.step is None and self.phase is None:
+            raise Malformed("at_s", "is missing: nothing says when", "give at_s, step or phase")
+        alone = self.at_s is None and self.phase is None and self.step is not None
+        if about.stepwise and not alone:
+            raise Malformed("step", f"alone says when a {self.kind} comes", "give step alone")
+        if self.duration_s is None and about.lasts == "yes":
+            raise Malformed("duration_s", f"is missing: a {self.kind} lasts", "give seconds")
+        if self.duration_s is not None and about.lasts == "no":
+            raise Malformed("duration_s", f"is given: a {self.kind} takes no time", "leave it out")
+        for name in ("share", "bits", "bit"):
+            value = getattr(self, name)
+            if value is not None and name not in about.details:
+                known = {*type(self).model_fields} - {"share", "bits", "bit"} | {*about.details}
+                raise Malformed(name, f"is no field of a {self.kind}", nearest(name, known))
+            if value is not None:
+                _, least, most = about.details[name]
+                try:
+                    number(value, least, most)
+                except Malformed as error:
+                    raise Malformed(name, error.problem, error.fix) from None
+        return self
+
+    def whom(self) -> tuple[Role, int | str]:
+        """Returns role and target; each says the other where one of them is the parent."""
+        role = self.role or ("parent" if self.target == "parent" else "worker")
+        if self.target is not None:
+            return role, self.target
+        return role, "parent" if role == "parent" else "any"
+
+    def fault(self, number: int) -> Fault:
+        """Returns the fault, of a number in its schedule."""
+        role, target = self.whom()
+        details = {name: getattr(self, name) for name in KINDS[self.kind].details}
+        given = {name: value for name, value in details.items() if value is not None}
+        return Fault(
+            number,
+            self.kind,
+            target,
+            role,
+            self.at_s,
+            self.step,
+            self.phase,
+            self.duration_s,
+            MappingProxyType(given),
+        )
+
+
+class FaultsFile(Schema):
+    """A schedule: `[[fault]]` tables."""
+
+    fault: Annotated[
+        tuple[FaultTable, ...], Field(min_length=1, max_length=MOST_FAULTS, strict=False)
+    ]
 
 
 def read(path: Path) -> tuple[Fault, ...]:
@@ -26,17 +134,8 @@ def read(path: Path) -> tuple[Fault, ...]:
     Raises:
         InputError: the file cannot be read, or a table is no fault; names its field.
     """
-    try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        problem = error.strerror if isinstance(error, OSError) else error
-        raise InputError(
-            "--faults", f"{path} cannot be read ({problem})", "give a TOML file"
-        ) from error
-    tables = content.pop("fault", None)
-    if content or not isinstance(tables, list) or not tables:
-        raise InputError("--faults", f"{path} is no list of faults", "write [[fault]] tables")
-    return tuple(_fault(i, table, f"{path} [[fault]] {i + 1}") for i, table in enumerate(tables))
+    tables = load(path, FaultsFile, "--faults", most_bytes=4 * MOST_BYTES).fault
+    return tuple(table.fault(i) for i, table in enumerate(tables))
 
 
 def write(faults: Iterable[Fault], path: Path) -> None:
@@ -49,7 +148,7 @@ def check_targets(faults: Sequence[Fault], hosts: int) -> None:
     for fault in faults:
         if isinstance(fault.target, int) and fault.target >= hosts:
             raise InputError(
-                f"[[fault]] {fault.id + 1} target",
+                f"fault[{fault.id}].target",
                 f"there is no host {fault.target} among {hosts}",
                 f"give 0 to {hosts - 1}, or one of {', '.join(TARGETS)}",
             )
@@ -64,89 +163,3 @@ def _table(fault: Fault) -> str:
         if entry.name != "role" or KINDS[fault.kind].signals:
             lines.append(f"{entry.name} = {json.dumps(value)}")
     return "\n".join([*lines, *(f"{name} = {value}" for name, value in fault.details.items()), ""])
-
-
-def _fault(number: int, table: Any, where: str) -> Fault:
-    if not isinstance(table, dict):
-        raise InputError(where, "it is no table", "write [[fault]]")
-    kind = str(table.get("kind"))
-    if kind not in KINDS:
-        raise InputError(f"{where} kind", f"{kind!r} is none", nearest(kind, KINDS))
-    about = KINDS[kind]
-    known = {entry.name for entry in fields(Fault)} - {"id", "details"} | set(about.details)
-    for name in table:
-        if name not in known:
-            raise InputError(f"{where} {name}", f"a {kind} has no such field", nearest(name, known))
-    read = _Fields(table, where)
-    role, target = _whom(read, about)
-    at_s, step, phase = read.number("at_s"), read.number("step", whole=True), table.get("phase")
-    if phase is not None and phase not in (*PHASES, COMMIT):
-        raise InputError(f"{where} phase", f"{phase!r} is none", nearest(str(phase), PHASES))
-    if at_s is None and step is None and phase is None:
-        raise InputError(f"{where} at_s", "nothing says when", "give at_s, step or phase")
-    if about.stepwise and (step is None or at_s is not None or phase is not None):
-        raise InputError(f"{where} step", f"a {kind} comes with a step", "give step alone")
-    duration_s = read.number("duration_s")
-    if duration_s is None and about.lasts == "yes":
-        raise InputError(f"{where} duration_s", f"a {kind} lasts", "give seconds")
-    if duration_s is not None and about.lasts == "no":
-        raise InputError(f"{where} duration_s", f"a {kind} takes no time", "leave it out")
-    details = {
-        name: value
-        for name, (_, least, most) in about.details.items()
-        if (value := read.number(name, least, most)) is not None
-    }
-    return Fault(
-        number,
-        kind,
-        target,
-        role,
-        at_s,
-        None if step is None else int(step),
-        phase,
-        duration_s,
-        MappingProxyType(details),
-    )
-
-
-def _whom(read: "_Fields", about: Kind) -> tuple[Role, int | str]:
-    """Returns role and target; each says the other where one of them is the parent."""
-    where, table = read.where, read.table
-    if "role" in table and not about.signals:
-        raise InputError(f"{where} role", f"a {table['kind']} is no signal", "leave it out")
-    target = table.get("target")
-    role = table.get("role", "parent" if target == "parent" else "worker")
-    target = ("parent" if role == "parent" else "any") if target is None else target
-    if role not in ROLES:
-        raise InputError(f"{where} role", f"{role!r} is none", nearest(str(role), ROLES))
-    if isinstance(target, str) and target not in TARGETS:
-        raise InputError(f"{where} target", f"{target!r} is none", nearest(target, TARGETS))
-    if not isinstance(target, str):
-        target = int(read.number("target", whole=True) or 0)
-    if (target == "parent") != (role == "parent") or (target == "parent" and not about.signals):
-        fix = "give a host, any or leader" if target == "parent" else 'give target = "parent"'
-        raise InputError(f"{where} target", f"{target!r} does not go with a {role}", fix)
-    return role, target
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """The numbers of a table, checked as they are read."""
-
-    table: Mapping[str, Any]
-    where: str
-
-    def number(
-        self, name: str, least: float = 0, most: float = math.inf, *, whole: bool = False
-    ) -> float | None:
-        value = self.table.get(name)
-        if value is None:
-            return None
-        wanted = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
-            kind = "a whole number" if whole else "a number"
-            raise InputError(f"{self.where} {name}", f"{value!r} is not {kind}", f"give {kind}")
-        if not least <= value <= most:
-            limits = f"from {least} on" if most == math.inf else f"from {least} to {most}"
-            raise InputError(f"{self.where} {name}", f"it is {value}", f"give a number {limits}")
-        return value

@@ -113,36 +113,40 @@ def test_the_phases_are_those_of_the_loop():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "is no list of faults"),
-        ("fault = 3", "is no list of faults"),
-        ("kind = 'kill'", "is no list of faults"),
-        ("[[fault]\n", "cannot be read"),
-        ("[[fault]]\nkind = 'kil'\nat_s = 1", "[[fault]] 1 kind: 'kil' is none; did you mean"),
-        ("[[fault]]\nkind = 'kill'", "[[fault]] 1 at_s: nothing says when"),
-        ("[[fault]]\nkind = 'kill'\nat = 1", "1 at: a kill has no such field; did you mean 'at_s'"),
-        ("[[fault]]\nkind = 'kill'\nat_s = '1'", "1 at_s: '1' is not a number"),
-        ("[[fault]]\nkind = 'kill'\nat_s = nan", "1 at_s: nan is not a number"),
-        ("[[fault]]\nkind = 'kill'\nat_s = -1", "1 at_s: it is -1; give a number from 0 on"),
-        ("[[fault]]\nkind = 'kill'\nstep = 1.5", "1 step: 1.5 is not a whole number"),
-        ("[[fault]]\nkind = 'kill'\nphase = 'stop'", "1 phase: 'stop' is none"),
-        ("[[fault]]\nkind = 'kill'\nat_s = 1\ntarget = 'one'", "1 target: 'one' is none"),
-        ("[[fault]]\nkind = 'kill'\nat_s = 1\ntarget = -1", "1 target: it is -1"),
-        ("[[fault]]\nkind = 'kill'\nat_s = 1\ntarget = true", "1 target: True is not a whole"),
-        ("[[fault]]\nkind = 'kill'\nat_s = 1\nrole = 'king'", "1 role: 'king' is none"),
-        ("[[fault]]\nkind = 'nan'\nstep = 1\nrole = 'worker'", "1 role: a nan is no signal"),
-        ("[[fault]]\nkind = 'nan'\nstep = 1\ntarget = 'parent'", "1 target: 'parent' does not go"),
+        ("", "fault is missing"),
+        ("fault = 3", "fault is 3; give a list"),
+        ("fault = []", "fault is []"),
+        ("kind = 'kill'", "kind is unknown; choose one of fault"),
+        ("[[fault]\n", "is not TOML"),
+        ("[[fault]]\nkind = 'kil'\nat_s = 1", "fault[0].kind is 'kil'; did you mean 'kill'"),
+        ("[[fault]]\nkind = 'kill'", "fault[0].at_s is missing: nothing says when"),
+        ("[[fault]]\nkind = 'kill'\nat = 1", "[0].at is unknown"),
+        ("[[fault]]\nkind = 'kill'\nat_s = '1'", "[0].at_s is '1'; give a number"),
+        ("[[fault]]\nkind = 'kill'\nat_s = nan", "is not TOML: nan is not a finite number"),
+        ("[[fault]]\nkind = 'kill'\nat_s = -1", "[0].at_s is -1; give a number from 0"),
+        ("[[fault]]\nkind = 'kill'\nat_s = 1e300", "[0].at_s is 1e+300; give a number from 0"),
+        ("[[fault]]\nkind = 'kill'\nstep = 1.5", "[0].step is 1.5; give a whole number"),
+        ("[[fault]]\nkind = 'kill'\nphase = 'stop'", "[0].phase is 'stop'; did you mean 'step'"),
+        ("[[fault]]\nkind = 'kill'\nat_s = 1\ntarget = 'one'", "[0].target is 'one'"),
+        ("[[fault]]\nkind = 'kill'\nat_s = 1\ntarget = -1", "[0].target is -1; give a whole"),
+        ("[[fault]]\nkind = 'kill'\nat_s = 1\ntarget = true", "[0].target is True; give a whole"),
+        ("[[fault]]\nkind = 'kill'\nat_s = 1\nrole = 'king'", "[0].role is 'king'"),
+        ("[[fault]]\nkind = 'nan'\nstep = 1\nrole = 'worker'", "and a nan is no signal"),
+        ("[[fault]]\nkind = 'nan'\nstep = 1\ntarget = 'parent'", "[0].target is 'parent', which"),
         (
             "[[fault]]\nkind = 'kill'\nat_s = 1\nrole = 'parent'\ntarget = 0",
-            "1 target: 0 does not go with a parent",
+            "[0].target is 0, which does not go with a parent",
         ),
-        ("[[fault]]\nkind = 'kill'\nat_s = 1\nduration_s = 2", "duration_s: a kill takes no time"),
-        ("[[fault]]\nkind = 'nan'\nat_s = 1", "1 step: a nan comes with a step"),
-        ("[[fault]]\nkind = 'full-disk'\nat_s = 1", "1 duration_s: a full-disk lasts"),
+        ("[[fault]]\nkind = 'kill'\nat_s = 1\nduration_s = 2", "a kill takes no time"),
+        ("[[fault]]\nkind = 'nan'\nat_s = 1", "[0].step alone says when a nan comes"),
+        ("[[fault]]\nkind = 'full-disk'\nat_s = 1", "duration_s is missing: a full-disk lasts"),
+        ("[[fault]]\nkind = 'kill'\nat_s = 1\nshare = 0.5", "share is no field of a kill"),
         (
             "[[fault]]\nkind = 'kill'\nat_s = 1\n[[fault]]\nkind = 'slow-host'\nat_s = 1\n"
             "duration_s = 2\nshare = 1.0",
-            "[[fault]] 2 share: it is 1.0; give a number from 0.01 to 0.99",
+            "fault[1].share is 1.0; give a number from 0.01 to 0.99",
         ),
+        ("[[fault]]\nkind = 'kill'\nat_s = 1\n" * 10_001, "at most 10000 items"),
     ],
 )
 def test_a_wrong_schedule_names_table_and_field(tmp_path, text, says):
@@ -161,5 +165,5 @@ def test_a_parent_is_said_by_role_or_by_target(tmp_path):
 
 
 def test_a_host_that_is_not_there_is_no_target():
-    with pytest.raises(InputError, match="no host 2 among 2"):
+    with pytest.raises(InputError, match=r"fault\[0\].target: there is no host 2 among 2"):
         faults_file.check_targets([Fault(0, "kill", 2, at_s=1.0)], 2)
