@@ -17,15 +17,20 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from exajax import runtime
 from exajax.cluster import Cluster
+from exajax.files.reading import read_bytes
 from exajax.files.writing import new_path
 from exajax.program.compiled import Artifact, Compiled
-from exajax.program.memory import Buffer, Memory
 from exajax.recipe import Recipe
 
 MOST_BYTES = 1 << 30
 """Size of the folder; the oldest entries make room. An entry has about 0.1 MB."""
+
+MOST_PACKED, MOST_UNPACKED = 1 << 26, 1 << 29
+"""Largest entry, and largest content of one; that of a large model has some 4 MB."""
 
 SETTINGS = ("JAX_", "XLA_", "CUDA_", "LIBTPU_", "LD_LIBRARY_PATH")
 """Beginnings of the environment variables that may change what is compiled."""
@@ -62,17 +67,12 @@ def load(key: str) -> Artifact | None:
     if path is None:
         return None
     try:
-        stored = json.loads(zlib.decompress(path.read_bytes()))
-        largest = tuple(Buffer(**buffer) for buffer in stored["memory"].pop("largest"))
-        artifact = Artifact(
-            stored["text"],
-            stored["mesh_axes"],
-            Memory(**stored["memory"], largest=largest),
-            stored["bubble"],
-            stored["xla_estimate_s"],
-            tuple(stored["idle_axes"]),
-        )
-    except (OSError, zlib.error, ValueError, KeyError, TypeError):
+        unpacking = zlib.decompressobj()
+        content = unpacking.decompress(read_bytes(path, MOST_PACKED), MOST_UNPACKED)
+        if not unpacking.eof:  # cut off, or larger than any program
+            return None
+        artifact: Artifact = _artifact().validate_json(content, strict=True)
+    except (zlib.error, ValueError):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # what is used is not the oldest
@@ -101,6 +101,11 @@ def _make_room(folder: Path) -> None:
             break
         file.unlink(missing_ok=True)
         total -= size
+
+
+@functools.cache
+def _artifact() -> pydantic.TypeAdapter[Artifact]:
+    return pydantic.TypeAdapter(Artifact)
 
 
 def _path(key: str) -> Path | None:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,32 @@ def test_what_is_stored_is_read_back(folder):
     cache.store("a", artifact())
     assert cache.load("a") == artifact()
     assert cache.load("b") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"text": 1, "mesh_axes": {}, "memory": {}, "bubble": 0, "xla_estimate_s": 0}',
+        b"9" * 5000,
+        b"\xff",
+    ],
+)
+def test_an_entry_of_something_else_is_not_there(folder, content):
+    cache.store("a", artifact())
+    (entry,) = entries(folder)
+    entry.write_bytes(zlib.compress(content))
+    assert cache.load("a") is None
+    cache.store("a", artifact())
+    assert cache.load("a") == artifact()
+
+
+def test_an_entry_that_unpacks_without_end_is_not_unpacked(folder, monkeypatch):
+    cache.store("a", artifact(text=" " * 10_000_000))
+    (entry,) = entries(folder)
+    assert entry.stat().st_size < 100_000
+    monkeypatch.setattr(cache, "MOST_UNPACKED", 1_000_000)
+    assert cache.load("a") is None
 
 
 def test_the_switch_of_jax_turns_it_off(folder, monkeypatch):

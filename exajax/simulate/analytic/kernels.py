@@ -1,12 +1,12 @@
 """Times of the kernels of a block on one device, over arrays of shapes."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from exajax.chip import Chip, Tiles
+from exajax.errors import InputError
 from exajax.program.costs import Attention
 from exajax.simulate import matmul
 from exajax.simulate.analytic.layouts import Bools, Floats
@@ -94,9 +94,17 @@ def flash_s(
     *,
     backward: bool,
 ) -> Floats:
-    """Returns the seconds of fused attention, shape [U]; NaN on a chip that has none."""
+    """Returns the seconds of fused attention, shape [U].
+
+    Raises:
+        InputError: the chip does not say how fast it is.
+    """
     if chip.attention is None:
-        return np.full(len(batch), math.nan)
+        raise InputError(
+            "--cluster",
+            f"nothing is known of fused attention on its chip {chip.name}",
+            "add [attention] to the chip, or give --attention unfused or --engine compiled",
+        )
     dtype = DTYPES["bf16" if precision == "fp8" else precision]
     causal = np.broadcast_to(causal, batch.shape)
     seconds = []
