@@ -241,10 +241,11 @@ def _faults() -> Iterator[None]:
     """Turns what the library raises, panics of Rust included, into `TokenizerFault`."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except BaseException as error:
+        # A panic is no Exception, and its class has no name that could be imported.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerFault(" ".join(str(error).split())[:200]) from error
         raise
-    except BaseException as error:  # a panic is no Exception, and nothing narrower is raised
-        raise TokenizerFault(" ".join(str(error).split())[:200]) from error
 
 
 @contextmanager
