@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from exajax import runtime
 from exajax.mesh import MeshSpec
 from exajax.provenance import memory_bytes, processor
 from exajax.stack import Stack
@@ -59,7 +60,7 @@ def measure(hosts: int, devices_per_host: int) -> str:
         hosts: host processes of the job; the `data` axis runs over them.
         devices_per_host: devices of each; the `model` axis runs over them.
     """
-    mesh = MeshSpec(data=hosts, model=devices_per_host).build(jax.devices())
+    mesh = MeshSpec(data=hosts, model=devices_per_host).build(runtime.devices())
     products = [(2.0 * n**3, _matmul_s(mesh, n)) for n in MATMUL_SIZES]
     rates_by_flops = {flops: flops / seconds for flops, seconds in products}
     peak = max(rates_by_flops.values())

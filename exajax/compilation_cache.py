@@ -24,7 +24,7 @@ from jax._src.compilation_cache_interface import CacheInterface
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from exajax import collective_order, units
+from exajax import collective_order, environment, units
 
 T = TypeVar("T")
 
@@ -112,8 +112,11 @@ def enable(anew: bool = False) -> str:
     if not SETTINGS.jax_enable_compilation_cache:
         return "JAX_ENABLE_COMPILATION_CACHE is false"
     if not SETTINGS.jax_compilation_cache_dir:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        SETTINGS.update("jax_compilation_cache_dir", str(root / "exajax" / "jax" / host_kind()))
+        root = environment.cache_folder()
+        if root is None:
+            SETTINGS.update("jax_enable_compilation_cache", False)
+            return "no home folder is known"
+        SETTINGS.update("jax_compilation_cache_dir", str(root / "jax" / host_kind()))
         SETTINGS.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
     keep(anew)
     folder = str(SETTINGS.jax_compilation_cache_dir)

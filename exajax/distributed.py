@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exajax import interrupts
-from exajax.errors import InputError
-from exajax.local_hosts import (
+from exajax.environment import (
     ADDRESS,
     COORDINATOR,
     HOST,
@@ -22,8 +21,10 @@ from exajax.local_hosts import (
     JOB,
     LAUNCHER,
     LOCAL_HOST,
-    free_port,
+    PODS,
 )
+from exajax.errors import InputError
+from exajax.local_hosts import free_port
 from exajax.mesh import MeshSpec
 
 
@@ -52,8 +53,8 @@ class Placement:
     address: str = "127.0.0.1"
 
 
-POD, PODS = "JOB_COMPLETION_INDEX", "EXAJAX_PODS"
-"""Environment of a pod: its number, from Kubernetes, and how many there are, from the manifest."""
+POD = "JOB_COMPLETION_INDEX"
+"""Environment of a pod: its number, from Kubernetes."""
 
 SINGLE = Placement("single", 1, 0, 0, None, "no launcher in the environment")
 
@@ -63,7 +64,7 @@ def launcher(env: Mapping[str, str] = os.environ) -> str:
 
     A job of one process is single, whoever started it.
     """
-    if HOSTS in env:
+    if HOSTS.name in env:
         return "local"
     if "PALS_RANKID" in env and "PBS_NODEFILE" in env:
         return "pals"
@@ -71,7 +72,7 @@ def launcher(env: Mapping[str, str] = os.environ) -> str:
         return "slurm"
     if env.get("PMI_SIZE", env.get("OMPI_COMM_WORLD_SIZE", "1")) != "1":
         return "mpi"
-    if POD in env and "KUBERNETES_SERVICE_HOST" in env and env.get(PODS) != "1":
+    if POD in env and "KUBERNETES_SERVICE_HOST" in env and env.get(PODS.name) != "1":
         return "kubernetes"
     return "single"
 
@@ -108,16 +109,19 @@ def _number(env: Mapping[str, str], key: str) -> int:
 
 
 def _local(env: Mapping[str, str]) -> Placement:
-    process = _number(env, HOST)
+    process, processes = HOST.get(env), HOSTS.get(env)
+    if process is None or processes is None:
+        raise InputError(HOST.name, f"is not set beside {HOSTS.name}", "set both, or unset both")
+    local = LOCAL_HOST.get(env)
     return Placement(
         "local",
-        _number(env, HOSTS),
+        processes,
         process,
-        _number(env, LOCAL_HOST) if LOCAL_HOST in env else process,
-        env.get(COORDINATOR),
-        env.get(LAUNCHER, f"{HOSTS}, {HOST}"),
-        env.get(JOB, ""),
-        env.get(ADDRESS, "127.0.0.1"),
+        process if local is None else local,
+        COORDINATOR.get(env),
+        LAUNCHER.get(env) or f"{HOSTS.name}, {HOST.name}",
+        JOB.get(env) or "",
+        ADDRESS.get(env) or "127.0.0.1",
     )
 
 
@@ -161,21 +165,21 @@ def _kubernetes(env: Mapping[str, str]) -> Placement:
     knows its own (kubernetes.io, "Job with Pod-to-Pod Communication").
     """
     for key, example in ((COORDINATOR, "train-hosts-0-0.train:8476"), (JOB, "the Job's uid")):
-        if not env.get(key):
+        if not key.get(env):
             raise InputError(
-                key,
+                key.name,
                 "the manifest does not set it",
                 f"set it to the same on every pod ({example}), as launch/kubernetes.yaml does",
             )
-    service = env[COORDINATOR].rpartition(":")[0].partition(".")[2]
+    service = env[COORDINATOR.name].rpartition(":")[0].partition(".")[2]
     return Placement(
         "kubernetes",
-        _number(env, PODS),
+        _number(env, PODS.name),
         _number(env, POD),
         0,
-        env[COORDINATOR],
-        f"{POD}, {PODS}",
-        f"kubernetes-{env[JOB]}",
+        env[COORDINATOR.name],
+        f"{POD}, {PODS.name}",
+        f"kubernetes-{env[JOB.name]}",
         f"{env.get('HOSTNAME') or socket.gethostname()}.{service}",
     )
 
@@ -213,16 +217,19 @@ def _mpi(env: Mapping[str, str]) -> Placement:
 def agree(placement: Placement, problem: InputError | None) -> None:
     """Raises the problem that any process of the job has with its input.
 
-    Before the processes have joined, ranks of MPI can tell each other; under other launchers each
-    speaks for itself, and they read the same files.
+    Before the processes have joined, ranks of MPI alone can tell each other.
     """
     if placement.launcher == "mpi":
         from mpi4py import MPI
 
         problems = MPI.COMM_WORLD.allgather(
-            problem and (problem.field, problem.problem, problem.fix)
+            problem and (problem.field, problem.problem, problem.fix, socket.gethostname())
         )
-        problem = next((InputError(*found) for found in problems if found), None)
+        refusing = [(rank, found) for rank, found in enumerate(problems) if found]
+        if refusing:
+            rank, (field, text, fix, host) = refusing[0]
+            where = f"on rank {rank} ({host}), " if len(refusing) < len(problems) else ""
+            problem = InputError(field, where + text, fix)
     if problem:
         raise problem
 
@@ -231,6 +238,17 @@ def joined() -> bool:
     """Returns whether this process has joined a job of several."""
     jax = sys.modules.get("jax")
     return jax is not None and bool(jax.distributed.is_initialized())
+
+
+def check_share(placement: Placement, mesh: MeshSpec) -> None:
+    """Raises an `InputError` if the processes of a job do not divide the devices of its mesh."""
+    if mesh.devices % placement.processes:
+        raise InputError(
+            "--mesh",
+            f"{placement.processes} processes do not divide the {mesh.devices} devices of {mesh} "
+            f"({placement.why})",
+            f"start a number of processes that divides {mesh.devices}",
+        )
 
 
 def initialize(placement: Placement, mesh: MeshSpec) -> None:
@@ -245,12 +263,7 @@ def initialize(placement: Placement, mesh: MeshSpec) -> None:
     """
     import jax
 
-    if mesh.devices % placement.processes:
-        raise InputError(
-            "--mesh",
-            f"{placement.processes} processes do not divide the {mesh.devices} devices of {mesh}",
-            f"start a number of processes that divides {mesh.devices}",
-        )
+    check_share(placement, mesh)
     share = mesh.devices // placement.processes
     jax.config.update("jax_num_cpu_devices", share)
     # It catches SIGTERM, and what compiles or reads has nothing to save; see `StopRequest`.

@@ -72,8 +72,36 @@ def failed_on_disk(error: BaseException) -> RunFailed | None:
     )
 
 
+PASSING = ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "UNKNOWN")
+LASTING = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
+"""How errors of JAX's runtime begin that another attempt may, and is not likely to, be spared."""
+
+MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+
+
+def recurs(error: BaseException) -> bool:
+    """Returns whether an error is of a kind that the same program on the same data meets again."""
+    status = str(error).partition(":")[0]
+    return status in LASTING or (isinstance(error, MISTAKES) and status not in PASSING)
+
+
+def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Returns the known name that a name is most like, None if it is like none."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns a clause that names the closest known name, or lists them all."""
     choices = sorted(known)
-    close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"
+    close = close_to(name.lower(), choices)
+    return f"did you mean {close!r}?" if close else f"choose one of {', '.join(choices)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from exajax.runtime import LIFELINE
+from exajax.environment import COORDINATOR, HOST, HOSTS, LIFELINE
 
 CAPTURE = subprocess.PIPE
 
@@ -23,16 +23,6 @@ CPU = {"JAX_PLATFORMS": "cpu"}
 
 GRACE_S = 8.0
 """Time that processes have to save and end after they were asked to."""
-
-HOSTS, HOST, COORDINATOR = "EXAJAX_HOSTS", "EXAJAX_HOST", "EXAJAX_COORDINATOR"
-"""Environment of a host process: how many there are, which one it is, where they meet."""
-
-ROLE, JOB, ADDRESS = "EXAJAX_ROLE", "EXAJAX_JOB", "EXAJAX_ADDRESS"
-"""Environment of a supervised job: `supervisor` or `worker`; which start of the command it is;
-where other hosts reach this one, if it is not the loopback interface."""
-
-LOCAL_HOST, LAUNCHER = "EXAJAX_LOCAL_HOST", "EXAJAX_LAUNCHER"
-"""Environment of a worker: the number of its process on its node; what its place was read from."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is an event, not an error
@@ -97,7 +87,12 @@ def hosts(
     return [
         Process(
             argv,
-            {HOSTS: str(count), HOST: str(host), COORDINATOR: coordinator, **(env or {})},
+            {
+                HOSTS.name: str(count),
+                HOST.name: str(host),
+                COORDINATOR.name: coordinator,
+                **(env or {}),
+            },
             None if host == 0 else subprocess.DEVNULL,
             logs / f"{argv[0]}-host-{host}.log" if logs else None,
         )
@@ -167,7 +162,7 @@ def _start(process: Process, stdout: IO[str] | int | None) -> "subprocess.Popen[
     with contextlib.ExitStack() as files:
         return subprocess.Popen(
             [sys.executable, "-m", "exajax", *process.argv],
-            env={**os.environ, **process.env, LIFELINE: "1"},
+            env={**os.environ, **process.env, LIFELINE.name: "1"},
             stdin=subprocess.PIPE,  # never written: its end is the end of this process
             stdout=stdout,
             stderr=files.enter_context(process.log.open("w")) if process.log else None,

@@ -1,11 +1,13 @@
 """What a number came from: versions, machine and hashes, and no time of day."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from exajax import xla
@@ -35,6 +37,29 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def source_digest() -> str:
+    """Returns a hash of this package's modules: a checkout has the version of its last release."""
+    package = Path(__file__).parent
+    folders = [package, *(package / link for link in ("models", "meshes", "launch"))]
+    found = {str(file.relative_to(package)): file for root in folders for file in _python(root)}
+    digest = hashlib.sha256()
+    for name, file in sorted(found.items()):
+        digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _python(folder: Path) -> list[Path]:
+    # The folders are links in a checkout, and pathlib follows links at the root alone.
+    return [*folder.glob("*.py"), *folder.glob("[a-z]*/**/*.py")]
+
+
+def start_versions() -> dict[str, str]:
+    """Returns what all hosts of a job must have in common of their installations."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return versions() | {"python": python, "exajax's source": source_digest()}
 
 
 def provenance(recipe: Recipe, cluster: Cluster | None) -> dict[str, Any]:

@@ -5,16 +5,19 @@ import ctypes
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from typing import Any, TextIO
+import warnings
+from typing import TYPE_CHECKING, Any, TextIO
 
-from exajax import accelerators, xla
+from exajax import accelerators, environment, xla
+from exajax.errors import InputError
 
-LIFELINE = "EXAJAX_LIFELINE"
-"""Set by a parent whose death must end this process; its standard input is the line."""
+if TYPE_CHECKING:
+    import jax
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that a process gets when its parent ends."""
@@ -28,7 +31,7 @@ def prepare() -> None:
     if not accelerators.attached():
         # The CUDA compiler alone would otherwise be tried as a device, and complain.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if os.environ.get(LIFELINE):
+    if environment.LIFELINE.get():
         # The kernel ends this process with its parent even while it is stopped; where that is not
         # Linux, the end of standard input does while it runs.
         with contextlib.suppress(OSError, AttributeError):
@@ -59,9 +62,82 @@ def import_jax() -> None:
         os.dup2(nowhere.fileno(), 2)
     try:
         import jax  # noqa: F401
+    except (ImportError, OSError, ValueError) as error:
+        raise _refused(error) from error
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+    _check_xla_flags()
+
+
+def devices() -> "list[jax.Device]":
+    """Returns the devices of the job, which JAX starts at the first call.
+
+    Raises:
+        InputError: the platform that `JAX_PLATFORMS` asks for is not to be had.
+    """
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # a bare assertion where no GPU is attached
+        asked = os.environ.get("JAX_PLATFORMS")
+        # Where there are devices they may be busy, and free at the next attempt.
+        if not asked or (accelerators.attached() and "known backends" not in str(error)):
+            raise
+        raise InputError(
+            "JAX_PLATFORMS",
+            f"is {asked}, and JAX finds no such device here ({_first_line(error)})",
+            "unset it, or run where the devices and JAX's plugin for them are",
+        ) from error
+
+
+def _refused(error: Exception) -> InputError:
+    """Returns what to tell a person of an error that importing JAX has raised."""
+    names = re.findall(r"jax_[a-z0-9_]+", str(error).lower())
+    setting = next((name.upper() for name in names if name.upper() in os.environ), None)
+    if setting:
+        return InputError(
+            setting, f"is {os.environ[setting]!r}, which JAX does not take", "correct or unset it"
+        )
+    path = os.environ.get("LD_LIBRARY_PATH")
+    if path and not isinstance(error, ModuleNotFoundError):
+        fix = "unset it, or leave out the folders with other versions of these libraries"
+        return InputError("LD_LIBRARY_PATH", f"JAX does not load ({_first_line(error)})", fix)
+    return InputError("jax", f"does not load ({_first_line(error)})", "pip install exajax anew")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+
+
+def _check_xla_flags() -> None:
+    """Raises an `InputError` if XLA does not take `XLA_FLAGS`.
+
+    It ends the process that asks it, so a copy of this one asks: JAX is loaded, and nothing runs.
+    """
+    if not os.environ.get("XLA_FLAGS"):
+        return
+    from jaxlib import _jax
+
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the copy has no threads is what is wanted
+        child = os.fork()
+    if not child:
+        os.dup2(writer, 2)
+        _ = _jax.CompileOptions().executable_build_options.debug_options
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, errors="replace") as file:
+        said = file.read()
+    _, status = os.waitpid(child, 0)
+    if status:
+        lines = [line.rpartition("] ")[2] for line in said.splitlines() if "XLA_FLAGS" in line]
+        why = next(iter(lines), "XLA ends where it reads it")[:300]
+        raise InputError(
+            "XLA_FLAGS", f"XLA does not take it ({why})", "correct it, leave the flag out or unset"
+        )
 
 
 def _end_with_parent() -> None:

@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from exajax.environment import WALL_TIME_ENDS
 from exajax.errors import InputError
 from exajax.events import read_events
-
-ENDS = "EXAJAX_WALL_TIME_ENDS"
-"""Environment: when it ends, in seconds since 1970. `--wall-time` sets it for all processes."""
 
 SAVE_BEFORE_END_S = 120.0
 """By default: room for a last checkpoint, and for processes to end. At most a quarter of what is
@@ -58,7 +56,7 @@ def announce(given: str | None, save_before_end_s: float | None) -> None:
             f"{given} is over before the {save_before_end_s:g} s of --save-before-end begin",
             "give more time, or save later",
         )
-    os.environ.setdefault(ENDS, str(time.time() + seconds))
+    os.environ.setdefault(WALL_TIME_ENDS.name, str(time.time() + seconds))
 
 
 def ends(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
@@ -67,9 +65,10 @@ def ends(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
     It is what `--wall-time` said, or Slurm in `SLURM_JOB_END_TIME` (sbatch(1), output environment
     variables), or PBS: when the job started and how long it may take, as `qstat -f` shows them.
     """
-    for key, who in ((ENDS, "--wall-time"), ("SLURM_JOB_END_TIME", "Slurm")):
-        if re.fullmatch(r"\d+(\.\d+)?", env.get(key, "")):
-            return float(env[key]), who
+    if (given := WALL_TIME_ENDS.get(env)) is not None:
+        return given, "--wall-time"
+    if re.fullmatch(r"\d+(\.\d+)?", env.get("SLURM_JOB_END_TIME", "")):
+        return float(env["SLURM_JOB_END_TIME"]), "Slurm"
     if "PBS_JOBID" in env and (qstat := shutil.which("qstat", path=env.get("PATH"))):
         try:
             asked = subprocess.run(

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from exajax import InputError, wall_time
+from exajax.environment import WALL_TIME_ENDS
 from exajax.events import EventLog, read_events
 from tests.cluster.processes import SMALL
 from tests.conftest import command
@@ -36,7 +37,7 @@ def test_other_texts_are_no_times(text):
 def test_what_was_given_comes_before_what_slurm_says():
     slurm = {"SLURM_JOB_END_TIME": "2000"}
     assert wall_time.ends(slurm) == (2000, "Slurm")
-    assert wall_time.ends(slurm | {wall_time.ENDS: "1000.5"}) == (1000.5, "--wall-time")
+    assert wall_time.ends(slurm | {WALL_TIME_ENDS.name: "1000.5"}) == (1000.5, "--wall-time")
     assert wall_time.ends({}) is None
     assert wall_time.ends({"SLURM_JOB_END_TIME": "Unknown"}) is None
 
@@ -71,14 +72,14 @@ def test_saving_needs_what_it_took_in_this_run(tmp_path):
 
 
 def test_slow_checkpoints_are_saved_earlier_than_asked(tmp_path, monkeypatch):
-    monkeypatch.setenv(wall_time.ENDS, str(time.time() + 50))
+    monkeypatch.setenv(WALL_TIME_ENDS.name, str(time.time() + 50))
     assert wall_time.WallTime(tmp_path, 30).due() is None
     EventLog(tmp_path, 0, "worker", 1).write("checkpoint-saved", step=1, seconds=30.0)
     assert "--wall-time ends in" in wall_time.WallTime(tmp_path, 30).due()
 
 
 def test_by_default_a_short_allocation_is_used_for_three_quarters(tmp_path, monkeypatch):
-    monkeypatch.setenv(wall_time.ENDS, str(time.time() + 2))
+    monkeypatch.setenv(WALL_TIME_ENDS.name, str(time.time() + 2))
     clock = wall_time.WallTime(tmp_path, None)
     assert clock.due() is None
     time.sleep(1.6)

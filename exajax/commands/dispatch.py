@@ -6,12 +6,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from exajax import distributed, interrupts, runtime
-from exajax.errors import FAILED, InputError, RunFailed, failed_on_disk
+from exajax import distributed, environment, interrupts, runtime
+from exajax.errors import FAILED, InputError, RunFailed, failed_on_disk, recurs
 from exajax.flags import Formatter, Parser
 from exajax.local_hosts import Interrupted, StageFailed
-from exajax.resilience.watchdog import ATTEMPT
 
 LAST_WORD_S = 5.0
 """Time that the first process has to say why a run has failed, before the others end."""
@@ -21,7 +21,8 @@ Run = Callable[[argparse.Namespace], int]
 
 def command(argv: Sequence[str] | None = None) -> int:
     """Runs the command of `exajax COMMAND ...`; returns its exit code."""
-    runtime.prepare()
+    if not _prepared():
+        return 2
     args = parser().parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
     return _guarded(args.run, args)
@@ -68,12 +69,24 @@ def parser() -> Parser:
 
 def front_door(argv: Sequence[str] | None = None) -> int:
     """Runs `launch/multihost.py`; returns its exit code."""
-    runtime.prepare()
+    if not _prepared():
+        return 2
     from exajax.commands import multihost
 
     args = multihost.parser().parse_args(argv)
     args.argv = ["train", *(sys.argv[1:] if argv is None else argv)]
     return _guarded(multihost.run, args)
+
+
+def _prepared() -> bool:
+    """Prepares this process; returns whether its environment can be used."""
+    try:
+        environment.check()
+        runtime.prepare()
+    except InputError as error:
+        print(f"exajax: error: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _guarded(run: Run, args: argparse.Namespace) -> int:
@@ -103,7 +116,7 @@ def _code(run: Run, args: argparse.Namespace) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except InputError as error:
-        if distributed.speaks():
+        if not _reported(args, error) and distributed.speaks():
             print(f"exajax: error: {error}", file=sys.stderr)
         return 2
     except RunFailed as error:
@@ -116,6 +129,7 @@ def _code(run: Run, args: argparse.Namespace) -> int:
     except Exception as error:
         if failure := failed_on_disk(error):
             return _failed(failure)
+        _reported(args, error)
         traceback.print_exc()
         print("exajax: failed, see above; this is not your input's fault", file=sys.stderr)
         return 1
@@ -126,4 +140,16 @@ def _failed(error: RunFailed) -> int:
         print(f"exajax: failed: {error}", file=sys.stderr, flush=True)
     else:
         time.sleep(LAST_WORD_S)  # who ends first ends the job
-    return FAILED if ATTEMPT in os.environ else 1
+    return FAILED if environment.ATTEMPT.name in os.environ else 1
+
+
+def _reported(args: argparse.Namespace, error: Exception) -> bool:
+    """Returns whether the leader of a supervised job was told why this process of it ends."""
+    run_dir = getattr(args, "run_dir", None)
+    if environment.ATTEMPT.name not in os.environ or run_dir is None:
+        return False
+    from exajax.resilience import watchdog
+
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    text = kind + next(iter(str(error).splitlines()), "no message")[:1000]
+    return watchdog.report(Path(run_dir), text, recurs(error))

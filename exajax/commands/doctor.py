@@ -32,9 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 def findings() -> dict[str, Any]:
     """Returns what is here. Starts JAX's devices, so it is for a process of its own."""
-    import jax
-
-    devices = jax.devices()
+    devices = runtime.devices()
     kinds = sorted({device.device_kind for device in devices})
     return {
         "versions": provenance.versions(),

@@ -66,7 +66,7 @@ def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None
     build = language.forward(run.model, run.interleave)
     encoder = load_tokenizer(tokenizer) if tokenizer else kept_tokenizer(run, run_dir)
     check_tokenizer(run, encoder)
-    mesh = MeshSpec().build(jax.devices()[:1])
+    mesh = MeshSpec().build(runtime.devices()[:1])
     _, described = parameters(build, mesh, DTYPES[dtype])
     params = jax.device_get(run.params(described))
     save(folder, run.model, params, dtype, text=_text_form(encoder))

@@ -96,8 +96,8 @@ def _generate(
     from exajax.train.generate import generate
 
     config = run.model
-    ways = _tensor_parallel_ways(config, len(jax.devices()))
-    mesh = MeshSpec(model=ways).build(jax.devices()[:ways])
+    ways = _tensor_parallel_ways(config, len(runtime.devices()))
+    mesh = MeshSpec(model=ways).build(runtime.devices()[:ways])
     module, described = parameters(build, mesh, COMPUTE_DTYPES[precision])
 
     def logits(params: Any, tokens_BT: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from exajax import cluster as clusters
-from exajax import distributed, flags, goodput, local_hosts, run_folder, runtime, units
+from exajax import distributed, environment, flags, goodput, run_folder, runtime, units
 from exajax.errors import InputError
 from exajax.events import read_events
 from exajax.files.writing import new_path
-from exajax.provenance import machine, provenance
+from exajax.provenance import machine, provenance, start_versions
 from exajax.recipe import Recipe
 from exajax.report.live_goodput import LiveGoodput
 from exajax.resilience import watchdog
@@ -31,6 +30,9 @@ from exajax.train.images import load_images
 from exajax.train.metrics import JsonLines, Logger, SampleLog, percentiles
 
 EVALUATION_BATCHES = 8
+
+OPTIONS = ("on_nan", "on_spike", "audit_every", "save_every", "local_every", "profile")
+"""Flags beside the recipe's that decide, on every process alike, what the loop turns to."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +86,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains as one process of a job, or supervises those that do."""
     recipe = flags.recipe_of(args)
-    if os.environ.get(local_hosts.ROLE) != "worker":
+    if environment.ROLE.get() != "worker":
         from exajax.resilience import jobs
 
         return jobs.run(args, recipe)
@@ -167,6 +169,18 @@ def job_of(recipe: Recipe, batches: TextBatches | ImageBatches) -> dict[str, Any
     return {"recipe": recipe.job, "data": batches.identity}
 
 
+def _start(
+    args: argparse.Namespace, recipe: Recipe, batches: TextBatches | ImageBatches
+) -> dict[str, Any]:
+    """Returns what all hosts of the job have to start from alike, for `same_start.check`."""
+    return {
+        "versions": start_versions(),
+        "recipe": recipe.to_json(),
+        "options": {name.replace("_", "-"): getattr(args, name) for name in OPTIONS},
+        "data": {"identity": batches.identity, "text": batches.corpus.to_json()},
+    }
+
+
 def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, Any]:
     """Trains as this process's part of the job; the first process returns the whole result."""
     placement = distributed.find()
@@ -175,14 +189,20 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     inside = injection.of_environment(path)
     live = LiveGoodput(path, watch.events) if watch and first else None
     problem: InputError | None = None
+    batches: TextBatches | ImageBatches | None = None
     try:
         batches = check(args, recipe)
     except InputError as error:
         problem = error
-    distributed.agree(placement, problem)
     distributed.initialize(placement, recipe.mesh)
 
     import jax
+
+    from exajax.train import same_start
+
+    facts = {} if batches is None else _start(args, recipe, batches)
+    same_start.check(watch.events.host if watch else placement.process, problem, facts)
+    assert batches  # or there had been a problem
 
     from exajax import compilation_cache, memory
     from exajax.compilation_cache import Compilation
@@ -191,10 +211,10 @@ def train(args: argparse.Namespace, recipe: Recipe, out: TextIO) -> dict[str, An
     from exajax.train import initial
     from exajax.train.loop import Every, Profile, Progress, fit
 
-    cache = compilation_cache.enable(anew=bool(os.environ.get(watchdog.ANEW)))
+    devices = runtime.devices()
+    cache = compilation_cache.enable(anew=environment.COMPILE_ANEW.get() is not None)
     if watch:
         watch.reads_cache = True
-    devices = jax.devices()
     if recipe.precision == "fp8":
         fp8.check(devices[0])
     mesh = recipe.mesh.build(devices)

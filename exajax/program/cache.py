@@ -19,7 +19,7 @@ from typing import Any
 
 import pydantic
 
-from exajax import runtime
+from exajax import environment, provenance, runtime
 from exajax.cluster import Cluster
 from exajax.files.reading import read_bytes
 from exajax.files.writing import new_path
@@ -57,7 +57,7 @@ def serves(cluster: Cluster) -> bool:
 
 def key(*parts: Any) -> str:
     """Returns the hash of what a program follows from, with all that is installed and set here."""
-    whole = [*parts, _sources(), _installed(), _settings()]
+    whole = [*parts, provenance.source_digest(), _installed(), _settings()]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
@@ -111,25 +111,8 @@ def _artifact() -> pydantic.TypeAdapter[Artifact]:
 def _path(key: str) -> Path | None:
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "true").lower() in ("false", "0", "no"):
         return None
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "exajax" / "programs" / key
-
-
-@functools.cache
-def _sources() -> str:
-    """Returns a hash of this package: how a recipe becomes a program, and how that is read."""
-    package = Path(__file__).parent.parent
-    folders = [package, *(package / link for link in ("models", "meshes", "launch"))]
-    found = {str(file.relative_to(package)): file for root in folders for file in _python(root)}
-    digest = hashlib.sha256()
-    for name, file in sorted(found.items()):
-        digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def _python(folder: Path) -> list[Path]:
-    # The folders are links in a checkout, and pathlib follows links at the root alone.
-    return [*folder.glob("*.py"), *folder.glob("[a-z]*/**/*.py")]
+    root = environment.cache_folder()
+    return root and root / "programs" / key
 
 
 @functools.cache

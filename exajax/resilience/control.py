@@ -18,7 +18,7 @@ from exajax.files.schema import record
 from exajax.runtime import to_json
 from exajax.train.checkpoint_folder import steps_in
 
-T = TypeVar("T", bound="Host | Worker | Attempt")
+T = TypeVar("T", bound="Host | Worker | Attempt | Problem")
 
 FILES_PER_S = 500.0
 """What all supervisors of a job write at most in a second, and all its training processes: a file
@@ -43,6 +43,7 @@ class Host:
         code: how it ended, None while it runs; 128 + the number of a signal that ended it.
         reason: why, in words, where the supervisor ended it.
         leaving: whether the host was asked to stop, or is drained.
+        gone: whether this is the supervisor's last word.
     """
 
     host: int
@@ -58,6 +59,7 @@ class Host:
     code: int | None = None
     reason: str = ""
     leaving: bool = False
+    gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,21 @@ class Attempt:
     anew: bool = False
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Why a training process ended, as it says itself.
+
+    Attributes:
+        attempt: that it belonged to.
+        text: one line.
+        recurs: whether another attempt on the same input is likely to meet it again.
+    """
+
+    attempt: int
+    text: str
+    recurs: bool
+
+
 class Control:
     """The control files of a run.
 
@@ -143,6 +160,11 @@ class Control:
         """Returns what the leader decided last."""
         return _read(self.folder / "attempt.json", Attempt)
 
+    def problem(self, host: int, attempt: int) -> Problem | None:
+        """Returns why the process of a host ended in an attempt, None if it did not say."""
+        said = _read(self.folder / f"problem-{host}.json", Problem)
+        return said if said and said.attempt == attempt else None
+
     def drained(self, host: int) -> bool:
         """Returns whether somebody has taken a host out, with `touch RUN_DIR/.job/drain-HOST`."""
         return (self.folder / f"drain-{host}").exists()
@@ -155,6 +177,10 @@ class Control:
     def publish_worker(self, host: int, said: Worker) -> None:
         """Replaces what the training process of a host said before."""
         self._replace(f"worker-{host}", asdict(said))
+
+    def publish_problem(self, host: int, said: Problem) -> None:
+        """Replaces why an earlier training process of a host ended."""
+        self._replace(f"problem-{host}", asdict(said))
 
     def _replace(self, name: str, content: Mapping[str, Any]) -> None:
         new, path = self.folder / f".{name}.{os.getpid()}", self.folder / f"{name}.json"

@@ -1,12 +1,11 @@
 """How a job starts: its supervisors, on this machine or where a launcher has put them."""
 
 import argparse
-import os
 import shutil
 import uuid
 from pathlib import Path
 
-from exajax import distributed, local_hosts, wall_time
+from exajax import distributed, wall_time
 from exajax.commands import train
 from exajax.errors import InputError
 from exajax.events import FOLDER
@@ -106,7 +105,11 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
             _tidy(run_dir)
     placement = distributed.find()
     check_flags(args, placement.processes)
-    if os.environ.get(local_hosts.ROLE) != "supervisor":  # otherwise the parent has checked
+    distributed.check_share(placement, recipe.mesh)
+    if name in ("single", "mpi"):
+        # Elsewhere the hosts cannot tell each other yet, and one that refused alone would be waited
+        # for: their training processes check the same, and agree on it once they have joined. Of a
+        # local job, the parent has checked.
         problem: InputError | None = None
         try:
             train.check(args, recipe)
@@ -130,11 +133,12 @@ def run(args: argparse.Namespace, recipe: Recipe) -> int:
     deadlines = Deadlines.parse(args.deadlines)
     # What follows from the mesh must not change with it.
     argv = [*args.argv, f"--global-batch={recipe.global_batch}", f"--run-dir={run_dir}"]
+    clock = wall_time.WallTime(run_dir, args.save_before_end)
+    supervisor = Supervisor(place, argv, run_dir, deadlines, policy, clock)
     try:
-        clock = wall_time.WallTime(run_dir, args.save_before_end)
-        return Supervisor(place, argv, run_dir, deadlines, policy, clock).run()
+        return supervisor.run()
     finally:
-        if name == "single":
+        if name == "single" or (supervisor.left_last and name != "local"):
             _tidy(run_dir)
 
 

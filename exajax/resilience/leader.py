@@ -28,6 +28,9 @@ FOLLOW_S = 5.0
 TOO_EARLY = 128 + 15
 """Exit code of a process that SIGTERM has ended: before it trains, and has anything to save."""
 
+WAIT_SAID_S = 5.0
+"""A host that is waited for longer is named."""
+
 ABORTED = 134
 """Exit code of a process that JAX aborts since another has gone."""
 
@@ -50,6 +53,7 @@ class Policy:
         silent_s: a host that says nothing for longer is gone.
         settle_s: time between the first process that ends and the verdict on who was first: the
             news of others that ended in the same moment is on its way.
+        refuse_s: time that the other hosts have to refuse the input that one has refused.
     """
 
     restarts: int
@@ -58,6 +62,7 @@ class Policy:
     layouts: elastic.Layouts
     silent_s: float
     settle_s: float
+    refuse_s: float = 5.0
 
 
 class Leader:
@@ -82,6 +87,8 @@ class Leader:
         self._first_end_s: float | None = None
         self._not_before_s = 0.0
         self._lost: tuple[int, ...] = ()
+        self._cause: object = None
+        self._waited_for: set[int] = set()
 
     def decide(self, epoch: int, stop: bool) -> None:
         """Makes the next decision, if there is one to make.
@@ -112,13 +119,22 @@ class Leader:
         others = (host for n, host in self._here().items() if n != self._leader_host)
         return any(not host.leaving for host in others)
 
-    def wait_for_followers(self, round_s: float) -> None:
-        """Waits until the others have left, so that the lease outlives them."""
+    def wait_for_followers(self, round_s: float) -> bool:
+        """Waits until the others have left, so that the lease outlives them.
+
+        Returns:
+            Whether all of them have.
+        """
         until_s = time.monotonic() + FOLLOW_S
-        while time.monotonic() < until_s and any(
-            host.host != self._leader_host and host.running for host in self._here().values()
-        ):
+        while time.monotonic() < until_s:
+            said = map(self._control.host, range(self._hosts))
+            left = [host for host in said if host and host.job == self._job and host.gone]
+            if {host.host for host in left} | {self._leader_host} == set(range(self._hosts)):
+                return True
+            if not self._here().keys() - {host.host for host in left} - {self._leader_host}:
+                return False  # the rest has never come, or was lost
             time.sleep(round_s)
+        return False
 
     @property
     def _leader_host(self) -> int:
@@ -164,7 +180,9 @@ class Leader:
         if len(ended) == len(members) and not any(ended.values()):
             self._over(now, 0, "done")
         elif 2 in ended.values():
-            self._over(now, 2, "bad input")
+            if self._settled(len(ended) == len(members), self._policy.refuse_s):
+                refusing = [host for host, code in ended.items() if code == 2]
+                self._over(now, 2, self._refusal(now, refusing, here))
         elif FAILED in ended.values():
             self._over(now, 1, "the run has failed, and would again")
         elif (silent or any(ended.values())) and self._settled(len(ended) == len(members)):
@@ -176,10 +194,10 @@ class Leader:
             self._events.write("host-back", hosts=sorted(set(here) - set(now.members)))
             self._say(dataclasses.replace(now, state="save", reason="a host has come back"))
 
-    def _settled(self, all_ended: bool) -> bool:
+    def _settled(self, all_ended: bool, least_s: float = -1.0) -> bool:
         now_s = time.monotonic()
         self._first_end_s = self._first_end_s or now_s
-        return all_ended or now_s - self._first_end_s > self._policy.settle_s
+        return all_ended or now_s - self._first_end_s > max(least_s, self._policy.settle_s)
 
     def _fail(
         self, now: Attempt, here: dict[int, Host], ended: dict[int, int], silent: list[int]
@@ -201,12 +219,31 @@ class Leader:
         self._tell(f"attempt {now.number}: {why}")
         unproven = any(worker.unproven for worker in said.values())
         anew = unproven and ended.get(host) in PROGRAM_FAULTS
+        problem = self._control.problem(host, now.number)
+        cause = problem and problem.recurs and (problem.text, at and (at.phase, at.step))
+        if problem and cause and cause == self._cause and not anew:
+            # What has happened twice at the same place would happen a third time.
+            self._over(now, 1, f"{problem.text}, in two attempts at the same step")
+            return
+        self._cause = cause
         if anew:
             self._tell(
                 f"attempt {now.number} read its step from the compilation cache and ended in the "
                 "first steps: the next attempt compiles it anew"
             )
         self._say(dataclasses.replace(now, state="end", reason=why, anew=anew))
+
+    def _refusal(self, now: Attempt, hosts: list[int], here: dict[int, Host]) -> str:
+        """Returns what hosts have refused, and which where they are not all."""
+        texts: dict[str, list[int]] = {}
+        for host in hosts:
+            problem = self._control.problem(host, now.number)
+            texts.setdefault(problem.text if problem else "bad input", []).append(host)
+        text, said_by = next(iter(texts.items()))
+        if len(said_by) == len(now.members):
+            return text
+        names = ", ".join(f"{n} ({here[n].machine.split()[0]})" for n in said_by)
+        return f"host {names}: {text}"
 
     def _said(self, host: int, now: Attempt) -> Worker | None:
         worker = self._control.worker(host)
@@ -270,7 +307,13 @@ class Leader:
         missed = {n for n in lost if n not in self._lost and not self._control.drained(n)}
         if missed:
             self._missing_since_s = self._missing_since_s or time.monotonic()
-            if time.monotonic() - self._missing_since_s < self._policy.host_wait_s:
+            waited_s = time.monotonic() - self._missing_since_s
+            if waited_s > WAIT_SAID_S and missed != self._waited_for:
+                self._waited_for = missed
+                names = ", ".join(map(str, sorted(missed)))
+                left = f"{self._policy.host_wait_s:.0f} s at most (--host-wait)"
+                self._tell(f"waits for host {names} of {self._hosts}, for {left}")
+            if waited_s < self._policy.host_wait_s:
                 return None
         layout = self._policy.layouts.of(ready)
         if layout is None:
@@ -301,8 +344,8 @@ class Leader:
             self._fault_s = None
 
     def _over(self, now: Attempt, code: int, reason: str) -> None:
-        if code == 1:
-            self._tell(f"gives up: {reason}")
+        if code in (1, 2):
+            self._tell(f"gives up: {reason}" if code == 1 else f"error: {reason}")
         self._say(dataclasses.replace(now, state="over", code=code, reason=reason))
 
     def _say(self, attempt: Attempt) -> None:

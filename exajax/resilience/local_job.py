@@ -11,17 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from exajax import local_hosts
+from exajax import environment, local_hosts
 from exajax.resilience.control import Control
-from exajax.runtime import LIFELINE
 
 ROUND_S = 0.05
 
 QUICK_S, QUICK_DEATHS = 2.0, 5
 """A supervisor that ended so soon after its start, so often in a row, is not started again."""
-
-PREFIX = "EXAJAX_HOST_PREFIX"
-"""Environment: a command that starts the supervisor of a host, with `{host}` for its number."""
 
 
 class LocalJob:
@@ -86,13 +82,13 @@ class LocalJob:
 
     def _start(self, host: int) -> None:
         env = {
-            local_hosts.HOSTS: str(self._hosts),
-            local_hosts.HOST: str(host),
-            local_hosts.ROLE: "supervisor",
-            local_hosts.JOB: self._job,
-            LIFELINE: "1",
+            environment.HOSTS.name: str(self._hosts),
+            environment.HOST.name: str(host),
+            environment.ROLE.name: "supervisor",
+            environment.JOB.name: self._job,
+            environment.LIFELINE.name: "1",
         }
-        prefix = shlex.split(os.environ.get(PREFIX, "").replace("{host}", str(host)))
+        prefix = shlex.split((environment.HOST_PREFIX.get() or "").replace("{host}", str(host)))
         self._running[host] = subprocess.Popen(
             [*prefix, sys.executable, "-m", "exajax", *self._argv],
             env={**os.environ, **env},

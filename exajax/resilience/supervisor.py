@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from exajax import local_hosts
+from exajax import environment, local_hosts
 from exajax.errors import InputError
 from exajax.events import EventLog
-from exajax.resilience import watchdog
 from exajax.resilience.control import (
     Attempt,
     Control,
@@ -32,7 +31,6 @@ from exajax.resilience.control import (
 from exajax.resilience.deadlines import SILENT, Deadlines
 from exajax.resilience.leader import Leader, Policy
 from exajax.resilience.lease import SILENT_S, UNKNOWN, Lease
-from exajax.runtime import LIFELINE
 from exajax.wall_time import WallTime
 
 ROUND_S = {True: 0.05, False: 0.5}
@@ -94,6 +92,9 @@ class Supervisor:
         deadlines: of the worker.
         policy: what the leader goes by.
         wall_time: says when the job has to save, because its allocation ends.
+
+    Attributes:
+        left_last: whether the supervisors of all other hosts have left the folder for good.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Supervisor:
         self._said_s = self._started_s = 0.0
         self._stop_by_s: float | None = None
         self._complaint = ""
+        self.left_last = False
         self._me = Host(
             place.host, place.job, this_machine(), os.getpid(), 0, place.address, 0, place.local
         )
@@ -212,9 +214,11 @@ class Supervisor:
             if time.monotonic() - began_s > PAUSE_S:
                 self._look_anew()
             time.sleep(self._place.round_s)
-        self._publish()
+        self._me = dataclasses.replace(self._me, gone=True)
+        with contextlib.suppress(OSError):  # who leads may have waited long enough
+            self._publish()
         if self._lease.epoch:
-            self._leader.wait_for_followers(self._place.round_s)
+            self.left_last = self._leader.wait_for_followers(self._place.round_s)
         self._events.write("stopped", code=over)
         return over
 
@@ -292,16 +296,16 @@ class Supervisor:
         if attempt.micro_batch is not None:
             changes.append(f"--micro-batch={attempt.micro_batch}")
         env = {
-            local_hosts.HOSTS: str(len(attempt.members)),
-            local_hosts.HOST: str(attempt.members.index(self._place.host)),
-            local_hosts.LOCAL_HOST: str(self._place.local),
-            local_hosts.COORDINATOR: attempt.coordinator,
-            local_hosts.ROLE: "worker",
-            local_hosts.LAUNCHER: self._place.why,
-            watchdog.ATTEMPT: f"{self._place.host}:{attempt.number}",
-            watchdog.DEADLINES: str(self._deadlines),
-            watchdog.ANEW: "1" if attempt.anew else "",
-            LIFELINE: "1",
+            environment.HOSTS.name: str(len(attempt.members)),
+            environment.HOST.name: str(attempt.members.index(self._place.host)),
+            environment.LOCAL_HOST.name: str(self._place.local),
+            environment.COORDINATOR.name: attempt.coordinator,
+            environment.ROLE.name: "worker",
+            environment.LAUNCHER.name: self._place.why,
+            environment.ATTEMPT.name: f"{self._place.host}:{attempt.number}",
+            environment.DEADLINES.name: str(self._deadlines),
+            environment.LIFELINE.name: "1",
+            **({environment.COMPILE_ANEW.name: "1"} if attempt.anew else {}),
         }
         speaks = attempt.members[0] == self._place.host
         self._worker = subprocess.Popen(

@@ -13,9 +13,9 @@ import threading
 import time
 from pathlib import Path
 
+from exajax import environment
 from exajax.events import EventLog
-from exajax.local_hosts import HOSTS
-from exajax.resilience.control import Control, Worker, period_s
+from exajax.resilience.control import Control, Problem, Worker, period_s
 from exajax.resilience.deadlines import Deadlines
 
 BEAT_S = 0.25
@@ -26,12 +26,6 @@ STUCK = 75
 
 SUPERSEDED = 76
 """Exit code of a process whose attempt is over: another one may be running already."""
-
-ATTEMPT, DEADLINES = "EXAJAX_ATTEMPT", "EXAJAX_DEADLINES"
-"""Environment of a supervised process: `HOST:NUMBER` of its attempt, and its deadlines."""
-
-ANEW = "EXAJAX_COMPILE_ANEW"
-"""Environment of a supervised process that reads nothing from the compilation cache."""
 
 FIRST = 10
 """A program from the compilation cache that has run so often in an attempt is not to blame for
@@ -135,6 +129,19 @@ class Watchdog:
         return f"stacks-host-{self._host}-attempt-{self._attempt}.txt"
 
 
+def report(run_dir: Path, text: str, recurs: bool) -> bool:
+    """Tells the leader why this process ends; returns whether there is one that can be told."""
+    place = environment.ATTEMPT.get()
+    if place is None:
+        return False
+    host, attempt = place
+    try:
+        Control(run_dir).publish_problem(host, Problem(attempt, text, recurs))
+    except OSError:
+        return False
+    return True
+
+
 def supervised(run_dir: Path, first: bool) -> Watchdog | None:
     """Returns the watchdog of this process, None if no supervisor has started it.
 
@@ -142,10 +149,11 @@ def supervised(run_dir: Path, first: bool) -> Watchdog | None:
         run_dir: the run folder.
         first: whether this is the job's first process.
     """
-    if ATTEMPT not in os.environ:
+    place = environment.ATTEMPT.get()
+    if place is None:
         return None
-    host, attempt = map(int, os.environ[ATTEMPT].split(":"))
+    host, attempt = place
     events = EventLog(run_dir, host, "worker", attempt)
-    deadlines = Deadlines.parse(os.environ.get(DEADLINES, ""))
-    hosts = int(os.environ.get(HOSTS, "1"))
+    deadlines = Deadlines.parse(environment.DEADLINES.get() or "")
+    hosts = environment.HOSTS.get() or 1
     return Watchdog(Control(run_dir), host, attempt, deadlines, events, first, hosts)

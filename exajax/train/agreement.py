@@ -16,6 +16,9 @@ from jax._src import distributed
 LIMIT_S = 600.0
 GRACE_S = 30.0
 
+MOMENT_S = 1.0
+"""Time that a process takes to end."""
+
 _names = itertools.count()
 
 
@@ -52,10 +55,10 @@ class Agreement:
             NotAgreedError: a process did not come in time, which names it; or the first one failed.
             Exception: what `decide` raised, on the first process.
         """
-        if jax.process_count() == 1:
+        if _state().num_processes == 1:
             return decide([mine])
-        if jax.process_index():
-            self._set(f"{topic}/{jax.process_index()}", mine)
+        if _state().process_id:
+            self._set(f"{topic}/{_state().process_id}", mine)
             answer = self._get(f"{topic}/answer", 2 * limit_s + GRACE_S)
             if answer is None:
                 raise NotAgreedError(f"process 0 has not decided on {topic} in time")
@@ -70,9 +73,21 @@ class Agreement:
         self._set(f"{topic}/answer", {"value": value})
         return value
 
+    def last(self, topic: str, limit_s: float) -> None:
+        """Lets all other processes go on at once, and the first one a moment after the last.
+
+        Raises:
+            NotAgreedError: a process did not come in time.
+        """
+        if _state().process_id:
+            self._set(f"{topic}/{_state().process_id}", None)
+        elif _state().num_processes > 1:
+            self._gather(topic, None, limit_s)
+            time.sleep(MOMENT_S)
+
     def forget(self, topic: str) -> None:
         """Frees what was said on a topic, once no process can ask for it any more."""
-        if jax.process_count() > 1 and not jax.process_index():
+        if _state().num_processes > 1 and not _state().process_id:
             _client().key_value_delete(f"{self._name}/{topic}/")
 
     def _gather(self, topic: str, mine: Any, limit_s: float) -> list[Any]:
@@ -80,7 +95,7 @@ class Agreement:
         deadline_s = time.monotonic() + limit_s
         said = [mine]
         absent = []
-        for process in range(1, jax.process_count()):
+        for process in range(1, _state().num_processes):
             left_s = max(deadline_s - time.monotonic(), 0.001)
             word = self._get(f"{topic}/{process}", left_s)
             if word is None:
@@ -107,7 +122,12 @@ class Agreement:
         return list(json.loads(text))
 
 
+def _state() -> Any:
+    """Returns what JAX knows of the job; to ask JAX itself would start the devices."""
+    return distributed.global_state
+
+
 def _client() -> Any:
-    client = distributed.global_state.client
+    client = _state().client
     assert client  # there is one wherever there are several processes
     return client

@@ -11,10 +11,9 @@ from types import MappingProxyType
 
 import pytest
 
-from exajax import local_hosts
+from exajax.environment import ATTEMPT, CHAOS, HOST
 from exajax.events import EventLog, read_events
 from exajax.faults import Fault
-from exajax.resilience import watchdog
 from exajax.resilience.control import Attempt, Control, alive
 from exajax.resilience.deadlines import Deadlines
 from exajax.resilience.injection import disk, processes
@@ -31,7 +30,7 @@ SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)
 
 @contextlib.contextmanager
 def sleeping(mark, **environment):
-    env = os.environ | {processes.MARK: mark} | environment
+    env = os.environ | {CHAOS.name: mark} | environment
     process = subprocess.Popen(SLEEPER, env=env, stdout=subprocess.PIPE)
     process.stdout.readline()
     try:
@@ -43,11 +42,11 @@ def sleeping(mark, **environment):
 
 
 def worker(mark, host, attempt):
-    return sleeping(mark, **{watchdog.ATTEMPT: f"{host}:{attempt}", local_hosts.HOST: "0"})
+    return sleeping(mark, **{ATTEMPT.name: f"{host}:{attempt}", HOST.name: "0"})
 
 
 def supervisor(mark, host):
-    return sleeping(mark, **{local_hosts.HOST: str(host)})
+    return sleeping(mark, **{HOST.name: str(host)})
 
 
 @pytest.fixture

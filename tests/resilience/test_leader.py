@@ -8,7 +8,7 @@ import pytest
 from exajax import MeshSpec, Recipe
 from exajax.events import EventLog, read_events
 from exajax.models.presets import lookup
-from exajax.resilience.control import Control, Host, Worker
+from exajax.resilience.control import Control, Host, Problem, Worker
 from exajax.resilience.elastic import Layouts
 from exajax.resilience.leader import ABORTED, Leader, Policy
 from exajax.resilience.lease import Lease
@@ -29,7 +29,7 @@ class Job:
             policy.pop("min_hosts", hosts),
         )
         options = {"restarts": 3, "max_backoff_s": 0.0, "host_wait_s": 0.0, **policy}
-        options |= {"silent_s": 10.0, "settle_s": -1.0}
+        options |= {"silent_s": 10.0, "settle_s": -1.0, "refuse_s": -1.0}
         self.run_dir, self.layouts, self.options = run_dir, layouts, options
         self.hosts = {number: self.host(number) for number in range(hosts)}
         self.leader = self.another_leader()
@@ -314,3 +314,48 @@ def test_a_stop_before_anything_is_trained_leaves_a_run_that_goes_on(job):
     job.round(stop=True)
     attempt = job.round(stop=True, **{f"h{n}": ended(128 + 15) for n in range(3)})
     assert (attempt.state, attempt.code) == ("over", 130)
+
+
+def test_bad_input_of_one_host_ends_the_job_with_its_name(job, capsys):
+    job.round()
+    job.control.publish_problem(1, Problem(1, "--data: x does not exist; give a file", False))
+    attempt = job.round(**{**job.started(), "h1": {**job.started()["h1"], **ended(2)}})
+    assert (attempt.state, attempt.code) == ("over", 2)
+    said = capsys.readouterr().err
+    assert said == "exajax: error: host 1 (elsewhere): --data: x does not exist; give a file\n"
+
+
+def test_what_all_hosts_refuse_is_said_once_and_of_no_host(job, capsys):
+    job.round()
+    for host in range(3):
+        job.control.publish_problem(host, Problem(1, "--data: x; give a file", False))
+    refused = {name: {**said, **ended(2)} for name, said in job.started().items()}
+    assert job.round(**refused).code == 2
+    assert capsys.readouterr().err == "exajax: error: --data: x; give a file\n"
+
+
+def failed(job, text, recurs, step):
+    """Host 0 ends with an exception at a step; returns what is decided."""
+    number = job.control.attempt().number
+    job.control.publish_worker(0, Worker(1, number, 1, "step", step, 9))
+    job.control.publish_problem(0, Problem(number, text, recurs))
+    dead = {name: {**said, **ended(1)} for name, said in job.started().items()}
+    return job.round(**dead)
+
+
+def test_an_error_that_comes_back_at_the_same_step_is_not_tried_a_third_time(job, capsys):
+    job.round()
+    oom = "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    assert failed(job, oom, True, 1).state == "end"
+    assert job.round().number == 2
+    attempt = failed(job, oom, True, 1)
+    assert (attempt.state, attempt.code) == ("over", 1)
+    assert f"gives up: {oom}, in two attempts at the same step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("recurs", "steps"), [(False, (1, 1)), (True, (1, 2))])
+def test_an_error_that_may_not_come_back_is_tried_again(job, recurs, steps):
+    job.round()
+    for number, step in enumerate(steps, 1):
+        assert failed(job, "XlaRuntimeError: UNAVAILABLE", recurs, step).state == "end"
+        assert job.round().number == number + 1

@@ -39,13 +39,13 @@ def inside(script, folder, **environment):
 
 REACH = """
 def reaches(here, there):
-    prefix = network.environment[namespaces.PREFIX].replace("{host}", str(here))
+    prefix = network.environment[HOST_PREFIX.name].replace("{host}", str(here))
     ping = f"import socket; socket.create_connection(('{namespaces.address_of(there)}', 7000), 1)"
     return subprocess.run([*shlex.split(prefix), sys.executable, "-c", ping],
                           capture_output=True).returncode == 0
 
 with namespaces.Network(3, folder / "net") as network:
-    prefix = network.environment[namespaces.PREFIX].replace("{host}", "1")
+    prefix = network.environment[HOST_PREFIX.name].replace("{host}", "1")
     listen = "import os, socket; s = socket.create_server((socket.gethostname(), 7000));"
     listen += "assert s.getsockname()[0] == os.environ['EXAJAX_ADDRESS'];"
     listen += "print(flush=True); s.accept(); input()"

@@ -11,17 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exajax import faults_file
+from exajax import environment, faults_file
 from exajax.faults import Fault
-from exajax.resilience import watchdog
 from exajax.resilience.injection.injector import leader_of
 
 if TYPE_CHECKING:  # what is read here is read before JAX is
     from exajax.train.data.batches import Batches, HostBatch
     from exajax.workload import Workload
-
-FAULTS = "EXAJAX_FAULTS"
-"""Environment: the file with the schedule; its time is the start of the run."""
 
 FIRED = "fired"
 """Folder beside the schedule, with a file for each fault that has happened."""
@@ -157,10 +153,12 @@ class Inside:
 
 
 def of_environment(run_dir: Path) -> Inside:
-    """Returns the faults that the environment has for this process."""
-    if FAULTS not in os.environ or watchdog.ATTEMPT not in os.environ:
+    """Returns the faults that the environment has for this process.
+
+    The run began when their file was made.
+    """
+    schedule, place = environment.FAULTS.get(), environment.ATTEMPT.get()
+    if schedule is None or place is None:
         return Inside((), run_dir, 0.0, run_dir, 0)
-    schedule = Path(os.environ[FAULTS])
-    host, _ = map(int, os.environ[watchdog.ATTEMPT].split(":"))
     faults = faults_file.read(schedule)
-    return Inside(faults, schedule.parent / FIRED, schedule.stat().st_mtime, run_dir, host)
+    return Inside(faults, schedule.parent / FIRED, schedule.stat().st_mtime, run_dir, place[0])

@@ -12,13 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from exajax.local_hosts import ADDRESS
-
-INSIDE = "EXAJAX_NAMESPACES"
-"""Environment: set in a process that was started again in namespaces of its own."""
-
-PREFIX = "EXAJAX_HOST_PREFIX"
-"""Environment: what starts the supervisor of a host (`exajax.resilience.local_job`)."""
+from exajax.environment import ADDRESS, HOST_PREFIX, NAMESPACES
 
 HOLD = "echo {name} > /proc/sys/kernel/hostname; echo; exec cat"
 """What lives in the namespace of a host, and keeps it, until its standard input ends."""
@@ -44,13 +38,13 @@ def enter() -> None:
 
     It takes the place of this process, so that signals and exit code stay as they are.
     """
-    if os.environ.get(INSIDE):
+    if NAMESPACES.get():
         _ip("link", "set", "lo", "up")  # a new network has not even that
         return
     sys.stdout.flush()
     sys.stderr.flush()
     argv = [*_unshare(), *sys.orig_argv]
-    os.execvpe(argv[0], argv, os.environ | {INSIDE: "1"})
+    os.execvpe(argv[0], argv, os.environ | {NAMESPACES.name: "1"})
 
 
 def _unshare() -> list[str]:
@@ -99,9 +93,9 @@ class Network:
     @property
     def environment(self) -> dict[str, str]:
         """What the parent of a local job needs to start every supervisor in its namespace."""
-        address = f"{ADDRESS}={address_of('{host}')}"
+        address = f"{ADDRESS.name}={address_of('{host}')}"
         names = f"--net={self._folder}/{{host}}-net --uts={self._folder}/{{host}}-uts"
-        return {PREFIX: f"env {address} nsenter {names}"}
+        return {HOST_PREFIX.name: f"env {address} nsenter {names}"}
 
     def cut(self, host: int) -> None:
         """Cuts a host off from all others."""

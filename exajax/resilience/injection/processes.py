@@ -10,12 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from exajax import local_hosts
+from exajax.environment import ATTEMPT, CHAOS, HOST
 from exajax.faults import Role
-from exajax.resilience import watchdog
-
-MARK = "EXAJAX_CHAOS"
-"""Environment: what every process of a job under injection inherits."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +82,16 @@ def _described(entry: Path, mark: str) -> Found | None:
         pair.partition("=") for pair in (entry / "environ").read_text("utf8", "replace").split("\0")
     )
     env = {name: value for name, _, value in pairs}
-    if env.get(MARK) != mark:
+    if env.get(CHAOS.name) != mark:
         return None
     state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
     if state == "Z":
         return None
     host, attempt = None, 0
     role: Role = "parent"
-    if watchdog.ATTEMPT in env:
+    if place := ATTEMPT.get(env):
         role = "worker"
-        host, attempt = map(int, env[watchdog.ATTEMPT].split(":"))
-    elif local_hosts.HOST in env:
-        role, host = "supervisor", int(env[local_hosts.HOST])
+        host, attempt = place
+    elif (number := HOST.get(env)) is not None:
+        role, host = "supervisor", number
     return Found(int(entry.name), int(parent), role, host, attempt)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exajax.environment import CHAOS, FAULTS, LIFELINE
 from exajax.events import EventLog, read_events
 from exajax.faults import Fault
 from exajax.resilience.control import Control
 from exajax.resilience.injection import processes
 from exajax.resilience.injection.injector import Injector
-from exajax.resilience.injection.inside import FAULTS, FIRED
+from exajax.resilience.injection.inside import FIRED
 from exajax.resilience.injection.strikes import Scene
-from exajax.runtime import LIFELINE
 
 ROUND_S = 0.02
 
@@ -59,7 +59,7 @@ def train(argv: Sequence[str], run_dir: Path, log: Path, mark: str) -> int:
         log: file that takes what is printed.
         mark: for the environment of all its processes.
     """
-    with _start(argv, run_dir, log, {processes.MARK: mark}) as job:
+    with _start(argv, run_dir, log, {CHAOS.name: mark}) as job:
         try:
             return job.wait()
         finally:
@@ -84,7 +84,7 @@ def train_under(
         tell: takes lines for the person who watches.
     """
     (schedule.parent / FIRED).mkdir()
-    env = {processes.MARK: scene.mark, FAULTS: str(schedule.absolute())}
+    env = {CHAOS.name: scene.mark, FAULTS.name: str(schedule.absolute())}
     env |= scene.network.environment if scene.network else {}
     began_s = time.time()
     os.utime(schedule, (began_s, began_s))  # the training processes count from there
@@ -118,7 +118,7 @@ def _start(
     with log.open("a") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "exajax", *argv, f"--run-dir={run_dir}"],
-            env={**os.environ, **env, LIFELINE: "1"},
+            env={**os.environ, **env, LIFELINE.name: "1"},
             stdin=subprocess.PIPE,  # never written: its end is the end of the job
             stdout=file,
             stderr=file,

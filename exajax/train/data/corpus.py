@@ -46,6 +46,8 @@ class Part:
         train: windows to train on.
         held_out: windows that are never trained on.
         listing: which files were read for it, and which not.
+        sample: hash of some bytes of every shard of a tokenised dataset, whose tokens may not be
+            those of its text; None for text, which is read whole.
     """
 
     path: str
@@ -55,6 +57,7 @@ class Part:
     train: Windows
     held_out: Windows
     listing: Listing = field(default_factory=Listing)
+    sample: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Corpus:
                 {
                     "path": part.path,
                     "weight": part.weight,
+                    "sample": part.sample,
                     "train_tokens": len(part.train) * self.seq,
                     "held_out_tokens": len(part.held_out) * self.seq,
                     "sha256": part.sha256,
@@ -236,6 +240,7 @@ def _part_of_dataset(path: str | None, weight: float, dataset: Dataset) -> Part:
         dataset.train,
         dataset.held_out,
         dataset.listing,
+        dataset.sample(),
     )
 
 

@@ -1,6 +1,8 @@
 """Reads a tokenised dataset: a folder of ArrayRecord shards of windows, and `dataset.json`."""
 
 import functools
+import hashlib
+import os
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -73,6 +75,10 @@ class _Manifest(Record):
     splits: _Splits
 
 
+SAMPLED_SHARDS, SAMPLED_BYTES = 64, 64 << 10
+"""Shards, evenly spaced, and bytes at the begin and the end of each, that hosts compare."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A tokenised dataset as its manifest describes it.
@@ -96,6 +102,23 @@ class Dataset:
     listing: Listing
     train: "ShardedWindows"
     held_out: "ShardedWindows"
+
+    def sample(self) -> str:
+        """Returns a hash of the manifest, and of size, begin and end of the shards.
+
+        Two datasets of one text differ in it unless their difference lies in the middle of a shard,
+        or in one of those between `SAMPLED_SHARDS`; to read all would take as long as an epoch.
+        """
+        digest = hashlib.sha256((self.folder / MANIFEST).read_bytes())
+        names = [name for split in (self.train, self.held_out) for name, _ in split.shards]
+        for number in np.unique(np.linspace(0, len(names) - 1, SAMPLED_SHARDS).astype(int)):
+            with (self.folder / names[number]).open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(f"{names[number]} {size}\0".encode())
+                for at in (0, max(0, size - SAMPLED_BYTES)):
+                    file.seek(at)
+                    digest.update(file.read(SAMPLED_BYTES))
+        return digest.hexdigest()
 
 
 def is_dataset(path: str) -> bool:
