@@ -240,6 +240,11 @@ def joined() -> bool:
     return jax is not None and bool(jax.distributed.is_initialized())
 
 
+def _is_loopback(placement: Placement) -> bool:
+    host = (placement.coordinator or "").rpartition(":")[0].strip("[]")
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
 def check_share(placement: Placement, mesh: MeshSpec) -> None:
     """Raises an `InputError` if the processes of a job do not divide the devices of its mesh."""
     if mesh.devices % placement.processes:
@@ -278,6 +283,8 @@ def initialize(placement: Placement, mesh: MeshSpec) -> None:
         process_id=placement.process,
         # JAX's default under launchers is one device a process, whatever the node holds.
         local_device_ids=None if cpu else list(range(first, first + share)),
+        # Reached from this machine alone, it need not listen on others' networks, JAX's default.
+        coordinator_bind_address=placement.coordinator if _is_loopback(placement) else None,
         cluster_detection_method="slurm" if placement.coordinator is None else "deactivate",
         initialization_timeout=120,
     )

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
-from exajax.errors import InputError
+from exajax import flag_types
 from exajax.mesh import MeshSpec
 from exajax.models.presets import FLOPS_CONVENTION, PRESETS, lookup
 from exajax.recipe import (
@@ -51,6 +51,10 @@ RECIPE_FLAGS = (
 """Fields of a recipe that have a flag of their name."""
 
 
+MOST_MESSAGE = 800
+"""Characters of a message that are printed."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that says what is wrong on one line."""
 
@@ -63,7 +67,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with code 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        line = " ".join(message.split())
+        shown = line if len(line) <= MOST_MESSAGE else f"{line[:MOST_MESSAGE]}..."
+        self.exit(2, f"{self.prog}: error: {shown}; see {self.prog} --help\n")
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -81,36 +87,58 @@ def add_recipe_flags(parser: argparse.ArgumentParser, model: str = MODEL) -> Non
     add = parser.add_argument_group("recipe").add_argument
     axes = "data x model, or by name: data=16,fsdp=8,model=8; also context, expert, pipe"
     add("--mesh", required=True, metavar="AxB", help=axes)
-    add("--model", default=model, help="a preset or a TOML of dimensions: " + ", ".join(PRESETS))
+    add(
+        "--model",
+        type=flag_types.name,
+        default=model,
+        help="a preset or a TOML of dimensions: " + ", ".join(PRESETS),
+    )
     add(
         "--global-batch",
-        type=int,
+        type=flag_types.whole(1, flag_types.MOST_BATCH),
         metavar="N",
         help=f"sequences of one step (default: {BATCH_PER_SHARD} for each part of the batch, and "
         f"for each pipeline stage)",
     )
     add(
         "--micro-batch",
-        type=int,
+        type=flag_types.whole(1, flag_types.MOST_BATCH),
         metavar="N",
         help="sequences of each part that are worked on at a time (default: 1 in a pipeline, else "
         "all)",
     )
-    add("--seq", type=int, metavar="N", help="tokens of a sequence (default: the model's)")
-    add("--seed", type=int, default=0, metavar="N", help="of parameters and data order")
+    add(
+        "--seq",
+        type=flag_types.whole(1, flag_types.MOST_SEQ),
+        metavar="N",
+        help="tokens of a sequence (default: the model's)",
+    )
+    add(
+        "--seed",
+        type=flag_types.whole(0, flag_types.MOST_SEED),
+        default=0,
+        metavar="N",
+        help="of parameters and data order",
+    )
     add(
         "--precision", choices=PRECISIONS, default="bf16", help="masters are fp32, but in pure-bf16"
     )
     add("--remat", choices=REMATS, default="selective", help="what to recompute backward")
     add(
         "--zero",
-        type=lambda text: int(text) if text.isdecimal() else text,
+        type=lambda text: int(text) if text in ("0", "1", "2", "3") else text,
         choices=ZEROS,
         default=3,
         help="what the data axis shards; auto is the lowest that fits",
     )
     add("--schedule", choices=SCHEDULES, default="1f1b", help="of a pipeline")
-    add("--interleave", type=int, default=1, metavar="V", help="parts of each pipeline stage")
+    add(
+        "--interleave",
+        type=flag_types.whole(1, flag_types.MOST_TIMES),
+        default=1,
+        metavar="V",
+        help="parts of each pipeline stage",
+    )
     add(
         "--sequence-parallel",
         action=argparse.BooleanOptionalAction,
@@ -118,7 +146,13 @@ def add_recipe_flags(parser: argparse.ArgumentParser, model: str = MODEL) -> Non
         help="let model divide the sequence between sublayers",
     )
     add("--moe", choices=MIXTURES, default="capacity", help="what an expert does with many tokens")
-    add("--capacity-factor", type=float, default=1.25, metavar="X", help="room of an expert")
+    add(
+        "--capacity-factor",
+        type=flag_types.number(0, 1e6, above=True),
+        default=1.25,
+        metavar="X",
+        help="room of an expert",
+    )
     add(
         "--packed",
         action=argparse.BooleanOptionalAction,
@@ -127,15 +161,27 @@ def add_recipe_flags(parser: argparse.ArgumentParser, model: str = MODEL) -> Non
         "begin anew, and its last token has no target",
     )
     add("--attention", choices=ATTENTIONS, default="auto", help="auto is flash where it works")
-    add("--steps", type=int, default=100, metavar="N", help="optimizer steps in total")
+    add(
+        "--steps",
+        type=flag_types.whole(1, flag_types.MOST_STEPS),
+        default=100,
+        metavar="N",
+        help="optimizer steps in total",
+    )
     add(
         "--schedule-steps",
-        type=int,
+        type=flag_types.whole(1, flag_types.MOST_STEPS),
         metavar="N",
         help="steps of the learning rate's schedule, after which it keeps its last value (default: "
         "--steps)",
     )
-    add("--learning-rate", type=float, default=3e-4, metavar="X", help="peak of the schedule")
+    add(
+        "--learning-rate",
+        type=flag_types.number(0, 1e6, above=True),
+        default=3e-4,
+        metavar="X",
+        help="peak of the schedule",
+    )
     add(
         "--optimizer",
         choices=OPTIMIZERS,
@@ -143,8 +189,20 @@ def add_recipe_flags(parser: argparse.ArgumentParser, model: str = MODEL) -> Non
         help="lion wants a learning rate 3 to 10 times lower than the others",
     )
     add("--lr-schedule", choices=LR_SCHEDULES, default="cosine", help="after a linear warm-up")
-    add("--z-loss", type=float, default=0.0, metavar="X", help="weight of z-loss, such as 1e-4")
-    add("--label-smoothing", type=float, default=0.0, metavar="X", help="for images, such as 0.1")
+    add(
+        "--z-loss",
+        type=flag_types.number(0, 1e6),
+        default=0.0,
+        metavar="X",
+        help="weight of z-loss, such as 1e-4",
+    )
+    add(
+        "--label-smoothing",
+        type=flag_types.number(0, 1),
+        default=0.0,
+        metavar="X",
+        help="for images, such as 0.1",
+    )
     add("--json", action="store_true", help="print one JSON object on stdout, nothing else")
 
 
@@ -161,14 +219,20 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add_bad_lines(group)
     add(
         "--tokenizer",
+        type=flag_types.name,
         metavar="FILE",
         help="bytes, or a Hugging Face tokenizer.json (default: that of a tokenised --data, or "
         "bytes)",
     )
-    add("--run-dir", metavar="DIR", help="where everything goes (default: runs/MODEL-MESH)")
+    add(
+        "--run-dir",
+        type=flag_types.name,
+        metavar="DIR",
+        help="where everything goes (default: runs/MODEL-MESH)",
+    )
     add(
         "--metrics-port",
-        type=int,
+        type=flag_types.whole(0, flag_types.MOST_PORT),
         default=9400,
         metavar="PORT",
         help="Prometheus port of host 0, loopback only; host i serves on PORT + i; 0: any free",
@@ -184,18 +248,6 @@ def add_bad_lines(parser: argparse._ActionsContainer) -> None:
         help='where a line of .jsonl holds no "text": end with its number, or leave it out and '
         "count it",
     )
-
-
-def check_run_flags(args: argparse.Namespace) -> None:
-    """Raises an `InputError` if a number of the run's flags is impossible."""
-    if not 0 <= args.metrics_port <= 65_000:
-        raise InputError("--metrics-port", f"{args.metrics_port}", "give a port from 0 to 65000")
-    if args.save_every < 1:
-        raise InputError("--save-every", f"{args.save_every}", "give a whole number from 1 on")
-    if not 0 <= args.keep_checkpoints < 10**9:
-        raise InputError(
-            "--keep-checkpoints", f"{args.keep_checkpoints}", "give a number of checkpoints, or 0"
-        )
 
 
 def recipe_of(args: argparse.Namespace, **changes: Any) -> Recipe:

@@ -19,6 +19,12 @@ BATCH_AXES = ("data", "fsdp", "expert")
 """The axes that divide the batch among their devices."""
 
 
+MOST_DEVICES = 1 << 24
+"""Devices of a job: more than all machines of the Top500 have together."""
+
+MOST_CHARACTERS = 200
+
+
 @dataclass(frozen=True)
 class MeshSpec:
     """Sizes of the mesh axes; an axis of size 1 is the same as no axis.
@@ -47,6 +53,10 @@ class MeshSpec:
             InputError: the text is neither, an axis is unknown or twice there, or a size is not
                 a positive whole number.
         """
+        if len(text) > MOST_CHARACTERS:
+            raise InputError(
+                field, f"{len(text):,} characters are no mesh", "write 128x8 or data=128,model=8"
+            )
         sizes: dict[str, str] = {}
         if "=" in text:
             for part in text.split(","):
@@ -70,7 +80,12 @@ class MeshSpec:
                     f"the size of {name!r} in {text!r} is {size!r}",
                     "give a whole number of at least 1, as in 128x8 or data=128,model=8",
                 )
-        return cls(**{name: int(size) for name, size in sizes.items()})
+        mesh = cls(**{name: int(size) for name, size in sizes.items()})
+        if mesh.devices > MOST_DEVICES:
+            raise InputError(
+                field, f"{text} has {mesh.devices:,} devices", f"give at most {MOST_DEVICES:,}"
+            )
+        return mesh
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -104,7 +104,6 @@ def prepare(args: argparse.Namespace) -> Rehearsal:
     recipe = flags.recipe_of(args)
     cluster = clusters.load_cluster(args.cluster or CLUSTER)
     cluster.check(recipe.mesh.devices, recipe.precision)
-    flags.check_run_flags(args)
     if args.init:
         raise InputError(
             "--init",

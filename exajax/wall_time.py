@@ -30,7 +30,9 @@ def parse(text: str) -> float:
         InputError: it is none of them, or not positive.
     """
     parts = text.split(":")
-    if len(parts) <= 3 and all(re.fullmatch(r"\d+(\.\d+)?", part) for part in parts):
+    if len(parts) <= 3 and all(
+        re.fullmatch(r"\d{1,9}(\.\d{1,9})?", part, re.ASCII) for part in parts
+    ):
         seconds = sum(float(part) * 60**power for power, part in enumerate(reversed(parts)))
         if seconds > 0:
             return seconds

@@ -91,9 +91,9 @@ def test_where_nothing_fits_it_says_what_comes_closest_and_what_would_help():
     [
         (("--devices", "65"), "--devices: 65 are not whole nodes of 8"),
         (("--devices", "80000"), "--devices: 80000 are more than the 16384 of dgx-h100"),
-        (("--devices", "0"), "--devices: it is 0"),
-        (("--devices", "8", "--top", "0"), "--top: it is 0"),
-        (("--devices", "8", "--tokens", "nan"), "--tokens: it is nan"),
+        (("--devices", "0"), "--devices: '0' is no such number"),
+        (("--devices", "8", "--top", "0"), "--top: '0' is no such number"),
+        (("--devices", "8", "--tokens", "nan"), "--tokens: 'nan' is no such number"),
         (("--devices", "8", "--plot", "x.gif"), "--plot: x.gif is neither PNG nor SVG"),
         (("--devices", "8", "--plot", "nowhere/x.png"), "--plot: cannot write to nowhere/x.png"),
         (("--devices", "8", "--global-batch", "9" * 20), "give at most 1,048,576"),

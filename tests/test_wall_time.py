@@ -91,7 +91,7 @@ def test_a_wall_time_that_leaves_none_to_train_is_refused(tmp_path):
     for flags, says in {
         ("--wall-time=60", "--save-before-end=60"): "--wall-time: 60 is over before",
         ("--wall-time=soon",): "--wall-time: 'soon' is not a time",
-        ("--save-before-end=0",): "--save-before-end: it is 0",
+        ("--save-before-end=0",): "--save-before-end: '0' is no such number",
     }.items():
         refused = command(*job, *flags)
         assert refused.returncode == 2

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from exajax import cluster as clusters
-from exajax import distributed, local_hosts, runtime
+from exajax import distributed, flag_types, local_hosts, runtime
 from exajax.errors import InputError
 from exajax.mesh import MeshSpec
 
@@ -12,17 +12,32 @@ from exajax.mesh import MeshSpec
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
-    add("--hosts", type=int, default=2, metavar="H", help="host processes")
-    add("--devices-per-host", type=int, default=2, metavar="D", help="devices of each")
-    add("--out", default=str(clusters.LOCAL), metavar="FILE", help="where to write the cluster")
+    add(
+        "--hosts",
+        type=flag_types.whole(1, flag_types.MOST_DEVICES),
+        default=2,
+        metavar="H",
+        help="host processes",
+    )
+    add(
+        "--devices-per-host",
+        type=flag_types.whole(1, flag_types.MOST_DEVICES),
+        default=2,
+        metavar="D",
+        help="devices of each",
+    )
+    add(
+        "--out",
+        type=flag_types.name,
+        default=str(clusters.LOCAL),
+        metavar="FILE",
+        help="where to write the cluster",
+    )
     add("--json", action="store_true", help="print one JSON object on stdout, nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, as one process of a job or as the parent of a local one."""
-    for flag, count in (("--hosts", args.hosts), ("--devices-per-host", args.devices_per_host)):
-        if count < 1:
-            raise InputError(flag, f"it is {count}", "give at least 1")
     path = Path(args.out)
     if not path.absolute().parent.is_dir():
         raise InputError("--out", f"there is no folder {path.parent}", "make it, or give another")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from exajax import faults, faults_file, flags, run_folder, runtime
+from exajax import faults, faults_file, flag_types, flags, run_folder, runtime
 from exajax.commands import train
 from exajax.errors import InputError
 from exajax.faults import Fault
@@ -40,10 +40,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_own_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what to break").add_argument
-    add("--kills", type=int, metavar="K", help="kill any process at any moment, so many times")
-    add("--mean-gap", type=float, default=20.0, metavar="S", help="seconds between two kills")
-    add("--fault-seed", type=int, default=0, metavar="N", help="of the kills")
-    add("--faults", type=Path, metavar="FILE", help="a schedule of faults, in TOML")
+    add(
+        "--kills",
+        type=flag_types.whole(1, flag_types.MOST_TIMES),
+        metavar="K",
+        help="kill any process at any moment, so many times",
+    )
+    add(
+        "--mean-gap",
+        type=flag_types.number(0, flag_types.MOST_SECONDS, above=True),
+        default=20.0,
+        metavar="S",
+        help="seconds between two kills",
+    )
+    add(
+        "--fault-seed",
+        type=flag_types.whole(0, flag_types.MOST_SEED),
+        default=0,
+        metavar="N",
+        help="of the kills",
+    )
+    add("--faults", type=flag_types.path, metavar="FILE", help="a schedule of faults, in TOML")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = flags.recipe_of(args)
     args.hosts = args.hosts or HOSTS
     schedule = _schedule(args)
-    path = Path(args.run_dir or f"runs/chaos-{recipe.model.name}-{recipe.mesh}".replace("=", ""))
+    path = Path(args.run_dir or f"runs/{_name(args, recipe)}")
     _check(args, recipe, path)
     kinds = {fault.kind for fault in schedule} & {"cut-network", "full-disk"}
     if kinds:
@@ -73,14 +90,19 @@ def run(args: argparse.Namespace) -> int:
     return int(not report["passed"])
 
 
+def _name(args: argparse.Namespace, recipe: Recipe) -> str:
+    """Returns the default name of the run folder: other seeds are other runs."""
+    seeds = {"seed": recipe.seed, "faults": args.fault_seed}
+    ends = "".join(f"-{what}{seed}" for what, seed in seeds.items() if seed)
+    return f"chaos-{recipe.model.name}-{recipe.mesh}{ends}".replace("=", "")
+
+
 def _schedule(args: argparse.Namespace) -> tuple[Fault, ...]:
     """Returns the faults, every one aimed at a host that is known beforehand or at the leader."""
     if (args.kills is None) == (args.faults is None):
         raise InputError("--kills", "nothing says what to break", "give --kills or --faults")
     if args.faults:
         schedule = faults_file.read(args.faults)
-    elif args.kills < 1 or not 0 < args.mean_gap < float("inf"):
-        raise InputError("--kills", f"{args.kills} every {args.mean_gap} s", "give numbers above 0")
     else:
         schedule = faults.kills(args.fault_seed, args.kills, args.hosts, args.mean_gap)
     faults_file.check_targets(schedule, args.hosts)
@@ -97,7 +119,11 @@ def _check(args: argparse.Namespace, recipe: Recipe, path: Path) -> None:
     train.check_hosts(args, recipe)
     jobs.check_flags(args, args.hosts)
     if (path / "disturbed").exists():
-        raise InputError("--run-dir", f"{path} holds a disturbed run", "give another folder")
+        raise InputError(
+            "--run-dir",
+            f"{path} holds a disturbed run",
+            f"give another --run-dir, or remove {path / 'disturbed'}",
+        )
     args.run_dir = path / "undisturbed"
     train.check(args, recipe)
     made = _made(args.run_dir)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exajax import runtime
+from exajax import flag_types, runtime
 from exajax.mesh import MeshSpec
 from exajax.train.data.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
 
@@ -16,10 +16,17 @@ if TYPE_CHECKING:  # the command line must not cost an import of jax
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
-    add("--run-dir", required=True, metavar="DIR", help="the folder of a run")
-    add("--out", required=True, metavar="DIR", help="folder to make; it must not be there yet")
+    add("--run-dir", type=flag_types.name, required=True, metavar="DIR", help="the folder of a run")
+    add(
+        "--out",
+        type=flag_types.name,
+        required=True,
+        metavar="DIR",
+        help="folder to make; it must not be there yet",
+    )
     add(
         "--tokenizer",
+        type=flag_types.name,
         metavar="FILE",
         help="bytes, or the run's own tokenizer.json (default: the one that the run keeps)",
     )

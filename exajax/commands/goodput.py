@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from exajax import goodput, runtime
+from exajax import flag_types, goodput, runtime
 from exajax.errors import InputError
 
 
@@ -13,7 +12,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--run-dir",
-        type=Path,
+        type=flag_types.path,
         required=True,
         metavar="DIR",
         help="folder of a run, also a live one",

@@ -7,13 +7,12 @@ import os
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exajax import cluster as clusters
-from exajax import flags, runtime, units
+from exajax import flag_types, flags, runtime, units
 from exajax.cluster import Cluster
 from exajax.errors import InputError
 from exajax.models.presets import FLOPS_CONVENTION, PRESETS, lookup
@@ -40,18 +39,63 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     machines = ", ".join([*clusters.names(), "local"])
     add(
         "--model",
+        type=flag_types.name,
         default=flags.MODEL,
         help="a preset or a TOML of dimensions: " + ", ".join(PRESETS),
     )
-    add("--cluster", default="dgx-h100", help=f"a TOML of one's own, or one of {machines}")
-    add("--devices", type=int, required=True, metavar="N", help="devices to lay it over")
-    add("--global-batch", type=int, required=True, metavar="N", help="sequences of one step")
-    add("--seq", type=int, metavar="N", help="tokens of a sequence (default: the model's)")
+    add(
+        "--cluster",
+        type=flag_types.name,
+        default="dgx-h100",
+        help=f"a TOML of one's own, or one of {machines}",
+    )
+    add(
+        "--devices",
+        type=flag_types.whole(1, flag_types.MOST_DEVICES),
+        required=True,
+        metavar="N",
+        help="devices to lay it over",
+    )
+    add(
+        "--global-batch",
+        type=flag_types.whole(1, flag_types.MOST_BATCH),
+        required=True,
+        metavar="N",
+        help="sequences of one step",
+    )
+    add(
+        "--seq",
+        type=flag_types.whole(1, flag_types.MOST_SEQ),
+        metavar="N",
+        help="tokens of a sequence (default: the model's)",
+    )
     add("--precision", choices=PRECISIONS, default="bf16", help="what the passes compute in")
-    add("--top", type=int, default=5, metavar="K", help="meshes to show, the best layout of each")
-    add("--verify", type=int, default=0, metavar="K", help="compile the best K ahead of time too")
-    add("--tokens", type=float, metavar="N", help="tell node-hours and energy of so many tokens")
-    add("--plot", type=Path, metavar="FILE", help="draw time against memory, a .png or .svg")
+    add(
+        "--top",
+        type=flag_types.whole(1, flag_types.MOST_TIMES),
+        default=5,
+        metavar="K",
+        help="meshes to show, the best layout of each",
+    )
+    add(
+        "--verify",
+        type=flag_types.whole(0, flag_types.MOST_TIMES),
+        default=0,
+        metavar="K",
+        help="compile the best K ahead of time too",
+    )
+    add(
+        "--tokens",
+        type=flag_types.number(0, 1e30, above=True),
+        metavar="N",
+        help="tell node-hours and energy of so many tokens",
+    )
+    add(
+        "--plot",
+        type=flag_types.path,
+        metavar="FILE",
+        help="draw time against memory, a .png or .svg",
+    )
     add("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -100,16 +144,6 @@ def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
     """Returns what to plan and where; raises an `InputError` that names a flag."""
     model, cluster = lookup(args.model), clusters.load_cluster(args.cluster)
     cluster.chip.peak(args.precision)
-    for flag, number, least in (
-        ("--devices", args.devices, 1),
-        ("--global-batch", args.global_batch, 1),
-        ("--top", args.top, 1),
-        ("--verify", args.verify, 0),
-    ):
-        if number < least:
-            raise InputError(flag, f"it is {number}", f"give a whole number from {least} on")
-    if args.tokens is not None and not 0 < args.tokens < float("inf"):
-        raise InputError("--tokens", f"it is {args.tokens}", "give a number above 0, such as 1e12")
     if args.devices > cluster.devices:
         raise InputError(
             "--devices",

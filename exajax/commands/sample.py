@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exajax import runtime
+from exajax import flag_types, runtime
 from exajax.mesh import MeshSpec
 from exajax.train.data.tokenizer import BYTES, Tokenizer, load_tokenizer
 
@@ -22,19 +22,42 @@ if TYPE_CHECKING:  # the command line must not cost an import of jax
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
-    add("--run-dir", required=True, metavar="DIR", help="the folder of a run")
+    add("--run-dir", type=flag_types.name, required=True, metavar="DIR", help="the folder of a run")
     add("--prompt", required=True, metavar="TEXT", help="what the text begins with")
-    add("--tokenizer", default=BYTES, metavar="FILE", help="bytes, or the run's own tokenizer.json")
+    add(
+        "--tokenizer",
+        type=flag_types.name,
+        default=BYTES,
+        metavar="FILE",
+        help="bytes, or the run's own tokenizer.json",
+    )
     add(
         "--tokens",
-        type=int,
+        type=flag_types.whole(1, flag_types.MOST_TIMES),
         default=200,
         metavar="N",
         help="how many to write at most",
     )
-    add("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token")
-    add("--top-k", type=int, metavar="K", help="draw among the K likeliest (default: among all)")
-    add("--seed", type=int, default=0, metavar="N", help="of the draws")
+    add(
+        "--temperature",
+        type=flag_types.number(0, 1e6),
+        default=1.0,
+        metavar="X",
+        help="0 takes the likeliest token",
+    )
+    add(
+        "--top-k",
+        type=flag_types.whole(1, flag_types.MOST_TIMES),
+        metavar="K",
+        help="draw among the K likeliest (default: among all)",
+    )
+    add(
+        "--seed",
+        type=flag_types.whole(0, flag_types.MOST_SEED),
+        default=0,
+        metavar="N",
+        help="of the draws",
+    )
     add("--precision", choices=("fp32", "bf16"), default="bf16", help="of the model")
     add("--json", action="store_true", help="print one JSON object on stdout, nothing else")
 

@@ -2,11 +2,10 @@
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 from exajax import cluster as clusters
-from exajax import flags, runtime, units
+from exajax import flag_types, flags, runtime, units
 from exajax.errors import InputError
 from exajax.provenance import provenance
 from exajax.recipe import Recipe
@@ -27,12 +26,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_recipe_flags(parser)
     machines = ", ".join([*clusters.names(), "local"])
     parser.add_argument(
-        "--cluster", default="dgx-h100", help=f"a TOML of one's own, or one of {machines}"
+        "--cluster",
+        type=flag_types.name,
+        default="dgx-h100",
+        help=f"a TOML of one's own, or one of {machines}",
     )
     parser.add_argument("--engine", choices=ENGINES, default="compiled", help="what prices")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=flag_types.path,
         metavar="DIR",
         help=f"write {', '.join(step_folder.FILES)} there",
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exajax import flags, runtime
+from exajax import flag_types, flags, runtime
 from exajax.errors import InputError
 from exajax.train.data.dataset import check_not_part, is_dataset
 from exajax.train.data.documents import Piece, scan
@@ -33,20 +33,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--tokenizer",
+        type=flag_types.name,
         default=BYTES,
         metavar="FILE",
         help="bytes, or a Hugging Face tokenizer.json",
     )
     flags.add_bad_lines(parser)
-    add("--seq", type=int, required=True, metavar="N", help="tokens of a sequence")
-    add("--out", required=True, metavar="DIR", help="folder to make; it must not be there yet")
+    add(
+        "--seq",
+        type=flag_types.whole(1, flag_types.MOST_SEQ),
+        required=True,
+        metavar="N",
+        help="tokens of a sequence",
+    )
+    add(
+        "--out",
+        type=flag_types.name,
+        required=True,
+        metavar="DIR",
+        help="folder to make; it must not be there yet",
+    )
     add("--json", action="store_true", help="print one JSON object on stdout, nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the dataset."""
-    if args.seq < 1:
-        raise InputError("--seq", f"{args.seq} is less than 1", "give a whole number from 1 on")
     if is_dataset(args.data):
         raise InputError("--data", f"{args.data} is tokenised already", "give text")
     check_not_part(args.data)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from exajax import cluster as clusters
-from exajax import distributed, environment, flags, goodput, run_folder, runtime, units
+from exajax import distributed, environment, flag_types, flags, goodput, run_folder, runtime, units
 from exajax.errors import InputError
 from exajax.events import read_events
 from exajax.files.writing import new_path
@@ -41,16 +41,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_run_flags(parser)
     parser.add_argument(
         "--init",
-        type=Path,
+        type=flag_types.path,
         metavar="DIR",
         help="begin with the weights of a folder in Hugging Face's form",
     )
     add = parser.add_argument_group("where").add_argument
-    add("--hosts", type=int, metavar="H", help="start so many host processes on this machine")
     add(
-        "--devices-per-host", type=int, metavar="D", help="devices of each (default: an equal part)"
+        "--hosts",
+        type=flag_types.whole(1, flag_types.MOST_DEVICES),
+        metavar="H",
+        help="start so many host processes on this machine",
     )
-    add("--cluster", help="machine whose peak the MFU refers to (default: that of the chip)")
+    add(
+        "--devices-per-host",
+        type=flag_types.whole(1, flag_types.MOST_DEVICES),
+        metavar="D",
+        help="devices of each (default: an equal part)",
+    )
+    add(
+        "--cluster",
+        type=flag_types.name,
+        help="machine whose peak the MFU refers to (default: that of the chip)",
+    )
     add(
         "--profile",
         action=argparse.BooleanOptionalAction,
@@ -60,23 +72,40 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     jobs.add_flags(parser)
     # What the main job starts: it owns the run folder's run.json, and reads the result from a file.
-    add("--result", help=argparse.SUPPRESS)
-    add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints")
+    add("--result", type=flag_types.name, help=argparse.SUPPRESS)
+    add(
+        "--save-every",
+        type=flag_types.whole(1, flag_types.MOST_STEPS),
+        default=50,
+        metavar="N",
+        help="steps between checkpoints",
+    )
     add(
         "--keep-checkpoints",
-        type=int,
+        type=flag_types.whole(0, flag_types.MOST_STEPS),
         default=2,
         metavar="N",
         help="how many of the newest stay in the run folder, besides those in damaged/; 0: all",
     )
-    add("--local-checkpoints", type=Path, metavar="DIR", help="save on a disk of each host too")
-    add("--local-every", type=int, default=10, metavar="N", help="steps between those")
+    add(
+        "--local-checkpoints",
+        type=flag_types.path,
+        metavar="DIR",
+        help="save on a disk of each host too",
+    )
+    add(
+        "--local-every",
+        type=flag_types.whole(1, flag_types.MOST_STEPS),
+        default=10,
+        metavar="N",
+        help="steps between those",
+    )
     add = parser.add_argument_group("faults").add_argument
     add("--on-nan", choices=ON_NAN, default="stop", help="where loss or gradient is not finite")
     add("--on-spike", choices=ON_SPIKE, default="ignore", help="where the loss leaps up")
     add(
         "--audit-every",
-        type=int,
+        type=flag_types.whole(0, flag_types.MOST_STEPS),
         default=0,
         metavar="K",
         help="steps between comparisons of what replicas hold and compute; 0 for none",
@@ -122,9 +151,6 @@ def check(args: argparse.Namespace, recipe: Recipe) -> TextBatches | ImageBatche
     Raises:
         InputError: a flag, the data or the run folder cannot be used.
     """
-    flags.check_run_flags(args)
-    if args.local_every < 1:
-        raise InputError("--local-every", f"{args.local_every}", "give a whole number from 1 on")
     if args.local_checkpoints:
         run_folder.check_writable(Path(args.local_checkpoints), "--local-checkpoints")
     policy_of(args)

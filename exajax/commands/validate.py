@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exajax import published, runtime, units
+from exajax import flag_types, published, runtime, units
 from exajax.published_software import TABLES
 from exajax.simulate import memory_validation, validation
 from exajax.simulate.validation import Checked
@@ -19,14 +19,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--table",
-        type=Path,
+        type=flag_types.path,
         action="append",
         metavar="FILE.csv",
         help="measured steps, a row each; may be given again (default: those of the project)",
     )
     add(
         "--plot",
-        type=Path,
+        type=flag_types.path,
         metavar="FILE.png|FILE.svg",
         help="draw simulated against published steps",
     )

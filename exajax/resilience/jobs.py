@@ -5,7 +5,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from exajax import distributed, wall_time
+from exajax import distributed, flag_types, wall_time
 from exajax.commands import train
 from exajax.errors import InputError
 from exajax.events import FOLDER
@@ -23,27 +23,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("when something fails").add_argument
     add(
         "--restarts",
-        type=int,
+        type=flag_types.whole(0, flag_types.MOST_TIMES),
         default=3,
         metavar="N",
         help="attempts in a row that may fail without a newer checkpoint; 0: never try again",
     )
     add(
         "--max-backoff",
-        type=float,
+        type=flag_types.number(0, flag_types.MOST_SECONDS),
         default=60.0,
         metavar="S",
         help="longest wait between such attempts: 0, 1, 2, 4, ... seconds",
     )
     add(
         "--min-hosts",
-        type=int,
+        type=flag_types.whole(1, flag_types.MOST_DEVICES),
         metavar="N",
         help="go on with as few hosts, in fewer replicas, when others are lost (default: all)",
     )
     add(
         "--host-wait",
-        type=float,
+        type=flag_types.number(0, flag_types.MOST_SECONDS),
         default=300.0,
         metavar="S",
         help="seconds to wait for a host that is missing",
@@ -64,7 +64,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--save-before-end",
-        type=float,
+        type=flag_types.number(0, flag_types.MOST_SECONDS, above=True),
         metavar="S",
         help="so many seconds before it, or more if the run's checkpoints take longer "
         "(default: 120, at most a quarter of the allocation)",
@@ -79,13 +79,6 @@ def check_flags(args: argparse.Namespace, hosts: int) -> None:
         hosts: of the job.
     """
     Deadlines.parse(args.deadlines)
-    for flag, value in (
-        ("--restarts", args.restarts),
-        ("--max-backoff", args.max_backoff),
-        ("--host-wait", args.host_wait),
-    ):
-        if not 0 <= value < float("inf"):
-            raise InputError(flag, f"it is {value}", "give a number from 0 on")
     if args.min_hosts is not None and not 1 <= args.min_hosts <= hosts:
         raise InputError("--min-hosts", f"{args.min_hosts} of {hosts} hosts", f"give 1 to {hosts}")
 

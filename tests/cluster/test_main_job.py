@@ -183,8 +183,8 @@ def test_bad_input_is_one_line_with_the_field_and_writes_nothing(tmp_path):
         "--mesh: model=16 does not divide the 8 KV heads": ("--mesh", "64x16"),
         "--mesh: 65536 devices are more than": ("--mesh", "8192x8"),
         "--mesh: 12 devices are not whole nodes of 8": ("--mesh", "3x4"),
-        "--learning-rate: it is nan": ("--learning-rate", "nan"),
-        "--metrics-port: 70000": ("--metrics-port", "70000"),
+        "--learning-rate: 'nan' is no such number": ("--learning-rate", "nan"),
+        "--metrics-port: '70000' is no such number": ("--metrics-port", "70000"),
         "did you mean 'llama2-70b'": ("--model", "lama2-70b"),
         "choose one of alps, aurora, dgx-a100": ("--cluster", "dgx"),
         "--global-batch: 100": ("--global-batch", "100"),
@@ -195,7 +195,7 @@ def test_bad_input_is_one_line_with_the_field_and_writes_nothing(tmp_path):
         "text is not a folder": ("--run-dir", tmp_path / "text"),
         "run.json is damaged": ("--run-dir", tmp_path / "damaged"),
         "its recipe.model.name is 'llama2-7b'": ("--run-dir", tmp_path / "other"),
-        "invalid int value: 'ten'": ("--steps", "ten"),
+        "--steps: 'ten' is no such number": ("--steps", "ten"),
     }
     for says, (flag, value) in cases.items():
         flags = {"--mesh": "128x8", "--run-dir": tmp_path / "run"} | {flag: value}
