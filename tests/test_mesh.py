@@ -9,7 +9,7 @@ from exajax import InputError, MeshSpec
 from exajax import mesh as mesh_module
 from exajax.mesh import AXES
 
-sizes = st.integers(1, 4096)
+sizes = st.integers(1, 256)
 
 
 @given(sizes, sizes, sizes)

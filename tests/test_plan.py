@@ -96,7 +96,7 @@ def test_where_nothing_fits_it_says_what_comes_closest_and_what_would_help():
         (("--devices", "8", "--tokens", "nan"), "--tokens: 'nan' is no such number"),
         (("--devices", "8", "--plot", "x.gif"), "--plot: x.gif is neither PNG nor SVG"),
         (("--devices", "8", "--plot", "nowhere/x.png"), "--plot: cannot write to nowhere/x.png"),
-        (("--devices", "8", "--global-batch", "9" * 20), "give at most 1,048,576"),
+        (("--devices", "8", "--global-batch", "9" * 20), "give a whole number from 1 to 1,048,576"),
         (("--devices", "8", "--seq", "1000000"), "--seq: 1000000 is longer than"),
         (("--devices", "56", "--model", "vit-b"), "--global-batch: no mesh of 56 devices"),
     ],
