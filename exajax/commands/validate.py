@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from exajax import flag_types, published, runtime, units
