@@ -257,6 +257,8 @@ def _advice(found: plan.Found, args: argparse.Namespace) -> list[str]:
     limit, recipe = capacity_bytes(cluster), found.recipe(closest)
     needed = f"{units.show(float(found.bytes[closest]), 'B')} of {units.show(limit, 'B')} a device"
     told = [f"nothing fits; closest is {needed}: {command(recipe, args.model)}"]
+    if found.bytes[closest] <= limit:
+        told.append("that may do: formulas want a margin, and --engine compiled says for sure")
     if work.global_batch < args.devices:
         larger = dataclasses.replace(work, global_batch=args.devices)
         if plan.smallest_that_fits(larger, cluster, [args.devices]):

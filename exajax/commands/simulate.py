@@ -78,7 +78,8 @@ def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: clusters.Cl
     result = prediction.to_json() | {"advice": [], "provenance": found}
     if not prediction.fits:
         batch, devices = recipe.global_batch, recipe.mesh.devices
-        result["advice"] = [
+        near = prediction.total_bytes <= closed.capacity_bytes(cluster)
+        result["advice"] = ["--engine compiled says for sure whether it fits"] * near + [
             f"exajax plan --model={args.model} --cluster={args.cluster} --devices={devices} "
             f"--global-batch={batch} --seq={recipe.seq} finds layouts that fit"
         ]

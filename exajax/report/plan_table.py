@@ -6,6 +6,7 @@ from typing import Any
 from exajax import units
 from exajax.cluster import Cluster
 from exajax.published_software import unvalidated
+from exajax.simulate.analytic.prediction import MARGIN
 
 Plan = Mapping[str, Any]
 
@@ -21,7 +22,8 @@ def described(result: Plan, cluster: Cluster) -> str:
     lines = [
         f"simulated (analytic engine): {result['evaluated']:,} layouts over {result['devices']:,} "
         f"x {cluster.chip.title} of {cluster.title} in {result['seconds']:.1f} s ({rate:,.0f} a "
-        f"second), {result['fitting']:,} fit"
+        f"second), {result['fitting']:,} fit with {MARGIN:.0%} to spare, as "
+        "formulas may be short of that"
     ]
     plans = result["plans"]
     good = [one for one in plans if one.get("verified", {"fits": True})["fits"]]
@@ -59,12 +61,21 @@ def step(result: Plan, cluster: Cluster) -> str:
         f"simulated (analytic engine): {result['model']} on {result['mesh']} of {cluster.title}, "
         f"{result['devices']:,} x {cluster.chip.title}",
         f"  step    {units.show(result['step_time_s'], 's')}, {result['tokens_per_s']:,.0f} "
-        f"tokens/s, MFU {result['mfu']:.1%}, HFU {result['hfu']:.1%}; "
-        + ("fits" if result["fits"] else "DOES NOT FIT"),
+        f"tokens/s, MFU {result['mfu']:.1%}, HFU {result['hfu']:.1%}; " + _fit(result),
         *_where(result),
         *(f"  advice  {advice}" for advice in result["advice"]),
     ]
     return "\n".join(lines)
+
+
+def _fit(result: Plan) -> str:
+    """Returns whether a step fits, and with how much to spare."""
+    memory, margin = result["memory_bytes"], result["fits_margin"]
+    if result["fits"]:
+        return f"fits with {margin:.0%} to spare"
+    if memory["total"] <= memory["capacity"]:
+        return f"MAY NOT FIT: less than {margin:.0%} to spare, and formulas may be short of that"
+    return "DOES NOT FIT"
 
 
 def _table(plans: list[Plan]) -> list[str]:

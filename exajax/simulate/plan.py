@@ -17,7 +17,7 @@ from exajax.recipe import REMATS, Recipe
 from exajax.simulate.analytic import engine
 from exajax.simulate.analytic.footprint import footprint
 from exajax.simulate.analytic.layouts import Floats, Ints, Layouts, distinct
-from exajax.simulate.analytic.prediction import capacity_bytes, ours
+from exajax.simulate.analytic.prediction import MARGIN, capacity_bytes, ours
 from exajax.simulate.analytic.search import candidates
 
 AT_A_TIME = 1 << 16
@@ -61,8 +61,8 @@ class Found:
 
     @property
     def fits(self) -> NDArray[np.bool_]:
-        """Which of them fit a device's memory."""
-        return self.bytes <= capacity_bytes(self.cluster)
+        """Which of them fit a device's memory with the margin of the formulas to spare."""
+        return self.bytes * (1 + MARGIN) <= capacity_bytes(self.cluster)
 
     def ranked(self, rows: NDArray[Any]) -> Ints:
         """Returns the fastest layout of each mesh among some layouts, the fastest mesh first.

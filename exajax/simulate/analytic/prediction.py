@@ -29,6 +29,13 @@ def capacity_bytes(cluster: Cluster) -> int:
     return int(cluster.chip.memory_bytes * MEMORY_FRACTION[cluster.chip.platform])
 
 
+MARGIN = 0.15
+"""How much more memory a compiled step may take, as a share of what the formulas say: by so much a
+layout has to be below the capacity to fit. The most that the formulas were short of in
+`benchmarks/data/engines.json` and `fits.json`: 14.4% (vit-b on data=8, dgx-a100), 10.4% (llama2-7b
+on fsdp=16 in fp8), 9.2% (llama3-8b on data=4,context=2)."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A simulated step in closed formulas. Every number in it is simulated; nothing is measured.
@@ -57,8 +64,8 @@ class Prediction:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak fits a device's memory."""
-        return self.total_bytes <= capacity_bytes(self.cluster)
+        """Whether the peak fits a device's memory with the margin to spare."""
+        return self.total_bytes * (1 + MARGIN) <= capacity_bytes(self.cluster)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the prediction in the form that `exajax simulate --json` promises."""
@@ -84,6 +91,7 @@ class Prediction:
             "mfu": recipe.flops / step_s / peak,
             "hfu": hardware / step_s / peak,
             "fits": self.fits,
+            "fits_margin": MARGIN,
             "memory_bytes": memory
             | {"total": sum(memory.values()), "capacity": capacity_bytes(self.cluster)},
             "breakdown_s": _breakdown(self.times, recipe.mesh, recipe.zero),

@@ -1,0 +1,54 @@
+"""The formulas never say "fits" of a layout that does not fit as compiled."""
+
+import json
+
+import pytest
+
+from exajax.cluster import load_cluster
+from exajax.mesh import MeshSpec
+from exajax.models.presets import lookup
+from exajax.recipe import Recipe
+from exajax.report import plan_table
+from exajax.simulate.analytic.prediction import MARGIN, capacity_bytes, predict
+from exajax.simulate.prediction import predict_recipe
+from tests.conftest import REPOSITORY
+
+DATA = REPOSITORY / "benchmarks" / "data"
+
+
+def compiled_before():
+    """Rows that were compiled, of layouts drawn at random and of others."""
+    for name in ("engines.json", "fits.json"):
+        for row in json.loads((DATA / name).read_text())["rows"]:
+            if "memory_bytes" in row.get("compiled", {}):
+                yield row
+
+
+def predicted(row):
+    recipe = Recipe.of(lookup(row["model"]), MeshSpec.parse(row["mesh"]), **row["options"])
+    return predict(recipe, load_cluster(row["cluster"]))
+
+
+def test_the_margin_covers_what_the_formulas_were_ever_short_of():
+    for row in compiled_before():
+        said, read = predicted(row), row["compiled"]["memory_bytes"]
+        assert said.total_bytes * (1 + MARGIN) >= read, row
+        assert not said.fits or read <= capacity_bytes(said.cluster), row
+
+
+def test_what_fits_with_too_little_to_spare_is_said_to_maybe_not_fit():
+    row = next(one for one in compiled_before() if one["mesh"] == "data=4,context=2")
+    said = predicted(row)
+    assert said.total_bytes < capacity_bytes(said.cluster)
+    assert not said.fits
+    result = said.to_json() | {"advice": []}
+    assert result["fits_margin"] == MARGIN
+    assert "MAY NOT FIT: less than 15% to spare" in plan_table.step(result, said.cluster)
+
+
+@pytest.mark.slow
+def test_drawn_layouts_that_fit_by_formulas_fit_as_compiled():
+    rows = json.loads((DATA / "fits.json").read_text())["rows"]
+    fitting = [said for said in map(predicted, rows) if said.fits]
+    for said in fitting[:8]:
+        assert predict_recipe(said.recipe, said.cluster).fits, said.recipe
