@@ -107,3 +107,31 @@ def test_what_is_interrupted_before_an_evaluation_says_so():
         "goodput": Goodput(useful_s=1.0, steps=3).to_json(),
     }
     assert "measured: nothing was evaluated yet\n" in train.describe(result)
+
+
+def listening(pid):
+    """Returns the IPv4 addresses, in hex, and "::", that a process has TCP sockets listen on."""
+    inodes = set()
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        target = os.readlink(f"/proc/{pid}/fd/{entry}")
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/{pid}/net/{table}") as file:
+            for line in list(file)[1:]:
+                local, state, inode = (line.split()[n] for n in (1, 3, 9))
+                if state == "0A" and inode in inodes:
+                    found.add(local.partition(":")[0])
+    return found
+
+
+@pytest.mark.slow
+def test_a_job_on_one_machine_listens_on_loopback_alone(tmp_path):
+    run_dir = tmp_path / "run"
+    with started(run_dir, 2, "--seq", 64) as job:
+        wait_until(lambda: at(run_dir, "compile"), 120)
+        addresses = listening(Control(run_dir).worker(0).pid)
+        job.signal(signal.SIGINT)
+    assert addresses, "the coordinator listens somewhere"
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
