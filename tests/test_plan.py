@@ -77,7 +77,7 @@ def test_words_name_the_engine_and_the_command_and_a_picture_is_drawn(tmp_path):
 
 
 def test_where_nothing_fits_it_says_what_comes_closest_and_what_would_help():
-    flags = ("--model", "llama3-405b", "--devices", "8", "--global-batch", "8", "--json")
+    flags = ("--model", "llama3-405b", "--devices", "8", "--global-batch", "16", "--json")
     done = command("plan", *flags)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
