@@ -20,10 +20,14 @@ import jax
 import pytest
 from hypothesis import settings
 
+from tests.fuzz import CI_EXAMPLES, EXAMPLES
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Compiling makes the first example slow; a deadline would only measure the machine.
-settings.register_profile("exajax", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile(
+    "exajax", deadline=None, derandomize=EXAMPLES == CI_EXAMPLES, max_examples=EXAMPLES
+)
 settings.load_profile("exajax")
 
 REPOSITORY = Path(__file__).parent.parent

@@ -69,7 +69,7 @@ def check(machine: Cluster, program: Any) -> None:
         assert str(error).isprintable()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.large_base_example])
+@settings(suppress_health_check=[HealthCheck.large_base_example])
 @given(table=strategies_machines.machines() | st.sampled_from(HOSTILE))
 def test_a_machine_is_refused_on_one_line_or_priced(table: Any, program: Any) -> None:
     machine = accepted(table)
