@@ -46,7 +46,7 @@ def hub(tmp_path: Path) -> Path:
     (folder / "data" / "a.jsonl.gz").write_bytes(gzip.compress(rows("one", "two").encode()))
     (folder / "data" / "b.json").write_text(json.dumps([{"text": "three"}, {"text": "four"}]))
     (folder / "data" / "c.json").write_text(rows("five"))
-    (folder / "data" / "d.txt.gz").write_bytes(gzip.compress(b"six"))
+    (folder / "data" / "d.txt.gz").write_bytes(gzip.compress(b"six", mtime=0))
     return folder
 
 
@@ -104,8 +104,8 @@ def test_a_text_that_is_given_itself_is_read_whatever_its_name(tmp_path: Path, n
         ("a.txt", POINTER.encode(), "Git LFS pointer", "git lfs pull"),
         ("a.txt", "ä".encode("latin1"), "not UTF-8", "iconv"),
         ("a.txt", "ä".encode("utf-16"), "not UTF-8", "iconv"),
-        ("a.txt.gz", gzip.compress(b"a\0b"), "binary", "UTF-8"),
-        ("a.txt.gz", gzip.compress(b""), "empty", "UTF-8"),
+        ("a.txt.gz", gzip.compress(b"a\0b", mtime=0), "binary", "UTF-8"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0), "empty", "UTF-8"),
     ],
 )
 def test_a_file_that_is_no_text_is_named_by_its_kind(
