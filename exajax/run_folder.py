@@ -12,12 +12,19 @@ from pydantic import ConfigDict
 
 from exajax import events
 from exajax.errors import InputError
-from exajax.files.reading import Malformed, read_json
+from exajax.files.reading import Malformed, read_json, shown
 from exajax.files.schema import Record, checked
 from exajax.runtime import to_json
 
 REPORT = "run.json"
 COPY = ".run.json.copy"
+
+FOLDERS = (
+    *(".job", "checkpoints", "checkpoints/damaged"),
+    *(events.FOLDER, "logs", "prometheus", "tensorboard"),
+)
+APPENDED = (".lock", "metrics.jsonl", "samples.jsonl")
+"""What a run writes into as it is there; any other file of its own it replaces."""
 
 MOST_BYTES = 64 << 20
 """Larger than any report: one holds the losses of every step."""
@@ -99,6 +106,41 @@ def check(path: Path, job: Mapping[str, Any]) -> None:
     if content is not None:
         _check_same(path, content["job"], json.loads(to_json(job)))
     check_writable(path, "--run-dir")
+    _check_entries(path)
+
+
+def _check_entries(path: Path) -> None:
+    """Raises an `InputError` if a name that a run writes to is taken by what it cannot write to.
+
+    Found while it trains, it would be an error of the system's that no restart mends.
+    """
+
+    def refuse(entry: Path, problem: str) -> None:
+        raise InputError(
+            "--run-dir", f"{entry} {problem}", "move it out of the way, or give another folder"
+        )
+
+    for folder in (path / name for name in FOLDERS):
+        if os.path.lexists(folder):
+            if not folder.is_dir():
+                refuse(folder, "is not a folder")
+            check_writable(folder, "--run-dir")
+    appended = [path / name for name in APPENDED]
+    for file in [*appended, *(path / events.FOLDER).glob("*.jsonl")]:
+        if os.path.lexists(file) and not (file.is_file() and os.access(file, os.R_OK | os.W_OK)):
+            refuse(file, "is not a file that can be written")
+    for folder in (path, path / ".job"):
+        for name in _folders_in(folder):
+            if folder != path or name in (REPORT, COPY, "tokenizer.json"):
+                refuse(folder / name, "is a folder, and a run has a file there")
+
+
+def _folders_in(path: Path) -> list[str]:
+    """Returns the names of the folders in a folder: one listing, however many files it has."""
+    if not path.is_dir():
+        return []
+    with os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_dir()]
 
 
 def check_writable(path: Path, flag: str) -> None:
@@ -162,6 +204,7 @@ def _check_same(path: Path, theirs: Any, ours: Any, where: str = "") -> None:
     elif theirs != ours:
         raise InputError(
             "--run-dir",
-            f"{path} is of another run: its {where} is {theirs!r}, this one's is {ours!r}",
+            f"{path} is of another run: its {where} is {shown(theirs)}, this one's is "
+            f"{shown(ours)}",
             "give another folder, or the same options as before",
         )

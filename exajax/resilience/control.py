@@ -11,7 +11,9 @@ import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from exajax.files.reading import Malformed, read_bytes
 from exajax.files.schema import record
@@ -19,6 +21,9 @@ from exajax.runtime import to_json
 from exajax.train.checkpoint_folder import steps_in
 
 T = TypeVar("T", bound="Host | Worker | Attempt | Problem")
+
+MOST_ATTEMPTS = 10**9
+"""More attempts than a run can have."""
 
 FILES_PER_S = 500.0
 """What all supervisors of a job write at most in a second, and all its training processes: a file
@@ -108,8 +113,8 @@ class Attempt:
             that has ended, whether those of the next one do.
     """
 
-    number: int
-    epoch: int
+    number: Annotated[int, Field(ge=0, le=MOST_ATTEMPTS)]
+    epoch: Annotated[int, Field(ge=0, le=MOST_ATTEMPTS)]
     job: str
     state: Literal["run", "save", "end", "over"]
     members: tuple[int, ...] = ()

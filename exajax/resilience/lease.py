@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from exajax.errors import InputError
 from exajax.files.reading import Malformed, read_bytes
 from exajax.files.schema import record
 from exajax.resilience.control import alive, this_machine
@@ -22,6 +23,9 @@ from exajax.runtime import to_json
 SILENT_S = {True: 10.0, False: 60.0}
 """A holder that is silent for longer has lost its lease, by whether all hosts are one machine; file
 systems that many share stand still for longer."""
+
+MOST = 999_999
+"""Number of the last lease that its name has room for."""
 
 NAMED = re.compile("lease-[0-9]{6}")
 
@@ -60,12 +64,15 @@ class Lease:
         job: the supervisor's job.
         host: its host.
         silent_s: time without a renewal after which the lease is free.
+        after: number of the last lease that something was decided under; its file may be gone.
     """
 
-    def __init__(self, folder: Path, job: str, host: int, silent_s: float = SILENT_S[True]) -> None:
+    def __init__(
+        self, folder: Path, job: str, host: int, silent_s: float = SILENT_S[True], after: int = 0
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._mine = folder, (job, host, this_machine(), os.getpid(), _started())
-        self._silent_s = silent_s
+        self._silent_s, self._after = silent_s, after
         self._seen: Holder | None = None
         self._seen_s = time.monotonic()
         self.epoch = 0
@@ -77,7 +84,10 @@ class Lease:
             self._seen = None
             return None
         # One that is being replaced just now, or that a slow file system still lists, is unknown.
-        found = _read(newest) or Holder(int(newest.name[6:]), UNKNOWN, -1, "", 0, "")
+        epoch = int(newest.name[6:])
+        found = _read(newest)
+        if found is None or found.epoch != epoch:
+            found = Holder(epoch, UNKNOWN, -1, "", 0, "")
         if found != self._seen:
             self._seen, self._seen_s = found, time.monotonic()
         if found.beat < 0:
@@ -109,7 +119,13 @@ class Lease:
         self.epoch = 0
 
     def _take(self) -> bool:
-        epoch = (self._seen.epoch if self._seen else 0) + 1
+        epoch = max(self._seen.epoch if self._seen else 0, self._after) + 1
+        if epoch > MOST:
+            raise InputError(
+                "--run-dir",
+                f"{self._folder} has come to lease {MOST}, the last that there can be",
+                "remove that folder once no job runs there",
+            )
         path = self._folder / f"lease-{epoch:06d}"
         new = self._written(Holder(epoch, *self._mine))
         try:

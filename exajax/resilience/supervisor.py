@@ -109,7 +109,9 @@ class Supervisor:
         self._place, self._argv, self._deadlines = place, argv, deadlines
         self._control = Control(run_dir)
         silent_s = SILENT_S[place.one_machine]
-        self._lease = Lease(self._control.folder, place.job, place.host, silent_s)
+        last = self._control.attempt()
+        after = last.epoch if last else 0
+        self._lease = Lease(self._control.folder, place.job, place.host, silent_s, after)
         self._events = EventLog(run_dir, place.host, "supervisor")
         self._leader = Leader(self._control, place.job, place.hosts, policy, self._events)
         self._wall_time, self._time_is_up = wall_time, False

@@ -66,7 +66,7 @@ class Restoring:
         damage = self._agreed(f"{topic}/notes", folders.damage_of_small_files(checkpoint))
         if damage:
             return damage
-        notes = read_notes(checkpoint)
+        notes = read_notes(checkpoint, done)
         if isinstance(notes, Damage):
             return [notes]
         saved, facts = notes
@@ -116,11 +116,18 @@ class Restoring:
         return [Damage(file, how) for file, how in agreed]
 
 
-def read_notes(checkpoint: Path) -> tuple[Manifest, dict[str, Any]] | Damage:
-    """Returns manifest and facts of a checkpoint, or which of them cannot be read."""
+def read_notes(checkpoint: Path, done: int) -> tuple[Manifest, dict[str, Any]] | Damage:
+    """Returns manifest and facts of a checkpoint, or which of them cannot be used.
+
+    Args:
+        checkpoint: its folder.
+        done: updates that its state has seen, by the folder's name.
+    """
     name = folders.MANIFEST
     try:
         manifest = record(read_bytes(checkpoint / name, checksums.MOST_BYTES), Manifest)
+        if manifest.step != done:
+            return Damage(name, f"is of step {manifest.step}, and the folder is named {done}")
         name = folders.ABOUT
         return manifest, dict(record(read_bytes(checkpoint / name, checksums.MOST_BYTES), About))
     except Malformed as error:

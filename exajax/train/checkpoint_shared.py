@@ -140,7 +140,12 @@ def read_arrays(checkpoint: Path, described: Any, *, partial: bool = False) -> A
         restore_args=ocp.checkpoint_utils.construct_restore_args(described),
         partial_restore=partial,
     )
-    return handler().restore(epath.Path(checkpoint.absolute() / folders.STATE), args=wanted)
+    try:
+        return handler().restore(epath.Path(checkpoint.absolute() / folders.STATE), args=wanted)
+    except (jax.errors.JaxRuntimeError, MemoryError, OSError):  # of this machine, not of the files
+        raise
+    except Exception as error:  # Orbax raises `Exception` itself, its JSON a `RecursionError`
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def read_state(checkpoint: Path, step: TrainStep, saved: Manifest) -> TrainState:

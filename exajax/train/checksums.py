@@ -5,6 +5,7 @@ of flipped bits up to 32 long, and misses one in 2^32 of other damage; on one co
 fast as SHA-256 (2.3 against 1.2 GB/s), and what it would miss the digests of the arrays still find.
 """
 
+import errno
 import json
 import os
 import zlib
@@ -25,6 +26,9 @@ THREADS = 4
 
 MOST_BYTES = 1 << 30
 """More than the checksums or the manifest of any checkpoint have."""
+
+NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EIO)
+"""Errors of a path that leads to no file, or to one whose bytes the disk no longer gives."""
 
 Sums = Mapping[str, tuple[int, str]]
 """Size in bytes and checksum of files, by their paths in the folder."""
@@ -133,6 +137,10 @@ def damage_of(folder: Path, files: Iterable[str], sums: Sums) -> list[Damage]:
             )
         except FileNotFoundError:
             return Damage(file, "is missing")
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            return Damage(file, f"cannot be read: {error.strerror}")
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [found for found in pool.map(one, files) if found]

@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from exajax.errors import InputError
 from exajax.files.reading import Malformed
+from exajax.files.schema import Text, checked
 from exajax.models.model_file import of_record
 from exajax.models.presets import ModelConfig
 from exajax.train import checkpoint_folder as folders
 from exajax.train.checkpoint_restoring import nothing_proven, read_notes
 from exajax.train.checkpoint_shared import read_arrays
 from exajax.train.data.tokenizer import BYTES, KEPT, Tokenizer, load_tokenizer
+from exajax.train.manifest import Manifest, name_of
 from exajax.workload import Tree
 
 
@@ -28,6 +32,7 @@ class Trained:
 
     step: int
     about: Mapping[str, Any]
+    _manifest: Manifest = field(repr=False)
     _folder: Path = field(repr=False)
 
     @property
@@ -54,8 +59,8 @@ class Trained:
             InputError: it was trained on something else.
         """
         try:
-            return str(self.about["data"]["tokenizer"])
-        except (KeyError, TypeError) as error:
+            return checked(Text, self.about["data"]["tokenizer"])
+        except (KeyError, TypeError, Malformed) as error:
             raise InputError(
                 "--run-dir",
                 f"checkpoint {self.step} does not say which tokenizer it was trained with",
@@ -65,7 +70,7 @@ class Trained:
     @property
     def interleave(self) -> int:
         """Parts that its layers lie in, those of a stage of the pipeline that trained it."""
-        return int(self.about["recipe"]["interleave"])
+        return self._manifest.parts
 
     def params(self, described: Tree) -> Tree:
         """Returns the parameters in the types and shardings of `described`, and nothing else.
@@ -73,14 +78,33 @@ class Trained:
         Raises:
             InputError: they are of another model, or cannot be read.
         """
+        wanted = {"params": described}
+        self._check_shapes(wanted)
         try:
-            return read_arrays(self._folder, {"params": described}, partial=True)["params"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            return read_arrays(self._folder, wanted, partial=True)["params"]
+        except (ValueError, OSError) as error:
             raise InputError(
                 "--run-dir",
                 f"checkpoint {self.step} cannot be restored: {str(error)[:200]}",
                 "give the run folder of this model",
             ) from error
+
+    def _check_shapes(self, wanted: Tree) -> None:
+        """Raises an `InputError` for the first array that was not saved in the shape of `wanted`.
+
+        Orbax would print the traceback of every other array.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+            name = name_of(path)
+            saved = self._manifest.arrays.get(name)
+            if saved is None or saved.shape != leaf.shape:
+                there = f"of shape {list(saved.shape)}" if saved else "not there"
+                raise InputError(
+                    "--run-dir",
+                    f"checkpoint {self.step} is of another model than it says: {name} is {there}, "
+                    f"and {self.model.name} has {list(leaf.shape)}",
+                    "put its files back, or train again",
+                )
 
 
 def trained(run_dir: Path) -> Trained:
@@ -95,9 +119,9 @@ def trained(run_dir: Path) -> Trained:
     damaged = {}
     for step in folders.steps_in(folder):
         damage = folders.damage_of(folder / str(step))
-        notes = damage or read_notes(folder / str(step))
+        notes = damage or read_notes(folder / str(step), step)
         if isinstance(notes, tuple):
-            return Trained(step, notes[1], folder / str(step))
+            return Trained(step, notes[1], notes[0], folder / str(step))
         damaged[step] = notes if isinstance(notes, list) else [notes]
         print(f"exajax: checkpoint {step} is damaged: {damaged[step][0]}", file=sys.stderr)
     if damaged:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from exajax.errors import InputError
 from exajax.resilience.lease import UNKNOWN, Lease
 
 
@@ -84,7 +85,12 @@ def test_of_many_that_want_it_at_once_one_gets_it(tmp_path):
     assert won.qsize() == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"epoch": 1}', "[]"])
+OF_ANOTHER = (
+    '{"epoch": -7, "job": "", "host": 0, "machine": "", "pid": 1, "started": "", "beat": 1}'
+)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"epoch": 1}', "[]", OF_ANOTHER])
 def test_a_lease_that_cannot_be_read_is_taken_once_it_is_old(tmp_path, content):
     (tmp_path / "lease-000004").write_text(content)
     lease = Lease(tmp_path, "job", 0, 0.1)
@@ -102,3 +108,18 @@ def test_who_was_held_up_counts_the_silence_of_others_anew(tmp_path):
     time.sleep(0.4)
     second.forget()
     assert not second.hold()
+
+
+def test_after_the_last_number_that_a_lease_can_have_it_says_which_file_is_in_the_way(tmp_path):
+    lease = Lease(tmp_path, "job", 0)
+    assert lease.hold()
+    lease.release()
+    (tmp_path / "lease-000001").rename(tmp_path / "lease-999999")
+    with pytest.raises(InputError, match="lease 999999, the last that there can be; remove"):
+        Lease(tmp_path, "job", 0, 0).hold()
+
+
+def test_a_lease_is_newer_than_all_that_was_decided_though_its_file_is_gone(tmp_path):
+    lease = Lease(tmp_path, "job", 0, after=41)
+    assert lease.hold()
+    assert lease.epoch == 42

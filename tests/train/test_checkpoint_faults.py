@@ -96,7 +96,13 @@ def flip(path):
     path.write_bytes(content)
 
 
+def loop(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 DAMAGES = {
+    "a loop": (loop, "cannot be read: Too many levels of symbolic links"),
     "missing": (lambda path: path.unlink(), "is missing"),
     "cut": (cut, "was cut from {0} to {1} bytes"),
     "grown": (grow, "has grown from {0} to {1} bytes"),
@@ -110,7 +116,7 @@ def test_a_damaged_file_is_named_and_the_newest_intact_state_goes_on(run, step, 
     file = a_data_file(run / "checkpoints" / "4")
     before = file.stat().st_size
     harm(file)
-    says = says.format(before, file.stat().st_size if file.exists() else 0)
+    says = says.format(before, file.stat().st_size if file.is_file() else 0)
     name = str(file.relative_to(run / "checkpoints" / "4"))
     newest, older = verify(run / "checkpoints")
     assert (newest.state, newest.damage, older.state) == (
@@ -150,10 +156,29 @@ def test_bits_that_flipped_before_they_were_summed_are_found_by_the_digests(run,
     assert any("other bits" in event["how"] or "cannot be" in event["how"] for event in events)
 
 
+def nested(checkpoint):
+    (checkpoint / "state" / "_METADATA").write_text("[" * 100_000)
+
+
+def without_arrays(checkpoint):
+    for file in checkpoint.glob("state/**/d/*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("harm", [nested, without_arrays])
+def test_so_is_what_the_library_cannot_read_though_its_sums_are_right(run, step, harm):
+    checkpoint = run / "checkpoints" / "4"
+    harm(checkpoint)
+    checksums.write(checkpoint, checksums.sums_of(checkpoint, checksums.files_in(checkpoint)))
+    assert train(step, run, 4).resumed_from == 2
+    (event, *_) = told(run, "checkpoint-damaged")
+    assert "cannot be restored" in event["how"]
+
+
 def test_a_state_of_another_step_is_refused(run, step):
     (run / "checkpoints" / "4").rename(run / "checkpoints" / "7")
     assert train(step, run, 4).resumed_from == 2
-    assert [event["file"] for event in told(run, "checkpoint-damaged")] == ["step"]
+    assert [event["file"] for event in told(run, "checkpoint-damaged")] == ["manifest.json"]
 
 
 def test_a_run_does_not_begin_again_where_all_are_damaged(run, step):

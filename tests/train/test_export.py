@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from exajax.train import checksums
 from tests.conftest import command
 
 pytest.importorskip("safetensors")
@@ -84,3 +85,18 @@ def test_a_run_that_keeps_no_tokenizer_asks_for_it_and_takes_no_other(run, tmp_p
     done = command("export", *flags, "--tokenizer", run / "moved.json", "--json")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_a_model_that_the_arrays_are_not_of_is_refused_before_they_are_read(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "run")
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("[0-9]*")
+    about = json.loads((checkpoint / "about.json").read_text())
+    about["recipe"]["model"] |= {"width": 32, "ffn": 48}
+    del about["recipe"]["interleave"]  # the manifest has it
+    (checkpoint / "about.json").write_text(json.dumps(about))
+    checksums.write(checkpoint, checksums.sums_of(checkpoint, checksums.files_in(checkpoint)))
+    done = command("export", "--run-dir", tmp_path / "run", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "is of another model than it says: params." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
