@@ -92,6 +92,8 @@ def test_a_network_of_pods_says_how_much_leaves_them(tmp_path):
         ('bandwidth = ["400 GB/s"', 'bandwidth = ["400 GB"', "network.bandwidth"),
         ("devices_per_node = [8,", "devices_per_node = [0,", "devices_per_node"),
         ("[network]", "[netwerk]", "netwerk is unknown; did you mean 'network'"),
+        ("compute = [0.021,", "compuet = [0.021,", "variability.compuet is unknown; did you mean"),
+        ('bandwidth = ["400', 'bandwith = ["400', "network.bandwith is unknown; did you mean"),
         ("[variability]", "[variable]", "variable is unknown; did you mean 'variability'"),
         (
             "compute = [0.021,",

@@ -94,6 +94,8 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe, whose reader may wait for ever
+            raise OSError(errno.EINVAL, "it is a pipe or a device")
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)
     except OSError as error:

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from exajax.errors import nearest
@@ -211,8 +212,8 @@ def _fields_at(schema: Any, path: tuple[int | str, ...]) -> list[str]:
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         fields = schema.model_fields
     elif dataclasses.is_dataclass(schema):
-        _adapter(cast(Any, schema))  # makes them
-        fields = cast(Any, schema).__pydantic_fields__
+        hints = get_type_hints(schema, include_extras=True)
+        fields = {name: FieldInfo.from_annotation(hint) for name, hint in hints.items()}
     else:
         return []
     named = {str(entry.validation_alias or name): entry for name, entry in fields.items()}

@@ -1,6 +1,7 @@
 """Files are read within bounds, and every error names what is wrong and what to do."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -150,9 +151,22 @@ def test_what_cannot_be_a_folder_says_why(name: str, problem: str) -> None:
         is_folder(Path(name))
 
 
-def test_a_file_that_is_too_large_is_not_read_whole() -> None:
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(Malformed, match="a pipe or a device"):
+        read_bytes(tmp_path / "pipe.toml")
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(Malformed, match="a pipe or a device"):
+        read_bytes(Path("/dev/zero"))
+
+
+def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "large.toml").open("wb") as file:
+        file.truncate(1 << 40)
     with pytest.raises(Malformed, match="larger than 1000 bytes"):
-        read_bytes(Path("/dev/zero"), 1000)
+        read_bytes(tmp_path / "large.toml", most_bytes=1000)
 
 
 @pytest.mark.parametrize(
