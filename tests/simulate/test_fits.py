@@ -36,6 +36,30 @@ def test_the_margin_covers_what_the_formulas_were_ever_short_of():
         assert not said.fits or read <= capacity_bytes(said.cluster), row
 
 
+def test_the_formulas_need_what_drawn_layouts_need_as_compiled():
+    rows = json.loads((DATA / "fits.json").read_text())["rows"]
+    compiled = [row for row in rows if "memory_bytes" in row.get("compiled", {})]
+    for row in compiled:
+        need = row["compiled"]["memory_bytes"]
+        assert predicted(row).total_bytes == pytest.approx(need, rel=0.1), row
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh"),
+    [
+        # XLA puts gradients that a ring adds up side by side before and takes them apart behind.
+        ("gpt3-6.7b", "data=8,context=2"),
+        # Gradients of keys and values go one step further than keys and values, home.
+        ("gpt2-124m", "fsdp=2,context=4,model=4"),
+        ("gpt3-1.3b", "data=4,context=2,model=2"),
+    ],
+)
+def test_a_ring_takes_as_long_by_formulas_as_compiled(model, mesh):
+    row = next(row for row in compiled_before() if (row["model"], row["mesh"]) == (model, mesh))
+    read = row["compiled"]["step_time_s"]
+    assert predicted(row).step_time_s == pytest.approx(read, rel=0.08)
+
+
 def test_what_fits_with_too_little_to_spare_is_said_to_maybe_not_fit():
     row = next(one for one in compiled_before() if one["mesh"] == "data=4,context=2")
     said = predicted(row)

@@ -246,8 +246,9 @@ def of_parameters(held: Held, layouts: Layouts, several: Bools, precision: str) 
     and its gradient is written into one that was filled with zeros. Some matrices are turned
     around: 1.4 bytes for each of all numbers, chosen like the shares of `waits`. Where a layer's
     gradients are added up over replicas in one collective, they are put side by side before it and
-    taken apart behind. Gradients of several micro-batches are added up in fp32, which a pipeline
-    fills up with zeros first.
+    taken apart behind; a ring does so with every micro-batch, and with those of tables too.
+    Gradients of several micro-batches are added up in fp32, which a pipeline fills up with zeros
+    first.
 
     Args:
         held: parameters.
@@ -259,7 +260,8 @@ def of_parameters(held: Held, layouts: Layouts, several: Bools, precision: str) 
     whole: Floats = np.sum([part.count for part in held.parts[:-1]], axis=0) / held.deepest
     ends = held.mine[-1]
     replicas = np.where(layouts.zero < 3, layouts.data, 1) > 1
-    together = np.where(replicas & ~several & (layouts.zero < 2), 8.0, 0.0)
+    ring = layouts.context > 1
+    together = np.where(ring | (replicas & ~several & (layouts.zero < 2)), 8.0, 0.0)
     turned = 1.4
     added = np.where(several, 10.0, 0.0) + np.where(layouts.pipe > 1, 3.0, 0.0)
     cast = 0.0 if precision in ("fp32", "pure-bf16") else 6.0
@@ -268,6 +270,6 @@ def of_parameters(held: Held, layouts: Layouts, several: Bools, precision: str) 
     once = once + np.where(replicas & (layouts.zero >= 1), 9.0, 0.0)
     return OfParameters(
         (4.0 * mine + turned * whole, (10.0 + together + added) * mine + turned * whole),
-        np.where(several, 10.0, 0.0) * ends,
+        (np.where(several, 10.0, 0.0) + np.where(ring, 8.0, 0.0)) * ends,
         once * (mine * held.deepest + ends),
     )

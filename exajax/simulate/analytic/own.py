@@ -44,11 +44,13 @@ class Passes:
         ahead: of the forward pass.
         back: of the backward pass, with what it makes again.
         products: of both, matrix products and attention.
+        ring: of both, attention in a ring, its products and what it moves; 0 without one.
     """
 
     ahead: Floats
     back: Floats
     products: Floats
+    ring: Floats
 
 
 def passes_of(
@@ -90,7 +92,9 @@ def passes_of(
         )
         for side in (0, 1)
     ]
-    return Passes(ahead + memory_s[0], back + memory_s[1], ahead + back)
+    moved_s = bytes_s(np.sum(moved.of_ring(model, layouts, seq), axis=0), chip)
+    attention = np.where(ring, ring_s[0] + ring_s[1] + stack.memory * moved_s, 0.0)
+    return Passes(ahead + memory_s[0], back + memory_s[1], ahead + back, attention)
 
 
 def ring_products_s(
@@ -173,7 +177,7 @@ def times(
     computing = passes.ahead + passes.back + slowdown / (1 + slowdown) * overlapped
     tensor = waits.tensor_s(sent, layouts, room)
     expert = _expert(sent, layouts)
-    ring = waits.context_s(sent, held, layouts, room, timed)
+    ring = waits.context_s(sent, held, layouts, passes.ring, room, timed)
     busy = (passes.ahead + sent.tensor[0], passes.back + sent.tensor[1])
     kernels = [np.full(len(layouts), count) for count in KERNELS]
     host = waiting_for_host(kernels, busy, layouts, stack)
