@@ -107,6 +107,10 @@ def _opened(folder: Path, config: ModelConfig, field: str) -> Iterator[dict[str,
     with contextlib.ExitStack() as stack:
         found: dict[str, Any] = {}
         for path, wanted in _files(folder, field).items():
+            if path.exists() and not path.is_file():  # to open a pipe is to wait for its writer
+                raise InputError(
+                    field, f"{shown_path(path)} is not a file", "download the file again"
+                )
             try:
                 file = stack.enter_context(safe_open(path, framework="numpy"))
                 there = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -178,7 +178,8 @@ def in_loop(saved: Saved, layouts: Layouts, micro_batches: Ints) -> Floats:
 
     Where tensor-parallel devices all have whole sequences, what is in bf16 is kept twice: what is
     within attention (gpt2-124m on data=8,fsdp=2,model=4 and gpt3-1.3b on data=4,context=2,model=2),
-    and with divided parameters the stream (the first of them).
+    and with divided parameters the stream where no block is recomputed (the first of them; not so
+    gpt3-1.3b on data=2,fsdp=2,context=2,model=2, which saves named products alone).
     """
     divided, tensor = layouts.weight_shards > 1, layouts.tensor
     in_parts = divided & layouts.sequence_parallel & (layouts.micro_batch > 1) & (tensor > 1)
@@ -186,7 +187,7 @@ def in_loop(saved: Saved, layouts: Layouts, micro_batches: Ints) -> Floats:
     ffn = divided & (tensor == 1) & (micro_batches > 2)
     of_stream = np.where(np.isin(layouts.remat, WITHOUT_REMAT), GATHERED, 1.0) * saved.stream
     undivided = (tensor > 1) & ~layouts.sequence_parallel & (micro_batches > 1)
-    in_bf16 = np.where(np.isin(layouts.remat, WITHOUT_REMAT), 1 - GATHERED, 1.0) * saved.stream
+    in_bf16 = np.where(np.isin(layouts.remat, WITHOUT_REMAT), 1 - GATHERED, 0.0) * saved.stream
     twice = undivided * (saved.within + divided * in_bf16)
     return np.where(layouts.pipe > 1, 0.0, stream * of_stream + ffn * saved.ffn + twice)
 
