@@ -189,7 +189,7 @@ def test_bad_input_is_one_line_with_the_field_and_writes_nothing(tmp_path):
         "choose one of alps, aurora, dgx-a100": ("--cluster", "dgx"),
         "--global-batch: 100": ("--global-batch", "100"),
         "nowhere does not exist": ("--data", tmp_path / "nowhere"),
-        "empty is empty": ("--data", tmp_path / "empty"),
+        "empty is not text: empty": ("--data", tmp_path / "empty"),
         "binary is not text": ("--data", tmp_path / "binary"),
         "--run-dir: cannot write": ("--run-dir", "/proc/run"),
         "text is not a folder": ("--run-dir", tmp_path / "text"),
