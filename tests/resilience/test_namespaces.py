@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 BEGIN = """
 import json, shlex, subprocess, sys
 from pathlib import Path
+from exajax.environment import HOST_PREFIX
 from exajax.resilience.injection import disk as disks
 from exajax.resilience.injection import namespaces
 namespaces.enter()
