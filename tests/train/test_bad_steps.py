@@ -281,7 +281,7 @@ def test_two_processes_stop_alike_with_one_line(tmp_path, text):
     )
     flags = ("--model", model, "--mesh", "2x1", "--hosts", 2, "--data", text)
     result = command(
-        "train", *flags, "--learning-rate", 1e38, "--precision", "fp32", "--run-dir",
+        "train", *flags, "--learning-rate", 1e6, "--precision", "fp32", "--run-dir",
         tmp_path / "run", "--metrics-port", 0, "--steps", 20, "--save-every", 1,
     )  # fmt: skip
     assert result.returncode == 1, result.stderr
