@@ -5,6 +5,7 @@ were. What is written, and where, is a `Part`: of the shared folder or of a loca
 """
 
 import os
+import re
 import secrets
 import threading
 import time
@@ -150,7 +151,8 @@ class Save:
     def _commit(self, reports: list[dict[str, Any]]) -> int:
         for process, report in enumerate(reports):
             if "problem" in report:
-                raise OSError(f"process {process}: {report['problem']}")
+                where = f"process {process}: " if len(reports) > 1 else ""
+                raise OSError(f"{where}{report['problem']}")
         return self._part.commit([report["wrote"] for report in reports])
 
 
@@ -193,7 +195,8 @@ class Lane:
 def reason(error: BaseException) -> str:
     """Returns an error on one line; of one that comes from the disk, what the disk said."""
     if number := of_the_disk(error):
-        return os.strerror(number)
+        process = re.match("process [0-9]+: ", str(error))
+        return (process[0] if process else "") + os.strerror(number)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     # Where it happened comes first, at length, and the cause last.
     return text if len(text) <= 500 else f"{text[:200]} ... {text[-295:]}"

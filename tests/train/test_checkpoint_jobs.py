@@ -88,7 +88,7 @@ def test_the_full_disk_of_one_process_fails_a_save_of_all_and_nobody_waits(tmp_p
     assert codes == [0, 0], errors
     (event,) = told(tmp_path / "run", "checkpoint-failed")
     assert event["step"] == 2
-    assert event["reason"].startswith("OSError: process 1: OSError: [Errno 28] No space left")
+    assert event["reason"] == "process 1: No space left on device"
     assert [found.step for found in verify(tmp_path / "run" / "checkpoints")] == [4]
 
 
