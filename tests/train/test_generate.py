@@ -233,7 +233,7 @@ def test_json_is_one_object_on_standard_output(flags):
         (["--run-dir=/nowhere"], "--run-dir: /nowhere holds no checkpoint"),
         (["--prompt=" + "x" * 33], "--prompt: it has 33 tokens"),
         (["--temperature=-1"], "--temperature"),
-        (["--tokenizer=/nowhere"], "--tokenizer: cannot read /nowhere"),
+        (["--tokenizer=/nowhere"], "--tokenizer: /nowhere does not exist"),
         (["--tokenizer=bytes"], "--tokenizer: small was trained with tokenizer.json"),
     ],
 )
