@@ -58,6 +58,7 @@ def loops_for_ever(entry):
     )
 
 
+@pytest.mark.slow
 def test_a_program_from_the_cache_that_hangs_is_compiled_anew_and_replaced(tmp_path, text):
     job = ("--mesh=1x1", "--steps=3", "--deadlines=step=15")
     straight = train(tmp_path, text, tmp_path / "one", *job)[1]

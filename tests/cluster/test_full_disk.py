@@ -37,9 +37,8 @@ print(json.dumps(runs))
 """
 
 
-@pytest.mark.parametrize(
-    ("size", "kept"), [("45m", ["2", "4"]), pytest.param("300k", [], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("size", "kept"), [("45m", ["2", "4"]), ("300k", [])])
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_with_more(tmp_path, size, kept):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

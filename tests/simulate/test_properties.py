@@ -89,7 +89,7 @@ def predicted(recipe, machine):
         assume(False)  # an option that the formulas do not know
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(recipes(), MACHINES)
 def test_the_formulas_keep_what_a_prediction_promises(recipe, name):
     check(predicted(recipe, load_cluster(name)).to_json())
@@ -132,7 +132,7 @@ def better(machine, what):
 GOOD = ("peak", "memory_bandwidth", "launch_s", "network", "latency")
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(recipes(), MACHINES, st.sampled_from(GOOD))
 def test_more_of_a_good_thing_is_never_slower(recipe, name, what):
     machine = load_cluster(name)

@@ -80,7 +80,8 @@ def job(fault, run_dir, steps):
     processes = []
     try:
         for host in range(2):
-            env = {HOSTS: "2", HOST: str(host), COORDINATOR: coordinator, "JAX_PLATFORMS": "cpu"}
+            env = {HOSTS.name: "2", HOST.name: str(host), COORDINATOR.name: coordinator}
+            env["JAX_PLATFORMS"] = "cpu"
             with (run_dir / f"log-{host}").open("w") as log:
                 processes.append(
                     subprocess.Popen(
