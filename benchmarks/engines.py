@@ -213,7 +213,7 @@ HELD_OUT: list[Layout] = [
 
 
 def compare(recipe: Recipe, cluster: Cluster, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Returns what both engines say of a step, seconds and bytes.
+    """Returns step time (seconds) and memory (bytes) of a layout, simulated by both engines.
 
     Args:
         recipe: the step.

@@ -4,7 +4,7 @@ import os
 
 
 def attached() -> bool:
-    """Returns whether there are device files of NVIDIA or AMD GPUs, or of TPUs."""
+    """Returns whether this machine has device files of NVIDIA or AMD GPUs, or of TPUs."""
     return any(map(_is_accelerator, _names("/dev"))) or any(
         name.isdecimal() for name in _names("/dev/vfio")
     )

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def front_door(argv: list[str] | None = None) -> int:
-    """Runs `launch/multihost.py`; returns what `main` returns."""
+    """Runs `launch/multihost.py`; returns 0 done, 1 failed, 2 bad input, 130 interrupted."""
     interrupts.leave_at_once()
     from exajax.commands import dispatch
 

@@ -28,7 +28,7 @@ class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
     """A run ended for what happened in it. Commands print it on one line and exit with code 1."""
 
 
-NO_FAULT_OF_OURS = {
+DISK_FIXES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room, or ask for a larger quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -38,27 +38,27 @@ NO_FAULT_OF_OURS = {
     errno.EIO: "look after the disk",
     errno.ESTALE: "mount the file system again",
 }
-"""What a person can do about errors of the disk, by their number."""
+"""What a person can do about errors of the disk and of file limits, by `errno`."""
 
 
-def of_the_disk(error: BaseException) -> int | None:
-    """Returns the number of an error that comes from the disk, None for any other.
+def disk_errno(error: BaseException) -> int | None:
+    """Returns the `errno` of an error of the disk or of file limits; None for any other error.
 
     Libraries wrap such errors, and some keep only their text: the error itself, and all that it was
     raised from, are searched for both.
     """
     cause: BaseException | None = error
     while cause is not None:
-        for number in NO_FAULT_OF_OURS:
+        for number in DISK_FIXES:
             if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
                 return number
         cause = cause.__cause__ or cause.__context__
     return None
 
 
-def failed_on_disk(error: BaseException) -> RunFailed | None:
-    """Returns what to print of an error that comes from the disk, None for any other."""
-    number = of_the_disk(error)
+def disk_failure(error: BaseException) -> RunFailed | None:
+    """Returns a full or failing disk as a `RunFailed` with its fix; None for any other error."""
+    number = disk_errno(error)
     if number is None:
         return None
     what = " ".join(str(error).split())
@@ -67,7 +67,7 @@ def failed_on_disk(error: BaseException) -> RunFailed | None:
     elif len(what) > 300:
         what = os.strerror(number)
     return RunFailed(
-        f"{what}; {NO_FAULT_OF_OURS[number]}, and give the same command again: what was saved "
+        f"{what}; {DISK_FIXES[number]}, and give the same command again: what was saved "
         "before is kept"
     )
 
@@ -90,7 +90,7 @@ MISTAKES = (
 
 
 def recurs(error: BaseException) -> bool:
-    """Returns whether an error is of a kind that the same program on the same data meets again."""
+    """Returns whether an error is deterministic: a restart would meet it again."""
     status = str(error).partition(":")[0]
     return status in LASTING or (isinstance(error, MISTAKES) and status not in PASSING)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from exajax import distributed, environment, interrupts, runtime
-from exajax.errors import FAILED, InputError, RunFailed, failed_on_disk, recurs
+from exajax.errors import FAILED, InputError, RunFailed, disk_failure, recurs
 from exajax.flags import Formatter, Parser
 from exajax.local_hosts import Interrupted, StageFailed
 
@@ -79,7 +79,7 @@ def front_door(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepared() -> bool:
-    """Prepares this process; returns whether its environment can be used."""
+    """Sets this process up and checks its `EXAJAX_*` variables; returns whether they are valid."""
     try:
         environment.check()
         runtime.prepare()
@@ -127,7 +127,7 @@ def _code(run: Run, args: argparse.Namespace) -> int:
     except (Interrupted, KeyboardInterrupt):
         return interrupts.INTERRUPTED
     except Exception as error:
-        if failure := failed_on_disk(error):
+        if failure := disk_failure(error):
             return _failed(failure)
         _reported(args, error)
         traceback.print_exc()
@@ -144,7 +144,7 @@ def _failed(error: RunFailed) -> int:
 
 
 def _reported(args: argparse.Namespace, error: Exception) -> bool:
-    """Returns whether the leader of a supervised job was told why this process of it ends."""
+    """Reports an error to the leader of the supervised job; returns whether there is one."""
     run_dir = getattr(args, "run_dir", None)
     if environment.ATTEMPT.name not in os.environ or run_dir is None:
         return False

@@ -198,7 +198,7 @@ def job_of(recipe: Recipe, batches: TextBatches | ImageBatches) -> dict[str, Any
 def _start(
     args: argparse.Namespace, recipe: Recipe, batches: TextBatches | ImageBatches
 ) -> dict[str, Any]:
-    """Returns what all hosts of the job have to start from alike, for `same_start.check`."""
+    """Returns what must be equal on all hosts, as JSON: versions, recipe, options and data."""
     return {
         "versions": start_versions(),
         "recipe": recipe.to_json(),

@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-from exajax.errors import InputError
+from exajax.errors import InputError, disk_errno
 from exajax.files.reading import shown_path
 
 
@@ -49,10 +49,7 @@ def too_many_open(path: Path, field: str) -> InputError:
 
 def is_too_many_open(error: BaseException) -> bool:
     """Returns whether an error says that the process, or the machine, has too many files open."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.EMFILE, errno.ENFILE)
-    text = str(error)  # of a library that passes the system's words on
-    return any(os.strerror(number) in text for number in (errno.EMFILE, errno.ENFILE))
+    return disk_errno(error) in (errno.EMFILE, errno.ENFILE)
 
 
 def _problem(path: str) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from exajax.errors import of_the_disk
+from exajax.errors import disk_errno
 from exajax.train.agreement import Agreement
 
 LIMIT_S = 1800.0
@@ -194,7 +194,7 @@ class Lane:
 
 def reason(error: BaseException) -> str:
     """Returns an error on one line; of one that comes from the disk, what the disk said."""
-    if number := of_the_disk(error):
+    if number := disk_errno(error):
         process = re.match("process [0-9]+: ", str(error))
         return (process[0] if process else "") + os.strerror(number)
     text = " ".join(f"{type(error).__name__}: {error}".split())

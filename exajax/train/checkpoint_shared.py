@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from exajax.errors import of_the_disk
+from exajax.errors import disk_errno
 from exajax.step import TrainState, TrainStep
 from exajax.train import checkpoint_folder as folders
 from exajax.train import checksums, regroup
@@ -37,7 +37,7 @@ class _Reported(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether a record is of something else than the disk."""
         error = record.exc_info[1] if record.exc_info else None
-        return error is None or of_the_disk(error) is None
+        return error is None or disk_errno(error) is None
 
 
 def quiet() -> None:

@@ -21,7 +21,7 @@ TRAINS = ("train", "chaos")
 def checks(args: argparse.Namespace) -> int:
     """Does what training does with its flags and files before it starts anything."""
     from exajax import flags
-    from exajax.commands import train
+    from exajax.commands import chaos, train
     from exajax.resilience import jobs
 
     recipe = flags.recipe_of(args)
@@ -29,6 +29,8 @@ def checks(args: argparse.Namespace) -> int:
         train.check_hosts(args, recipe)
     jobs.check_flags(args, args.hosts or 1)
     train.check(args, recipe)
+    if args.argv[0] == "chaos":
+        chaos._schedule(args)
     return 0
 
 

@@ -19,7 +19,7 @@ BASE: dict[str, list[str]] = {
         *("--model=gpt-tiny", "--cluster=dgx-h100", "--devices=8", "--global-batch=8", "--json"),
     ],
     "train": ["--model=gpt-tiny", "--mesh=2x1", "--global-batch=4", "--seq=64", "--data=text.txt"],
-    "chaos": ["--model=gpt-tiny", "--mesh=2x1", "--hosts=2", "--data=text.txt"],
+    "chaos": ["--model=gpt-tiny", "--mesh=2x1", "--hosts=2", "--data=text.txt", "--kills=1"],
     "validate": ["--table=table.csv", "--json"],
     "tokenise": ["--data=text.txt", "--seq=16", "--out=tokens"],
     "goodput": ["--run-dir=run", "--json"],
