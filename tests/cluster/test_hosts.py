@@ -125,8 +125,9 @@ def test_without_restarts_the_end_of_one_host_ends_the_job(tmp_path, text):
 def test_an_error_of_one_host_ends_the_job(straight, tmp_path, text):
     run_dir = tmp_path / "run"
     shutil.copytree(straight[0], run_dir)
-    (run_dir / "metrics.jsonl").unlink()
-    (run_dir / "metrics.jsonl").mkdir()  # nothing a user does; host 0 alone writes it
+    target = run_dir / "prometheus" / "host-0.json"
+    target.unlink(missing_ok=True)
+    target.mkdir(parents=True)  # nothing a user does; host 0 alone writes it
     started_s = time.monotonic()
     result = train(run_dir, text, 20, "--restarts", 1)
     assert time.monotonic() - started_s < 60
