@@ -108,7 +108,7 @@ def test_bad_input_is_refused_before_anything_is_written(flags, tmp_path):
         "--kills: nothing says what to break": (),
         "--kills: '0' is no such number": ("--kills", 0),
         "no host 5 among 2": ("--faults", schedule),
-        "--faults: nowhere.toml cannot be read": ("--faults", "nowhere.toml"),
+        "--faults: nowhere.toml: cannot be read": ("--faults", "nowhere.toml"),
         "--mesh: unknown axis": ("--kills", 3, "--mesh", "banana=2"),
     }
     for says, given in cases.items():
