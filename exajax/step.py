@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from exajax import accumulate, pipeline, weighted
+from exajax import accumulate, pipeline, ratios, weighted
 from exajax.errors import InputError
 from exajax.mesh import BATCH_AXES
 from exajax.parameters import bind, cast, described, draw, shardings_of
@@ -129,7 +129,8 @@ class TrainStep:
 
         Raises:
             InputError: the mesh does not divide the batch or the layers, the module holds state
-                that is not parameters, or the loss is neither a scalar nor `Weighted`.
+                that is not parameters, the loss is neither a scalar nor `Weighted`, or it is a
+                scalar that cannot be computed in micro-batches.
         """
         _check_divides(workload, mesh, micro_batches)
         module, variables = bind(workload.build)
@@ -147,6 +148,8 @@ class TrainStep:
                 lambda p: cast(p, COMPUTE_DTYPES[precision]), nnx.to_pure_dict(variables)
             )
             weigh = weight_of(workload, module, narrowed)
+            if not weigh and (plan or micro_batches > 1):
+                _check_is_a_mean(workload, module, narrowed)
         value, value_and_grad = losses(
             workload, module, weigh, spec["gradients"], mesh, zero, micro_batches, plan
         )
@@ -289,17 +292,39 @@ def weight_of(
         InputError: the loss is neither a scalar nor `Weighted`, or its weight does not follow from
             the batch alone.
     """
-    loss = workload.loss
 
     def weigh(batch: Batch) -> Any:
-        if not isinstance(loss, Stages):
-            return weighted.weight_alone(lambda p, b: loss(module(p), b), (params,), batch)
-        enter, end = loss.enter, loss.exit
-        stream = jax.eval_shape(lambda p, b: enter(module(p), b), params, batch)
-        return weighted.weight_alone(lambda p, x, b: end(module(p), x, b), (params, stream), batch)
+        return weighted.weight_alone(*_last_part(workload, module, params, batch), batch)
 
     weighted_loss = jax.eval_shape(weigh, dict(workload.batch)) is not None
     return weigh if weighted_loss else None
+
+
+def _last_part(
+    workload: Workload, module: Callable[[Tree], nnx.Module], params: Tree, batch: Batch
+) -> tuple[Callable[..., Any], tuple[Tree, ...]]:
+    """Returns the function that ends in the loss, and what it takes before the batch."""
+    loss = workload.loss
+    if not isinstance(loss, Stages):
+        return lambda p, b: loss(module(p), b), (params,)
+    enter, end = loss.enter, loss.exit
+    stream = jax.eval_shape(lambda p, b: enter(module(p), b), params, batch)
+    return lambda p, x, b: end(module(p), x, b), (params, stream)
+
+
+def _check_is_a_mean(
+    workload: Workload, module: Callable[[Tree], nnx.Module], params: Tree
+) -> None:
+    """Checks that a plain loss may be computed in micro-batches, whose mean is then taken."""
+    batch = dict(workload.batch)
+    if ratios.divides_by_the_batch(*_last_part(workload, module, params, batch), batch):
+        raise InputError(
+            "loss",
+            "it divides by a number that it computes from the batch, such as the sum of a mask, "
+            "so its mean over micro-batches is another loss",
+            "return exajax.weighted_mean(values, weights) or exajax.Weighted(total, weight), or "
+            "use one micro-batch and no pipeline",
+        )
 
 
 def _check_divides(workload: Workload, mesh: Mesh, micro_batches: int) -> None:
