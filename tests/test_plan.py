@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exajax.cluster import load_cluster
+from exajax.commands import plan as plan_command
+from exajax.errors import InputError
 from exajax.models.presets import PRESETS
 from exajax.report import plan_table
 from exajax.simulate import plan
@@ -182,3 +184,25 @@ def test_no_layout_beats_one_of_the_front_in_both():
         better = (layouts.step_s < layouts.step_s[row]) & (layouts.bytes <= layouts.bytes[row])
         assert not better.any()
     assert (np.diff(layouts.step_s[front]) < 0).all()
+
+
+def test_more_layouts_than_can_be_priced_are_refused():
+    deep = dataclasses.replace(PRESETS["llama2-70b"], layers=5040, heads=5040, kv_heads=5040)
+    work = plan.Workload(dataclasses.replace(deep, width=10_080), 1 << 20, 4096, "bf16")
+    with pytest.raises(InputError, match=r"--devices: .* more than 4,000,000 ways; give fewer"):
+        plan.search(work, H100, 16_384)
+
+
+def test_it_says_every_few_seconds_how_many_of_many_layouts_are_priced(capsys, monkeypatch):
+    work = plan.Workload(PRESETS["llama2-7b"], 64, 4096, "bf16")
+    monkeypatch.setattr(plan, "AT_A_TIME", 1000)
+    monkeypatch.setattr(plan_command, "MANY_LAYOUTS", 1)
+    monkeypatch.setattr(plan_command, "SAY_EVERY_S", 0.0)
+    count = len(plan.search(work, H100, 32, plan_command.Progress()).layouts)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"priced 0 of {count:,} layouts"
+    assert lines[-1] == f"priced {count:,} of {count:,} layouts"
+    assert len(lines) == 2 + count // 1000
+    plan_command.MANY_LAYOUTS = count + 1
+    plan.search(work, H100, 32, plan_command.Progress())
+    assert not capsys.readouterr().err

@@ -28,6 +28,11 @@ SHOWN = 3
 LEAST_GAIN = 0.01
 """How much faster they have to be."""
 
+MANY_LAYOUTS = 500_000
+"""Layouts that take seconds to price, which is said, every `SAY_EVERY_S`."""
+
+SAY_EVERY_S = 5.0
+
 MOST_SEQUENCES = 1 << 20
 """Of a step: far more than anybody trains with, and few enough for their divisors to be counted."""
 
@@ -109,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         out = runtime.claim_stdout(with_jax=False)
     begun = time.perf_counter()
-    found = plan.search(work, cluster, args.devices)
+    found = plan.search(work, cluster, args.devices, Progress())
     seconds = time.perf_counter() - begun
     fitting = found.fits.nonzero()[0]
     best = found.ranked(fitting)[: max(args.top, args.verify)]
@@ -138,6 +143,20 @@ def run(args: argparse.Namespace) -> int:
 
         plots.write(args.plot, plan_plot.draw(found))
     return 0
+
+
+class Progress:
+    """Says every few seconds how far the pricing of many layouts is."""
+
+    def __init__(self) -> None:
+        self._said_s = -SAY_EVERY_S
+
+    def __call__(self, priced: int, layouts: int) -> None:
+        """Prints a line on standard error if it is time for one."""
+        now_s = time.monotonic()
+        if layouts >= MANY_LAYOUTS and now_s - self._said_s >= SAY_EVERY_S:
+            self._said_s = now_s
+            print(f"priced {priced:,} of {layouts:,} layouts", file=sys.stderr, flush=True)
 
 
 def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
@@ -261,13 +280,14 @@ def _advice(found: plan.Found, args: argparse.Namespace) -> list[str]:
         told.append("that may do: formulas want a margin, and --engine compiled says for sure")
     if work.global_batch < args.devices:
         larger = dataclasses.replace(work, global_batch=args.devices)
-        if plan.smallest_that_fits(larger, cluster, [args.devices]):
+        if plan.smallest_that_fits(larger, cluster, [args.devices], Progress()):
             told.append(
                 f"--global-batch {args.devices} makes it fit: parameters are divided over no more "
                 "devices than the batch has sequences"
             )
     counts = [args.devices * ways for ways in (2, 4, 8, 16, 32, 64)]
-    more = plan.smallest_that_fits(work, cluster, [n for n in counts if n <= cluster.devices])
+    counts = [n for n in counts if n <= cluster.devices]
+    more = plan.smallest_that_fits(work, cluster, counts, Progress())
     if more:
         best = int(more.ranked(more.fits.nonzero()[0])[0])
         step, devices = units.show(float(more.step_s[best]), "s"), more.layouts.devices[best]

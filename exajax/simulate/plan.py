@@ -1,7 +1,7 @@
 """The best ways to lay a model over devices: every layout priced, and ranked under the memory."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,9 @@ from exajax.simulate.analytic.search import candidates
 
 AT_A_TIME = 1 << 16
 """Layouts that are priced at a time: few enough for their columns to stay in a core's caches."""
+
+Progress = Callable[[int, int], None]
+"""Is told how many layouts are priced, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,20 @@ class Found:
         )
 
 
-def search(work: Workload, cluster: Cluster, devices: int) -> Found:
+def search(
+    work: Workload, cluster: Cluster, devices: int, say: Progress = lambda priced, count: None
+) -> Found:
     """Prices every layout of a workload over devices.
 
+    Args:
+        work: what is trained.
+        cluster: where.
+        devices: of every layout.
+        say: is called before and between the layouts that are priced at a time.
+
     Raises:
-        InputError: no layout divides model, batch and sequence over so many devices.
+        InputError: no layout divides model, batch and sequence over so many devices, or too many
+            do.
     """
     cluster = ours(cluster)
     flash = _probe(work).flash(cluster.chip.platform) and cluster.chip.attention is not None
@@ -131,9 +143,13 @@ def search(work: Workload, cluster: Cluster, devices: int) -> Found:
             f"tokens and the {work.model.layers} layers of {work.model.name}",
             f"give a multiple of {devices}, or other --devices",
         )
+    say(0, len(layouts))
     parts = [layouts.take(rows) for rows in _chunks(len(layouts))]
+    priced: list[tuple[Floats, Floats]] = []
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        priced = list(threads.map(lambda part: _price(work, cluster, part), parts))
+        for one in threads.map(lambda part: _price(work, cluster, part), parts):
+            priced.append(one)
+            say(min(len(priced) * AT_A_TIME, len(layouts)), len(layouts))
     step_s, bytes_ = (np.concatenate(columns) for columns in zip(*priced, strict=True))
     return Found(work, cluster, layouts, step_s, bytes_)
 
@@ -164,11 +180,23 @@ def _price(work: Workload, cluster: Cluster, layouts: Layouts) -> tuple[Floats, 
     return times.step_s, footprint(work.model, cluster.stack, layouts, cluster.chip, **how).total
 
 
-def smallest_that_fits(work: Workload, cluster: Cluster, counts: Sequence[int]) -> Found | None:
-    """Returns the layouts over the first number of devices on which one of them fits."""
+def smallest_that_fits(
+    work: Workload,
+    cluster: Cluster,
+    counts: Sequence[int],
+    say: Progress = lambda priced, count: None,
+) -> Found | None:
+    """Returns the layouts over the first number of devices on which one of them fits.
+
+    Args:
+        work: what is trained.
+        cluster: where.
+        counts: numbers of devices to try, in order.
+        say: as of `search`.
+    """
     for devices in counts:
         try:
-            found = search(work, cluster, devices)
+            found = search(work, cluster, devices, say)
         except InputError:
             continue
         if found.fits.any():

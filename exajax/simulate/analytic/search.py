@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from exajax.errors import InputError
 from exajax.models.presets import ModelConfig
 from exajax.recipe import REMATS
 from exajax.simulate.analytic.layouts import Layouts
+
+MOST_LAYOUTS = 4_000_000
+"""Layouts that are priced at most: they take 2 GB of memory and about 20 s on two cores."""
 
 
 @functools.cache
@@ -33,11 +37,21 @@ def candidates(
         global_batch: sequences of a step.
         seq: tokens of each.
         flash: whether the chip has fused attention, which a ring of `context` does not use.
+
+    Raises:
+        InputError: they are more than `MOST_LAYOUTS`.
     """
-    rows = [
-        np.array([(*mesh, *how) for how in _options(model, mesh, global_batch)])
-        for mesh in meshes(model, devices, global_batch, seq)
-    ]
+    rows, count = [], 0
+    for mesh in meshes(model, devices, global_batch, seq):
+        rows.append(np.array([(*mesh, *how) for how in _options(model, mesh, global_batch)]))
+        count += len(rows[-1])
+        if count > MOST_LAYOUTS:
+            raise InputError(
+                "--devices",
+                f"{model.layers} layers and {global_batch} sequences can be laid over {devices} "
+                f"devices in more than {MOST_LAYOUTS:,} ways",
+                "give fewer devices, or layers or a --global-batch with fewer divisors",
+            )
     if not rows:
         return Layouts.of(pipe=[])
     pipe, data, fsdp, expert, context, tensor, interleave, micro_batch, zero, remat, parallel = (
