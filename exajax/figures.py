@@ -101,14 +101,14 @@ def points(
     return xs, ys
 
 
-def _figure(unit: str, least: float, most: float) -> BeforeValidator:
+def _figure(example: str, unit: str, least: float, most: float) -> BeforeValidator:
     """A figure in a unit, between two others."""
 
     def read(pair: Any) -> float:
         text = value_of(pair)
         if not isinstance(text, str):
-            raise Malformed("", f"is {shown(text)}", f'give a figure in {unit}: "1.5 T{unit}"')
-        value = units.parse(text, unit)
+            raise Malformed("", f"is {shown(text)}", f'write it as "{example}"')
+        value = units.parse(text, unit, example)
         if not least <= value <= most:
             ends = f"{units.show(least, unit)} to {units.show(most, unit)}"
             raise Malformed("", f"is {shown(text)}", f"give {ends}")
@@ -136,22 +136,22 @@ MICROSECONDS = (1e-6, 1e9)
 
 FRACTION = (1e-6, 1.0)
 
-Bandwidth = Annotated[float, _figure("B/s", 1e3, 1e17)]
+Bandwidth = Annotated[float, _figure("3.35 TB/s", "B/s", 1e3, 1e17)]
 """Of a memory, a link or a network, in one direction, as `["3.35 TB/s", "source"]`."""
 
-FlopRate = Annotated[float, _figure("FLOP/s", 1e6, 1e20)]
+FlopRate = Annotated[float, _figure("989 TFLOP/s", "FLOP/s", 1e6, 1e20)]
 """Of one device, as `["989 TFLOP/s", "source"]`."""
 
-Capacity = Annotated[float, _figure("B", 1e6, 1e16)]
+Capacity = Annotated[float, _figure("80 GiB", "B", 1e6, 1e16)]
 """Memory of one device, as `["80 GiB", "source"]`."""
 
-ElementBytes = Annotated[float, _figure("B", 0.5, 16.0)]
+ElementBytes = Annotated[float, _figure("2 B", "B", 0.5, 16.0)]
 """Size of an element of an array, as `["2 B", "source"]`."""
 
-Seconds = Annotated[float, _figure("s", 1e-12, 100.0)]
+Seconds = Annotated[float, _figure("2.5 us", "s", 1e-12, 100.0)]
 """A latency or another time that does not grow with the work, as `["2.5 us", "source"]`."""
 
-Power = Annotated[float, _figure("W", 0.1, 1e6)]
+Power = Annotated[float, _figure("700 W", "W", 0.1, 1e6)]
 """Of one device, as `["700 W", "source"]`."""
 
 Share = Annotated[float, _number(0.0, 1.0)]

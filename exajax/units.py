@@ -6,26 +6,43 @@ import re
 from exajax.files.reading import Malformed, shown
 
 PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
-    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "m": 1e-3, "u": 1e-6, "n": 1e-9,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40,
 }  # fmt: skip
-UNITS = ("FLOP/s", "B/s", "B", "s", "W")
+SMALL_PREFIXES = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+"""Those of seconds: nobody means a terasecond, or a millibyte."""
+
+EXAMPLES = {
+    "FLOP/s": "989 TFLOP/s",
+    "B/s": "3.35 TB/s",
+    "B": "80 GB",
+    "s": "2.5 us",
+    "W": "700 W",
+}
+"""A figure of each unit that there is."""
 
 
-def parse(text: str, unit: str) -> float:
+def parse(text: str, unit: str, example: str | None = None) -> float:
     """Reads a figure such as `3.35 TB/s` into the base unit.
 
     Args:
-        text: a number, a prefix (SI, or Ki Mi Gi Ti) and the unit.
-        unit: the unit it must have, one of `UNITS`.
+        text: a number, a prefix and the unit: m, u or n before seconds, before any other unit k to
+            E, or Ki to Ti.
+        unit: the unit it must have, one of `EXAMPLES`.
+        example: of a right one, for the error.
 
     Raises:
         Malformed: it is not a positive number with that unit.
     """
     pattern = r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*?)" + re.escape(unit)
-    found = re.fullmatch(pattern, text)
-    if not found or found[2] not in PREFIXES or not _positive(found[1]):
-        raise Malformed("", f"{shown(text)} is not a figure in {unit}", f'write "1.5 T{unit}"')
-    return float(found[1]) * PREFIXES[found[2]]
+    found = re.fullmatch(pattern, text, re.ASCII)
+    prefixes = SMALL_PREFIXES if unit == "s" else PREFIXES
+    if not found or found[2] not in prefixes or not _positive(found[1]):
+        raise Malformed(
+            "",
+            f"{shown(text)} is not a figure in {unit}",
+            f'write it as "{example or EXAMPLES[unit]}"',
+        )
+    return float(found[1]) * prefixes[found[2]]
 
 
 def _positive(number: str) -> bool:
@@ -39,9 +56,8 @@ def show(value: float, unit: str, digits: int = 3) -> str:
     """Prints a quantity with the SI prefix that fits: `show(3.35e12, "B/s")` is `3.35 TB/s`."""
     if value == 0:
         return f"0 {unit}"
-    small = {"m": 1e-3, "u": 1e-6, "n": 1e-9} if unit == "s" else {}
-    big = {} if unit == "s" else {p: PREFIXES[p] for p in ("E", "P", "T", "G", "M", "k")}
-    for prefix, size in (big | {"": 1.0} | small).items():
+    big = {prefix: PREFIXES[prefix] for prefix in ("E", "P", "T", "G", "M", "k", "")}
+    for prefix, size in (SMALL_PREFIXES if unit == "s" else big).items():
         if abs(value) >= size * 0.9995:
             return f"{value / size:.{digits}g} {prefix}{unit}"
     return f"{value:.{digits}g} {unit}"

@@ -39,6 +39,24 @@ def test_a_figure_of_another_unit_is_refused(text):
         units.parse(text, "B/s")
 
 
+@pytest.mark.parametrize("text", ["5 Ts", "1.5 ks", "5 s 1", "5 min", "5us us"])
+def test_a_time_is_given_in_seconds_or_less(text):
+    with pytest.raises(Malformed) as error:
+        units.parse(text, "s")
+    assert error.value.fix == 'write it as "2.5 us"'
+
+
+@pytest.mark.parametrize("text", ["3 mB/s", "3 uB/s", "\u0663 TB/s"])
+def test_nobody_means_a_millibyte(text):
+    with pytest.raises(Malformed):
+        units.parse(text, "B/s")
+
+
+@pytest.mark.parametrize(("unit", "example"), units.EXAMPLES.items())
+def test_the_example_of_every_unit_is_one(unit, example):
+    assert units.parse(example, unit) > 0
+
+
 @given(st.floats(1e-8, 1e20))
 def test_what_is_shown_reads_back_within_its_digits(value):
     assert units.parse(units.show(value, "s"), "s") == pytest.approx(value, rel=5.1e-3)
