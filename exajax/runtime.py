@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from exajax import accelerators, environment, xla
@@ -55,19 +56,38 @@ def attached() -> dict[str, Any]:
 
 
 def import_jax() -> None:
-    """Imports JAX without what its CUDA compiler says to standard error while it is loaded."""
+    """Imports JAX without what its CUDA compiler says to standard error while it is loaded.
+
+    JAX loads the compiler when it first looks for devices. Where there are none it has nothing to
+    say, and is loaded here.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         import jax  # noqa: F401
+
+        if not accelerators.attached():
+            _load_compilers()
     except (ImportError, OSError, ValueError) as error:
         raise _refused(error) from error
     finally:
         os.dup2(kept, 2)
         os.close(kept)
     _check_xla_flags()
+
+
+def _load_compilers() -> None:
+    """Loads the libraries of JAX's plugins, which are then not loaded once more."""
+    try:
+        import jax_plugins
+    except ImportError:
+        return
+    for folder in jax_plugins.__path__:
+        for library in Path(folder).glob("*/*_plugin.so"):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(library))
 
 
 def devices() -> "list[jax.Device]":

@@ -135,3 +135,13 @@ def test_a_variable_of_ours_of_the_wrong_form_stops_every_command(tmp_path):
         assert result.returncode == 2
         assert result.stderr.count("\n") == 1
         assert "EXAJAX_HOST: is 'x'" in result.stderr
+
+
+@pytest.mark.parametrize("platforms", [None, "cpu"])
+def test_without_accelerators_the_compilers_of_jax_say_nothing(platforms):
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    env |= {"JAX_PLATFORMS": platforms} if platforms else {}
+    asked = [sys.executable, "-m", "exajax", "doctor"]  # looks for devices
+    done = subprocess.run(asked, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "CPU only" not in done.stdout or not done.stderr

@@ -142,6 +142,8 @@ def _tidy(run_dir: Path) -> None:
         return
     if Lease(control, UNKNOWN, -1).holder() is not None:
         return  # another start of the same command, which has not come to training yet
+    if any(control.glob("drain-*")):
+        return  # which a person has put there
     for name in (".job", FOLDER, "logs"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
     if not any(run_dir.iterdir()):

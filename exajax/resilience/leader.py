@@ -6,6 +6,7 @@ Decisions are kept in `attempt.json`, not in the leader: whoever takes the lease
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exajax.errors import FAILED
@@ -317,15 +318,31 @@ class Leader:
                 return None
         layout = self._policy.layouts.of(ready)
         if layout is None:
-            absent = ", ".join(map(str, lost))
-            waited = f"host {absent} did not come within {self._policy.host_wait_s:.0f} s"
-            self._over(now, 1, waited)
+            self._over(now, 1, self._why_none(lost))
         elif lost and lost != self._lost:
             self._events.write("host-lost", hosts=list(lost), mesh=layout.mesh)
             without = ", ".join(map(str, lost))
             self._tell(f"goes on without host {without}, on mesh {layout.mesh}")
         self._lost = lost
         return layout
+
+    def _why_none(self, lost: Sequence[int]) -> str:
+        """Returns why the hosts that are left do not make up a mesh.
+
+        Args:
+            lost: those that are not.
+        """
+        drained = [n for n in lost if self._control.drained(n)]
+        absent = [n for n in lost if n not in drained]
+        said = []
+        if absent:
+            names = ", ".join(map(str, absent))
+            said.append(f"host {names} did not come within {self._policy.host_wait_s:.0f} s")
+        if drained:
+            files = " and ".join(f"{self._control.folder}/drain-{n}" for n in drained)
+            names = ", ".join(map(str, drained))
+            said.append(f"host {names} is drained, and the rest is no mesh: remove {files}")
+        return "; ".join(said)
 
     def _can_grow(self, now: Attempt, here: dict[int, Host]) -> bool:
         ready = sorted(number for number, host in here.items() if not host.leaving)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from exajax import environment, local_hosts
+from exajax.errors import InputError
 from exajax.resilience.control import Control
 
 ROUND_S = 0.05
@@ -40,7 +41,17 @@ class LocalJob:
         self._passed = 0
 
     def run(self) -> int:
-        """Runs the job; returns its exit code."""
+        """Runs the job; returns its exit code.
+
+        Raises:
+            InputError: every host is drained before the job has begun.
+        """
+        if all(map(self._control.drained, range(self._hosts))):
+            raise InputError(
+                "--run-dir",
+                f"every host is drained in {self._control.folder}",
+                f"remove its drain-0 to drain-{self._hosts - 1}",
+            )
         before = {
             number: signal.signal(number, self._remember)
             for number in (signal.SIGINT, signal.SIGTERM)

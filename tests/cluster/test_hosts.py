@@ -157,6 +157,22 @@ def test_bad_input_of_a_local_job_writes_nothing(tmp_path, text):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("mesh", "hosts", "code"), [("1x1", (), 1), ("2x1", ("--hosts", 2), 2)])
+def test_a_job_whose_hosts_are_all_drained_names_the_files(mesh, hosts, code, tmp_path):
+    control = tmp_path / "run" / ".job"
+    control.mkdir(parents=True)
+    files = {f"drain-{n}" for n in range(hosts[1] if hosts else 1)}
+    for name in files:
+        (control / name).touch()
+    flags = ("--mesh", mesh, "--model", SMALL, *hosts, "--run-dir", tmp_path / "run")
+    result = command("train", *flags, timeout_s=60)
+    assert result.returncode == code, result
+    assert result.stderr.count("\n") == 1
+    assert "drained" in result.stderr
+    assert "remove" in result.stderr
+    assert files <= {path.name for path in control.iterdir()}
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     flags = ("--mesh", "1x8", "--model", "llama2-70b", "--run-dir", tmp_path / "run")
     result = command("train", *flags)

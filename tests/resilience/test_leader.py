@@ -359,3 +359,15 @@ def test_an_error_that_may_not_come_back_is_tried_again(job, recurs, steps):
     for number, step in enumerate(steps, 1):
         assert failed(job, "XlaRuntimeError: UNAVAILABLE", recurs, step).state == "end"
         assert job.round().number == number + 1
+
+
+def test_where_none_is_left_because_hosts_are_drained_their_files_are_named(tmp_path):
+    job = Job(tmp_path, hosts=2, host_wait_s=60.0)
+    job.round()
+    job.round(**job.started())
+    (job.control.folder / "drain-1").touch()
+    job.round(h1={"leaving": True})
+    attempt = job.round(h0=ended(130), h1=ended(130))
+    assert (attempt.state, attempt.code) == ("over", 1)
+    file = job.control.folder / "drain-1"
+    assert attempt.reason == f"host 1 is drained, and the rest is no mesh: remove {file}"
