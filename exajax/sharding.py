@@ -64,6 +64,13 @@ def axis_size(axis: str) -> int:
     return placement.mesh.shape[axis] if placement else 1
 
 
+def axes_of(name: str) -> tuple[str, ...]:
+    """Returns the mesh axes larger than 1 that divide a logical axis, none without a mesh."""
+    placement = _placement.get()
+    axes = placement.rules.get(name, ()) if placement else ()
+    return tuple(axis for axis in axes if axis_size(axis) > 1)
+
+
 def platform() -> str | None:
     """Returns what the devices of the mesh in use are (`cpu`, `gpu`), None without a mesh."""
     placement = _placement.get()

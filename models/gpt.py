@@ -22,6 +22,7 @@ from exajax.models.layers import (
     weight,
 )
 from exajax.models.presets import ModelConfig
+from exajax.models.whole_tokens import gathered, summed
 from exajax.sharding import constrain
 
 
@@ -31,7 +32,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
         D, N, H = config.width, config.heads, config.head_dim
         self.flash, self.causal = how.flash, config.causal
-        self.again = how.remat == "attention"
+        self.again, self.whole = how.remat == "attention", how.whole_tokens
         names = ("embed", "heads", "head")
         matrix = functools.partial(weight, bias=True, in_fp8=how.fp8, rngs=rngs)
         self.query = matrix(D, (N, H), names)
@@ -42,6 +43,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> jax.Array:
         heads = ("batch", "tokens", "heads", None)
+        x_BTD = gathered(x_BTD, self.whole)
         q_BTNH, k_BTNH, v_BTNH = (
             kept_as(name, constrain(project(x_BTD), heads))
             for name, project in zip(QKV, (self.query, self.key, self.value), strict=True)
@@ -55,7 +57,7 @@ class Attention(nnx.Module):
             causal=self.causal,
             segments_BT=None if documents is None else documents.number_BT,
         )
-        return kept_as("mixed", self.out(constrain(mixed_BTNH, heads)))
+        return kept_as("mixed", summed(self.out(constrain(mixed_BTNH, heads)), self.whole))
 
 
 class Block(nnx.Module):
@@ -63,6 +65,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
         D, F = config.width, config.ffn
+        self.whole = how.whole_tokens
         self.attention_norm = layer_norm(D, rngs=rngs)
         self.attention = Attention(config, how, rngs=rngs)
         self.mlp_norm = layer_norm(D, rngs=rngs)
@@ -76,10 +79,10 @@ class Block(nnx.Module):
             mixed_BTD = self.attention(self.attention_norm(x_BTD), documents)
             x_BTD = constrain(x_BTD + mixed_BTD, RESIDUAL)
         with jax.named_scope("mlp"):
-            up_BTF = kept_as("up", self.up(self.mlp_norm(x_BTD)))
+            up_BTF = kept_as("up", self.up(gathered(self.mlp_norm(x_BTD), self.whole)))
             h_BTF = nnx.gelu(up_BTF, approximate=True)
             fed_BTD = self.down(constrain(h_BTF, ("batch", "tokens", "mlp")))
-            return x_BTD + kept_as("down", fed_BTD), jnp.zeros(())
+            return x_BTD + kept_as("down", summed(fed_BTD, self.whole)), jnp.zeros(())
 
 
 class GPT(Decoder):
@@ -93,7 +96,7 @@ class GPT(Decoder):
 
     def __init__(self, config: ModelConfig, how: How = PLAIN, *, rngs: nnx.Rngs):
         D, V = config.width, config.padded_vocab
-        self.remat = how.remat
+        self.remat, self.whole = how.remat, how.whole_tokens
         self.embed = Embedding(V, D, rngs=rngs)
         self.position = nnx.Param(
             nnx.initializers.normal(0.01)(rngs.params(), (config.seq, D)),
@@ -115,5 +118,6 @@ class GPT(Decoder):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         with jax.named_scope("logits"):
-            logits_BTV = jnp.einsum("BTD,VD->BTV", self.norm(x_BTD), self.embed.table[...])
+            x_BTD = gathered(self.norm(x_BTD), self.whole)
+            logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, self.embed.table[...])
             return constrain(logits_BTV, ("batch", "tokens", "vocab"))

@@ -15,6 +15,7 @@ from exajax.models.llama import Llama
 from exajax.models.losses import cross_entropy
 from exajax.models.mixtral import Mixtral
 from exajax.models.presets import ModelConfig
+from exajax.models.whole_tokens import needs_whole_tokens
 from exajax.optimizer import optimizer, schedule
 from exajax.recipe import Recipe
 from exajax.weighted import Loss
@@ -55,6 +56,9 @@ def workload(recipe: Recipe, platform: str) -> Workload:
         interleave=recipe.interleave,
         moe=recipe.moe,
         capacity_factor=recipe.capacity_factor,
+        whole_tokens=needs_whole_tokens(
+            recipe.mesh.sizes, recipe.layout["zero"], recipe.sequence_parallel
+        ),
     )
     tokens_BT = jax.ShapeDtypeStruct((recipe.global_batch, recipe.seq), jnp.int32)
     batch = {"inputs": tokens_BT, "targets": tokens_BT}

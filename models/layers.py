@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from exajax.mesh import BATCH_AXES
 from exajax.models import fp8
 from exajax.models.attention import zigzag, zigzag_order
-from exajax.sharding import constrain, free_axes, manual, platform
+from exajax.sharding import axes_of, constrain, free_axes, manual, platform
 
 RESIDUAL = ("batch", "sequence", "embed")
 """Logical axes of the residual stream between sublayers."""
@@ -179,6 +179,8 @@ class How:
         interleave: parts that each pipeline stage holds of the layers.
         moe: `dropless`, or `capacity`: an expert takes so many tokens of a sequence and no more.
         capacity_factor: room of an expert, as a multiple of an even share.
+        whole_tokens: whether sublayers say that they read and write tokens which `model` does not
+            divide, and do not leave it to the partitioner (see `models.whole_tokens`).
     """
 
     flash: bool = False
@@ -187,10 +189,12 @@ class How:
     interleave: int = 1
     moe: str = "dropless"
     capacity_factor: float = 1.25
+    whole_tokens: bool = False
 
 
 PLAIN = How()
 """As on one device, for numbers and not for speed."""
+
 
 Streamed = tuple[jax.Array, jax.Array]
 """What a block returns: the residual stream, and its share of the loss (0 where it has none)."""
@@ -244,8 +248,12 @@ class Stack(nnx.Module):
             return constrain(x_BTD, RESIDUAL), loss
 
         if REMAT_POLICIES[remat]:
-            # The loop already keeps XLA from undoing the recomputation by merging it away.
-            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+            # The loop already keeps XLA from undoing the recomputation by merging it away. Where
+            # `model` gathers recomputed tokens of a ring, a barrier keeps them behind the block's
+            # gradients: XLA's pipelined all-gathers would begin one block early, and attention
+            # would be recomputed for them and again for all else.
+            ring = {"context", "model"} <= set(axes_of("sequence"))
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=ring)
 
         def walk(x_BTD: jax.Array, layers: nnx.State) -> Streamed:
             count = len(jax.tree.leaves(layers)[0])

@@ -22,6 +22,7 @@ from exajax.models.layers import (
     weight,
 )
 from exajax.models.presets import ModelConfig
+from exajax.models.whole_tokens import gathered, summed
 from exajax.sharding import constrain
 
 
@@ -31,7 +32,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
         D, N, K, H = config.width, config.heads, config.kv_heads, config.head_dim
         self.theta, self.flash = config.rope_theta, how.flash
-        self.again = how.remat == "attention"
+        self.again, self.whole = how.remat == "attention", how.whole_tokens
         matrix = functools.partial(weight, in_fp8=how.fp8, rngs=rngs)
         self.query = matrix(D, (N, H), ("embed", "heads", "head"))
         self.key = matrix(D, (K, H), ("embed", "kv_heads", "head"))
@@ -42,6 +43,7 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> jax.Array:
         heads, kv_heads = ("batch", "tokens", "heads", None), ("batch", "tokens", "kv_heads", None)
         places_BT = None if documents is None else documents.position_BT
+        x_BTD = gathered(x_BTD, self.whole)
         q_BTNH, k_BTKH = constrain(self.query(x_BTD), heads), constrain(self.key(x_BTD), kv_heads)
         q_BTNH = kept_as("query", rotary(q_BTNH, self.theta, places_BT))
         k_BTKH = kept_as("key", rotary(k_BTKH, self.theta, places_BT))
@@ -54,7 +56,7 @@ class Attention(nnx.Module):
             again=self.again,
             segments_BT=None if documents is None else documents.number_BT,
         )
-        return kept_as("mixed", self.out(constrain(mixed_BTNH, heads)))
+        return kept_as("mixed", summed(self.out(constrain(mixed_BTNH, heads)), self.whole))
 
 
 class SwiGLU(nnx.Module):
@@ -62,15 +64,18 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
         D, F = config.width, config.ffn
+        self.whole = how.whole_tokens
         matrix = functools.partial(weight, in_fp8=how.fp8, rngs=rngs)
         self.gate = matrix(D, F, ("embed", "mlp"))
         self.up = matrix(D, F, ("embed", "mlp"))
         self.down = matrix(F, D, ("mlp", "embed"), scale=0.02 / (2 * config.layers) ** 0.5)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = gathered(x_BTD, self.whole)
         gate_BTF, up_BTF = (kept_as("up", matrix(x_BTD)) for matrix in (self.gate, self.up))
         h_BTF = nnx.silu(gate_BTF) * up_BTF
-        return kept_as("down", self.down(constrain(h_BTF, ("batch", "tokens", "mlp"))))
+        fed_BTD = self.down(constrain(h_BTF, ("batch", "tokens", "mlp")))
+        return kept_as("down", summed(fed_BTD, self.whole))
 
 
 class Block(nnx.Module):
@@ -101,7 +106,7 @@ class Llama(Decoder):
 
     def __init__(self, config: ModelConfig, how: How = PLAIN, *, rngs: nnx.Rngs):
         D, V = config.width, config.padded_vocab
-        self.remat = how.remat
+        self.remat, self.whole = how.remat, how.whole_tokens
         self.embed = Embedding(V, D, rngs=rngs)
         self.stack = self.layers(config, how, rngs)
         self.norm = rms_norm(D, rngs=rngs)
@@ -120,4 +125,5 @@ class Llama(Decoder):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         with jax.named_scope("logits"):
-            return constrain(self.logits(self.norm(x_BTD)), ("batch", "tokens", "vocab"))
+            x_BTD = gathered(self.norm(x_BTD), self.whole)
+            return constrain(self.logits(x_BTD), ("batch", "tokens", "vocab"))
