@@ -13,6 +13,7 @@ from exajax.models.presets import PRESETS, ModelConfig
 from exajax.recipe import REMATS
 from exajax.simulate.analytic import engine
 from exajax.simulate.analytic.blocks import PARTS, REMADE
+from exajax.simulate.analytic.collectives import group_s
 from exajax.simulate.analytic.layouts import Layouts
 
 H100 = load_cluster("dgx-h100")
@@ -112,6 +113,17 @@ def test_devices_that_are_alone_send_nothing():
     spent = times("llama2-7b", Layouts.of(micro_batch=1, zero=3, flash=True))
     for what in ("tensor", "context", "expert", "shards", "gradients", "stages", "bubble"):
         assert getattr(spent, what)[0] == 0
+
+
+def test_a_ring_that_leaves_its_node_is_as_slow_as_its_hops_between_nodes():
+    """On nodes of four, a ring of four is in one; of a ring of eight all wait for two hops."""
+    polaris = load_cluster("polaris")
+
+    def hop_s(ranks, stride):
+        return group_s("collective-permute", 1e8, ranks, stride, polaris)[0]
+
+    assert hop_s(8, 1) == hop_s(2, 4) > 2 * hop_s(4, 1)
+    assert hop_s(4, 2) == hop_s(2, 4)  # stages of a pipeline, two devices each
 
 
 def test_the_bubble_is_that_of_the_schedule():

@@ -40,8 +40,9 @@ def test_the_formulas_need_what_drawn_layouts_need_as_compiled():
     rows = json.loads((DATA / "fits.json").read_text())["rows"]
     compiled = [row for row in rows if "memory_bytes" in row.get("compiled", {})]
     for row in compiled:
-        need = row["compiled"]["memory_bytes"]
-        assert predicted(row).total_bytes == pytest.approx(need, rel=0.1), row
+        gap = predicted(row).total_bytes / row["compiled"]["memory_bytes"] - 1
+        # What a pipeline keeps of a part of a stage, or of one micro-batch, may be less than said.
+        assert -0.1 < gap < (0.2 if "pipe" in row["mesh"] else 0.1), row
 
 
 @pytest.mark.parametrize(
@@ -52,12 +53,32 @@ def test_the_formulas_need_what_drawn_layouts_need_as_compiled():
         # Gradients of keys and values go one step further than keys and values, home.
         ("gpt2-124m", "fsdp=2,context=4,model=4"),
         ("gpt3-1.3b", "data=4,context=2,model=2"),
+        # Hops between nodes are slower than those in one.
+        ("gpt2-124m", "data=2,context=8"),
+        ("gpt3-6.7b", "fsdp=2,context=4,model=2"),
+        # Matrices stay where they are, and attention is recomputed once.
+        ("llama2-7b", "fsdp=2,context=2,model=2"),
     ],
 )
 def test_a_ring_takes_as_long_by_formulas_as_compiled(model, mesh):
     row = next(row for row in compiled_before() if (row["model"], row["mesh"]) == (model, mesh))
     read = row["compiled"]["step_time_s"]
     assert predicted(row).step_time_s == pytest.approx(read, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh"),
+    [
+        # The first hop is in a node, the second is not.
+        ("llama3-8b", "pipe=8,fsdp=2"),
+        # Every turn gathers the tables, and adds up their gradients.
+        ("llama3-8b", "pipe=2,fsdp=2,context=2,model=2"),
+    ],
+)
+def test_a_pipeline_takes_as_long_by_formulas_as_compiled(model, mesh):
+    row = next(row for row in compiled_before() if (row["model"], row["mesh"]) == (model, mesh))
+    read = row["compiled"]["step_time_s"]
+    assert predicted(row).step_time_s == pytest.approx(read, rel=0.1)
 
 
 def test_what_fits_with_too_little_to_spare_is_said_to_maybe_not_fit():

@@ -17,6 +17,9 @@ def group_s(
 ) -> Floats:
     """Returns the seconds of a collective over every group, 0 where it has one member.
 
+    In a permute each member sends to the next one, and the slowest hop counts: a ring whose first
+    members are in one node may still lead from node to node.
+
     Args:
         kind: one of `program.collectives.KINDS`.
         bytes_: of the whole array, shape [N], as `Collective.bytes`.

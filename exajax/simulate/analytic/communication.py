@@ -58,7 +58,7 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
     again = np.where(remade_in == 2, 0.0, again)  # what was made again is still there
 
     keys = 2 * tokens * model.kv_heads * model.head_dim / tensor * ELEMENT
-    turn = timed("collective-permute", keys, np.minimum(layouts.context, 2), tensor)
+    turn = timed("collective-permute", keys, layouts.context, tensor)
     ring = turn * (layouts.context - 1)
 
     # Ours sends whole tokens; others, where the sequence is divided, each device its own part.

@@ -123,7 +123,7 @@ def _stages(
     tokens = layouts.micro_batch * seq / layouts.context
     sent = tokens * model.width * ELEMENT / layouts.tensor
     apart = layouts.devices // layouts.pipe
-    hop = group_s("collective-permute", sent, np.minimum(layouts.pipe, 2), apart, cluster)
+    hop = group_s("collective-permute", sent, layouts.pipe, apart, cluster)
     whole = group_s("all-gather", sent * layouts.tensor, layouts.tensor, 1, cluster)
     hop = hop + np.where(layouts.sequence_parallel | (layouts.pipe == 1), 0.0, whole)
     shown = 0 if cluster.stack.hides("stages") else 1

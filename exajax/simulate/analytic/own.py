@@ -165,12 +165,12 @@ def times(
     sent = communication.of_block(model, layouts, seq, stack, timed)
     shard, which = Shard.distinct(layouts, seq)
     ends = ends_of(model, shard, cluster, precision, which)
-    tables_s = timed("all-reduce", 2.0 * held.mine[-1], layouts.context, layouts.tensor)
+    tables = waits.tables_s(model, held, layouts, timed)
     at_ends = ends.head + ends.table + stack.memory * bytes_s(parameters.ends, chip)
 
     hidden = beside.seconds(layouts, chip, passes.ahead, passes.back, room)
-    sharded = waits.sharded_s(held, layouts, cluster, timed)
-    pairs = list(zip(sharded, hidden, strict=True))
+    of_blocks = waits.sharded_s(held, layouts, cluster, timed)
+    pairs = list(zip(of_blocks, hidden, strict=True))
     shards: Floats = np.sum([np.maximum(0.0, sent_s - s) for sent_s, s in pairs], axis=0)
     overlapped: Floats = np.sum([np.minimum(sent_s, s) for sent_s, s in pairs], axis=0)
     slowdown = OVERLAP_SLOWDOWN[chip.platform]
@@ -187,8 +187,9 @@ def times(
     items = micro_batches * layouts.interleave
     blocks = items * held.deepest / layouts.interleave  # of all items
     computed = blocks * computing + items * at_ends
-    context = blocks * ring + items * tables_s
-    waited = blocks * (tensor + expert + shards + host) + context + items * 2 * hop
+    sharded = blocks * shards + items * tables[0]
+    context = blocks * ring + items * tables[1]
+    waited = blocks * (tensor + expert + host) + sharded + context + items * 2 * hop
     bubble = (computed + waited) * (layouts.pipe - 1) / items
     products = blocks * passes.products + items * ends.products
     once = stack.memory * bytes_s(parameters.step, chip)
@@ -203,7 +204,7 @@ def times(
         tensor=blocks * tensor,
         context=context,
         expert=blocks * expert,
-        shards=blocks * shards,
+        shards=sharded,
         gradients=waits.gradients_s(held, layouts, several, passes.back, room, timed),
         stages=items * 2 * hop,
         bubble=bubble,
@@ -223,4 +224,4 @@ def _hop(model: ModelConfig, layouts: Layouts, seq: int, timed: communication.Ti
     ways = np.where(layouts.sequence_parallel, layouts.tensor, 1)
     apart = layouts.devices // layouts.pipe
     sent = ELEMENT * tokens * model.width / ways
-    return timed("collective-permute", sent, np.minimum(layouts.pipe, 2), apart)
+    return timed("collective-permute", sent, layouts.pipe, apart)

@@ -138,6 +138,33 @@ def sharded_s(
     return shards * gathered, shards * np.where(twice, TWICE, 1.0) * gathered, shards * scattered
 
 
+def tables_s(
+    model: ModelConfig, held: Held, layouts: Layouts, timed: communication.Timed
+) -> tuple[Floats, Floats]:
+    """Returns the seconds of collectives of the tables in a micro-batch: of fsdp, of the ring.
+
+    A ring adds up their gradients. Where fsdp divides them, the table of tokens is gathered once,
+    that of logits for the products of each direction, or the one of both once; the gradients of
+    logits are scattered, and those of tokens added up in whole over all devices that have other
+    tokens, as `exajax.models.layers.Embedding` does. Counted in llama3-8b on
+    `pipe=2,fsdp=2,context=2,model=2` and gpt2-124m on `pipe=4,fsdp=4,context=4`.
+
+    All of it is exposed in a pipeline, whose every turn has the first and the last stage's work as
+    branches (`exajax.pipeline`) in which nothing overlaps, and beside a ring, as llama3-8b on
+    `fsdp=2,context=8,model=2` has it. Other programs gather tables while they compute.
+    """
+    piped, ring = layouts.pipe > 1, layouts.context
+    table = 2.0 * model.width * model.padded_vocab / layouts.tensor
+    shards = layouts.fsdp * layouts.expert * np.where(layouts.zero >= 3, layouts.data, 1)
+    ways = np.where(piped | (ring > 1), shards, 1)
+    times = 1 if model.family == "gpt" else 3
+    gathered = times * timed("all-gather", table, ways, ring * layouts.tensor)
+    scattered = timed("reduce-scatter", table, ways, ring * layouts.tensor)
+    tokens = timed("all-reduce", table, np.where(shards > 1, ways * ring, 1), layouts.tensor)
+    mine = np.where(piped & (shards > 1), table / shards, 2.0 * held.mine[-1])
+    return gathered + scattered + tokens, timed("all-reduce", mine, ring, layouts.tensor)
+
+
 def gradients_s(
     held: Held,
     layouts: Layouts,
