@@ -163,6 +163,10 @@ times a token's); those but the feed-forward's first; those of attention; querie
 memory of the host."""
 
 
+RECOMPUTES_MIXED = ("save-qkv", "full")
+"""Policies that recompute attention before what the feed-forward reads is there."""
+
+
 def kept_as(name: str, x: jax.Array) -> jax.Array:
     """Names an array, so that a policy can keep it for the backward pass."""
     return checkpoint_name(x, name)
@@ -253,7 +257,8 @@ class Stack(nnx.Module):
             # gradients: XLA's pipelined all-gathers would begin one block early, and attention
             # would be recomputed for them and again for all else.
             ring = {"context", "model"} <= set(axes_of("sequence"))
-            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=ring)
+            apart = ring and remat in RECOMPUTES_MIXED
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=apart)
 
         def walk(x_BTD: jax.Array, layers: nnx.State) -> Streamed:
             count = len(jax.tree.leaves(layers)[0])

@@ -172,7 +172,8 @@ def in_loop(saved: Saved, layouts: Layouts, micro_batches: Ints) -> Floats:
 
     Read in the largest buffers of compiled programs, all with parameters that `fsdp`, or ZeRO 3,
     divides: where `tensor` divides sequences of several, the stream lies in two orders (in six of
-    six programs; in wide groups it does anyway, `in_two_orders`); where it does not, and two
+    six programs; in wide groups it does anyway, `in_two_orders`; not in a ring, as in gpt3-6.7b on
+    data=2,fsdp=2,context=4,model=4); where it does not, and two
     micro-batches are one trip of the loop, stacks of the feed-forward are kept for both (in three
     of four: the fourth needs less than this says).
 
@@ -186,7 +187,7 @@ def in_loop(saved: Saved, layouts: Layouts, micro_batches: Ints) -> Floats:
     """
     divided, tensor = layouts.weight_shards > 1, layouts.tensor
     in_parts = divided & layouts.sequence_parallel & (layouts.micro_batch > 1) & (tensor > 1)
-    stream = in_parts & (tensor < TWICE) & (micro_batches > 1)
+    stream = in_parts & (tensor < TWICE) & (micro_batches > 1) & (layouts.context == 1)
     no_remat = np.isin(layouts.remat, WITHOUT_REMAT)
     ring = (layouts.context > 1) & no_remat & ~divided & (tensor == 1) & (micro_batches > 1)
     ffn = np.where(ring, 0.5, 1.0 * (divided & (tensor == 1) & (micro_batches > 2)))
