@@ -78,7 +78,8 @@ class MeshSpec:
                 raise InputError(
                     field,
                     f"the size of {name!r} in {text!r} is {size!r}",
-                    "give a whole number of at least 1, as in 128x8 or data=128,model=8",
+                    f"give a whole number from 1 to {MOST_DEVICES:,}, as in 128x8 or "
+                    "data=128,model=8",
                 )
         mesh = cls(**{name: int(size) for name, size in sizes.items()})
         if mesh.devices > MOST_DEVICES:

@@ -48,6 +48,7 @@ def test_any_text_is_a_mesh_or_a_named_error(text):
         ("8", "128x8"),
         ("8x8x8", "128x8"),
         ("-1x8", "'data'"),
+        ("1073741824x1", "from 1 to 16,777,216"),
     ],
 )
 def test_a_bad_mesh_is_named(text, says):

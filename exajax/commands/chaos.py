@@ -99,8 +99,10 @@ def _name(args: argparse.Namespace, recipe: Recipe) -> str:
 
 def _schedule(args: argparse.Namespace) -> tuple[Fault, ...]:
     """Returns the faults, every one aimed at a host that is known beforehand or at the leader."""
-    if (args.kills is None) == (args.faults is None):
+    if args.kills is None and args.faults is None:
         raise InputError("--kills", "nothing says what to break", "give --kills or --faults")
+    if args.kills is not None and args.faults is not None:
+        raise InputError("--kills", "--faults says already what to break", "give one of the two")
     if args.faults:
         schedule = faults_file.read(args.faults)
     else:

@@ -161,7 +161,9 @@ def _parsed(parse: Callable[[str], Any], content: bytes | str, kind: str) -> Any
         raise Malformed("", f"is nested deeper than {MOST_NESTING}", "nest it less") from None
     except UnicodeDecodeError as error:
         raise Malformed("", f"is not text in UTF-8: byte {error.start}", fix) from error
-    except ValueError as error:  # of the parser, or a number of more than 4,300 digits
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):
+            raise Malformed("", "holds a number of thousands of digits", "shorten it") from error
         raise Malformed("", f"is not {kind}: {_first_line(error)}", fix) from error
     _check_bounds(value)
     return value

@@ -52,6 +52,8 @@ class Deadlines:
                 raise InputError(
                     "--deadlines", f"unknown phase {phase!r}", nearest(phase, DEFAULTS_S)
                 )
+            if phase in given:
+                raise InputError("--deadlines", f"{phase} is given twice", "give it once")
             try:
                 given[phase] = float(seconds)
             except ValueError:

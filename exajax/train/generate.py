@@ -90,7 +90,7 @@ def generate(
         raise InputError(
             "--prompt",
             f"it has {len(prompt)} tokens, and the model sees 1 to {window}",
-            f"give at most {window} tokens",
+            f"give 1 to {window} tokens",
         )
     # Shorter than the model's sequence where all of the text fits; what is behind is not seen.
     T = min(window, -(-(len(prompt) + tokens) // CHUNK) * CHUNK)

@@ -106,6 +106,7 @@ def test_bad_input_is_refused_before_anything_is_written(flags, tmp_path):
     schedule.write_text("[[fault]]\nkind = 'kill'\nat_s = 1\ntarget = 5\n")
     cases = {
         "--kills: nothing says what to break": (),
+        "--kills: --faults says already what to break": ("--kills", 1, "--faults", schedule),
         "--kills: '0' is no such number": ("--kills", 0),
         "no host 5 among 2": ("--faults", schedule),
         "--faults: nowhere.toml: cannot be read": ("--faults", "nowhere.toml"),

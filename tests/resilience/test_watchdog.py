@@ -80,7 +80,9 @@ def test_once_steps_are_timed_their_median_says_how_long_one_may_take():
     assert Deadlines.parse("step=7").of("step", [5.0] * 50) == 7.0
 
 
-@pytest.mark.parametrize("text", ["stepp=3", "step=", "step=-1", "step=nan", "step=inf", "step"])
+@pytest.mark.parametrize(
+    "text", ["stepp=3", "step=", "step=-1", "step=nan", "step=inf", "step", "step=1,step=2"]
+)
 def test_an_impossible_deadline_is_named(text):
     with pytest.raises(InputError, match=r"--deadlines: .*step"):
         Deadlines.parse(text)

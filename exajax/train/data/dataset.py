@@ -71,6 +71,7 @@ class _Manifest(Record):
     dtype: str
     tokenizer: _Tokenizer
     tokens: Count
+    documents: Count = 0
     source: _Source
     splits: _Splits
 

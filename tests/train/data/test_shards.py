@@ -164,6 +164,7 @@ SHARD = ("splits", "train", 0)
         (("dtype",), "object", "its tokenizer needs"),
         (("tokens",), -1, "tokens is -1"),
         (("tokens",), 5, "tokens is 5, fewer than"),
+        (("documents",), -1, "documents is -1"),
         (("tokenizer", "vocab_size"), 10**12, "vocab_size"),
         (("tokenizer", "end_of_document"), 300, "is not that of bytes"),
         (("tokenizer", "name"), "other", "tokenizer.name is 'other'"),
