@@ -24,11 +24,25 @@ PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that a process gets when its parent ends."""
 
 
+MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+"""Share of a GPU's memory that JAX takes at the start; JAX prints a traceback at another text."""
+
+
 def prepare() -> None:
-    """Quiets the libraries, and keeps JAX from looking for accelerators where there are none."""
+    """Quiets the libraries, and keeps JAX from looking for accelerators where there are none.
+
+    Raises:
+        InputError: a variable of JAX's own has a form at which it would only print a traceback.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GLOG_minloglevel", "2")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(xla.MEMORY_FRACTION["cuda"]))
+    os.environ.setdefault(MEMORY_FRACTION, str(xla.MEMORY_FRACTION["cuda"]))
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", os.environ[MEMORY_FRACTION], re.ASCII):
+        raise InputError(
+            MEMORY_FRACTION,
+            f"is {os.environ[MEMORY_FRACTION]!r}",
+            "give a number such as 0.75, or unset it",
+        )
     if not accelerators.attached():
         # The CUDA compiler alone would otherwise be tried as a device, and complain.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -153,7 +167,8 @@ def _check_xla_flags() -> None:
         said = file.read()
     _, status = os.waitpid(child, 0)
     if status:
-        lines = [line.rpartition("] ")[2] for line in said.splitlines() if "XLA_FLAGS" in line]
+        telling = [x for x in said.splitlines() if "XLA_FLAGS" in x or "interpret value" in x]
+        lines = [line.rpartition("] ")[2] for line in telling]
         why = next(iter(lines), "XLA ends where it reads it")[:300]
         raise InputError(
             "XLA_FLAGS", f"XLA does not take it ({why})", "correct it, leave the flag out or unset"
