@@ -29,7 +29,7 @@ def test_the_partitioner_is_told_about_tokens_where_it_takes_fsdp_for_context(me
     ("family", "mesh", "zero"),
     [
         ("llama", "fsdp=2,context=2,model=2", 0),
-        pytest.param("gpt", "fsdp=2,context=4,model=2", 0, marks=pytest.mark.slow),
+        pytest.param("gpt", "fsdp=2,context=2,model=2", 0, marks=pytest.mark.slow),
         pytest.param("llama", "data=2,context=2,model=2", 3, marks=pytest.mark.slow),
     ],
 )
