@@ -27,10 +27,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no installation
 
-from exajax import faults, faults_file
-from exajax.events import read_events
-from exajax.faults import Fault
-from exajax.provenance import machine, versions
+from exajax.chaos import faults, faults_file
+from exajax.chaos.faults import Fault
+from exajax.job.events import read_events
+from exajax.job.provenance import machine, versions
 
 OUT = Path(__file__).parent / "data" / "chaos.json"
 

@@ -28,8 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no installation
 
-from exajax.local_hosts import free_port
-from exajax.provenance import machine, versions
+from exajax.job.local_hosts import free_port
+from exajax.job.provenance import machine, versions
 
 OUT = Path(__file__).parent / "data" / "checkpoint_speed.json"
 AIM = 0.7
@@ -108,10 +108,10 @@ def work(host: int, hosts: int, port: int, folder: Path, gib: float, rounds: int
     if hosts > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", hosts, host)
 
-    from exajax.events import EventLog, read_events
-    from exajax.train.agreement import Agreement
-    from exajax.train.checkpoint import Checkpoints
-    from exajax.train.placing import local_rows, place
+    from exajax.job.events import EventLog, read_events
+    from exajax.train.checkpoint.agreement import Agreement
+    from exajax.train.checkpoint.checkpoints import Checkpoints
+    from exajax.train.data.placement import local_rows, place
 
     step = build(hosts, gib)
     state = step.init(np.uint32(0))

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from exajax.fabric import Times
+from exajax.machine.fabric import Times
 
 TOLERANCE = 0.04
 """Points of a table are left away while the lines between the others stay this close to all."""

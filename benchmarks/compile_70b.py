@@ -18,11 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no installation
 
-from exajax import cluster as clusters
-from exajax.mesh import MeshSpec
+from exajax.job.provenance import machine, versions
+from exajax.machine import cluster as clusters
 from exajax.models.presets import lookup
-from exajax.provenance import machine, versions
-from exajax.recipe import Recipe
+from exajax.recipe.recipe import Recipe
+from exajax.spmd.mesh import MeshSpec
 
 AIM_S = 20.0
 
@@ -34,10 +34,10 @@ def compile_once(model: str, mesh: str) -> dict[str, float]:
     def mark(name: str) -> None:
         marks.append((name, time.perf_counter()))
 
-    from exajax.models import language
     from exajax.program import target
     from exajax.program.compile import compile_step
-    from exajax.step import TrainStep
+    from exajax.recipe import language
+    from exajax.spmd.step import TrainStep
 
     cluster = clusters.load_cluster("dgx-h100")
     recipe = Recipe.of(lookup(model), MeshSpec.parse(mesh))

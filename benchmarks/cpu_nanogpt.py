@@ -23,10 +23,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from sides import Turn, await_quiet, batches, exajax_side, take_turn, torch_side
 
-from exajax.mesh import MeshSpec
-from exajax.models.presets import ModelConfig
-from exajax.provenance import machine, versions
-from exajax.recipe import Recipe
+from exajax.job.provenance import machine, versions
+from exajax.models.dimensions import ModelConfig
+from exajax.recipe.recipe import Recipe
+from exajax.spmd.mesh import MeshSpec
 
 NANOGPT = ModelConfig("nanogpt", "gpt", 6, 384, 6, 6, 1536, 256, 256, source="karpathy/nanoGPT")
 TINY = ModelConfig("tiny", "gpt", 2, 64, 4, 4, 256, 256, 64, source="ours")

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no installation
 
-from exajax.provenance import machine, versions
+from exajax.job.provenance import machine, versions
 
 OUT = Path(__file__).parent / "data" / "cpu_recipes.json"
 AIM = 0.15

@@ -6,7 +6,7 @@
 The compiled engine reads the program that XLA makes of a step, the analytic one has formulas of
 sizes. Compiling takes some seconds a layout, once: the programs stay in exajax's cache. Rows marked
 `fitted` were looked at when the shares and bytes of the analytic engine were chosen
-(`exajax/simulate/analytic/{moved,beside,own}.py`), the others after that.
+(`exajax/simulate/formulas/{moved,beside,own}.py`), the others after that.
 """
 
 import argparse
@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no ins
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from exajax.cluster import Cluster, load_cluster
-from exajax.mesh import MeshSpec
+from exajax.job.provenance import versions
+from exajax.machine.cluster import Cluster, load_cluster
 from exajax.models.presets import lookup
-from exajax.provenance import versions
-from exajax.recipe import Recipe
-from exajax.simulate.analytic import prediction as analytic
+from exajax.recipe.recipe import Recipe
+from exajax.simulate.formulas import prediction as analytic
 from exajax.simulate.prediction import predict_recipe
+from exajax.spmd.mesh import MeshSpec
 
 AIM = 0.1
 """Most that the step times may differ by, over the compiled engine's."""

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no ins
 import frontier_collectives
 from collective_tables import fit_table, tables_toml
 
-from exajax.fabric import Fabric, Times
-from exajax.simulate.in_node import in_node_time_s
+from exajax.machine.fabric import Fabric, Times
+from exajax.simulate.collectives.in_node import in_node_time_s
 
 HERE = Path(__file__).parent
 FABRICS = HERE.parent / "meshes" / "fabrics"

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-from exajax.chip import CHIPS, TILE_SIZES, Chip, Tiles
-from exajax.chip_file import read_chip
 from exajax.files.reading import read_toml
+from exajax.machine.chip import CHIPS, TILE_SIZES, Chip, Tiles
+from exajax.machine.chip_file import read_chip
 from exajax.simulate.matmul import Products, times
 
 HERE = Path(__file__).parent

@@ -5,8 +5,8 @@
 Compiles steps of 16 layers on one device, of which one size after the other is changed (about 90
 programs, 8 minutes on a core), and adds up the bytes of the operations of a pass over the layers
 that are no product. Least squares of relative errors give the bytes for each number of a token:
-the tables of `exajax/simulate/analytic/moved.py`. The program of sizes `check` is left out of the
-fit and shows its error.
+the tables of `exajax/simulate/formulas/xla/elementwise.py`. The program of sizes `check` is left
+out of the fit and shows its error.
 """
 
 import argparse
@@ -25,13 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no ins
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from exajax.cluster import load_cluster
-from exajax.mesh import MeshSpec
-from exajax.models.presets import ModelConfig, lookup
-from exajax.program import cache
+from exajax.job.provenance import versions
+from exajax.machine.cluster import load_cluster
+from exajax.models.dimensions import ModelConfig
+from exajax.models.presets import lookup
+from exajax.program import of_recipe
 from exajax.program.operations import Program, flatten
-from exajax.provenance import versions
-from exajax.recipe import Recipe
+from exajax.recipe.recipe import Recipe
+from exajax.spmd.mesh import MeshSpec
 
 CLUSTERS = {"h100": "dgx-h100", "a100": "dgx-a100"}
 LAYERS, SEQ = 16, 2048
@@ -68,7 +69,9 @@ def moved(family: str, remat: str, attention: str, sizes: Mapping[str, int], chi
         attention=attention,
         zero=0,
     )
-    return np.array(passes(cache.compiled(recipe, load_cluster(CLUSTERS[chip])).program)) / LAYERS
+    return (
+        np.array(passes(of_recipe.compiled(recipe, load_cluster(CLUSTERS[chip])).program)) / LAYERS
+    )
 
 
 def passes(program: Program) -> tuple[int, int]:

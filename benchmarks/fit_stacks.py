@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scipy.optimize import least_squares
 
-from exajax import published, stack
 from exajax.files.reading import read_toml
-from exajax.published import Row
-from exajax.simulate import validation
-from exajax.stack import STACKS, Stack
+from exajax.machine import software
+from exajax.machine.software import STACKS, Stack
+from exajax.validate import step_times, tables
+from exajax.validate.tables import Row
 
 LIMITS = {
     "matmul": (1.0, 4.0, 1.0),
@@ -52,7 +52,7 @@ def fit(name: str, rows: Sequence[Row]) -> tuple[Stack, float]:
     """Returns a stack with the factors that fit some rows best, and what is left on average."""
     values = read_toml(STACKS / f"{name}.toml")
     free = [key for key in LIMITS if key in values]
-    base = stack.load(name, "stack")
+    base = software.load(name, "stack")
 
     def with_factors(factors: Sequence[float]) -> Stack:
         changes = {
@@ -69,7 +69,7 @@ def fit(name: str, rows: Sequence[Row]) -> tuple[Stack, float]:
         for row, machine in zip(rows, machines, strict=True):
             assert row.recipe
             assert row.measured_s
-            predicted_s = validation.step_s(
+            predicted_s = step_times.step_s(
                 row.recipe, dataclasses.replace(machine, stack=with_them)
             )
             found.append(predicted_s / row.measured_s - 1)
@@ -108,7 +108,7 @@ def null_efficiency(rows: Sequence[Row]) -> float:
     for row in rows:
         assert row.recipe
         assert row.measured_s
-        at_all_s = validation.null_step_s(row.recipe, row.machine(), 1.0)
+        at_all_s = step_times.null_step_s(row.recipe, row.machine(), 1.0)
         reached.append(at_all_s / row.measured_s)
     return statistics.fmean(reached)
 
@@ -122,14 +122,16 @@ def main() -> None:
     if not args.tables.is_dir():
         sys.exit(f"--tables: there is no folder {args.tables}; give the folder of published tables")
     if args.null:
-        rows = published.read_table(args.tables / NULL_TABLE)
+        rows = tables.read_table(args.tables / NULL_TABLE)
         print(null_efficiency([row for row in rows if row.row_id.startswith(NULL_ROWS)]))
         return
-    rows = [row for path in sorted(args.tables.glob("*.csv")) for row in published.read_table(path)]
+    rows = [row for path in sorted(args.tables.glob("*.csv")) for row in tables.read_table(path)]
     fits: dict[str, Any] = {}
-    for name in args.stacks or stack.names():
+    for name in args.stacks or software.names():
         chosen = [
-            row for row in rows if row.recipe and row.row_id in stack.load(name, "stack").fitted_on
+            row
+            for row in rows
+            if row.recipe and row.row_id in software.load(name, "stack").fitted_on
         ]
         fitted, left = fit(name, chosen)
         print(
@@ -140,7 +142,7 @@ def main() -> None:
             "left": left,
             "factors": {key: getattr(fitted, FIELDS.get(key, key)) for key in LIMITS},
         }
-    errors = validation.summary(validation.check(row) for row in rows)
+    errors = step_times.summary(step_times.check(row) for row in rows)
     result = {"kind": "simulated against published", "stacks": fits, "sources": errors}
     if not args.stacks:
         OUT.write_text(json.dumps(result, indent=1) + "\n")

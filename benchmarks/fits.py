@@ -4,7 +4,7 @@
     python benchmarks/fits.py              # prices them with the formulas, and compiles new ones
 
 Raw data: `benchmarks/data/fits.json`. What the formulas are short of there is where the margin of
-the analytic engine's `fits` is from (`exajax/simulate/analytic/prediction.py`). Compiling takes
+the analytic engine's `fits` is from (`exajax/simulate/formulas/prediction.py`). Compiling takes
 some seconds a layout, once: results of the compiled engine stay in the raw data.
 """
 
@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no ins
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from exajax.cluster import load_cluster
 from exajax.errors import InputError
-from exajax.mesh import MeshSpec
+from exajax.job.provenance import versions
+from exajax.machine.cluster import load_cluster
 from exajax.models.presets import lookup
-from exajax.provenance import versions
-from exajax.recipe import Recipe
+from exajax.recipe.recipe import Recipe
 from exajax.simulate import plan
-from exajax.simulate.analytic import prediction as analytic
+from exajax.simulate.formulas import prediction as analytic
 from exajax.simulate.prediction import predict_recipe
+from exajax.spmd.mesh import MeshSpec
 
 OUT = Path(__file__).parent / "data" / "fits.json"
 SEED = 0

@@ -13,10 +13,10 @@ import numpy as np
 from collective_tables import fit_table, tables_toml
 from scipy.optimize import least_squares
 
-from exajax.fabric import Fabric, Network, Times, Tree
-from exajax.simulate import between_nodes
-from exajax.simulate.between_nodes import Layout
-from exajax.simulate.in_node import in_node_time_s
+from exajax.machine.fabric import Fabric, Network, Times, Tree
+from exajax.simulate.collectives import between_nodes
+from exajax.simulate.collectives.between_nodes import Layout
+from exajax.simulate.collectives.in_node import in_node_time_s
 
 LIBRARY = "RCCL(MPICH backend, OFI/CXI)"
 """The rows that are RCCL with the OFI plugin; those of Cray-MPICH are not used."""

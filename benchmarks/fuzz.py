@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from exajax.provenance import machine, versions
+from exajax.job.provenance import machine, versions
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "benchmarks" / "data" / "fuzz.json"

@@ -21,11 +21,12 @@ from typing import Any
 
 from sides import batches, exajax_side, take_turn, torch_side
 
-from exajax.cluster import chip_of_device
-from exajax.mesh import MeshSpec
-from exajax.models.presets import PRESETS, ModelConfig
-from exajax.provenance import machine, versions
-from exajax.recipe import Recipe
+from exajax.job.provenance import machine, versions
+from exajax.machine.cluster import chip_of_device
+from exajax.models.dimensions import ModelConfig
+from exajax.models.presets import PRESETS
+from exajax.recipe.recipe import Recipe
+from exajax.spmd.mesh import MeshSpec
 
 SIDES = ("exajax", "torch")
 BUDGET_S = 570.0

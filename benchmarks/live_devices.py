@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from exajax.provenance import machine, versions
+from exajax.job.provenance import machine, versions
 
 OUT = Path(__file__).parent / "data" / "live_devices.json"
 

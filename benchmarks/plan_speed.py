@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exajax.provenance import machine, versions
+from exajax.job.provenance import machine, versions
 
 OUT = Path(__file__).parent / "data" / "plan_speed.json"
 

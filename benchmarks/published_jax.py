@@ -25,14 +25,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from scipy.optimize import least_squares
 
-from exajax import cluster as clusters
-from exajax import published, stack
-from exajax.provenance import versions
-from exajax.published import Row
+from exajax.job.provenance import versions
+from exajax.machine import cluster as clusters
+from exajax.machine import software as stack
+from exajax.machine.software import Stack
 from exajax.simulate import variability
 from exajax.simulate.prediction import Prediction
 from exajax.simulate.timeline import lay_out
-from exajax.stack import Stack
+from exajax.validate import tables as published
+from exajax.validate.tables import Row
 
 TABLES = ("dgxc_jax_h100.csv", "jaxtoolbox_pax_maxtext.csv")
 OUT = Path(__file__).parent / "data" / "published_jax.json"
@@ -57,7 +58,7 @@ def stack_of(row: Row) -> Stack:
 def predict(row: Row) -> Prediction:
     """Compiles and prices a row's recipe on its machine, with its stack."""
     import exajax
-    from exajax.models import workloads
+    from exajax.recipe import workloads
 
     assert row.recipe is not None
     machine = clusters.load_cluster(row.cluster)

@@ -13,14 +13,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from exajax.cluster import Cluster, load_cluster
-from exajax.commands import simulate
-from exajax.commands.plan import command
+from exajax.cli import simulate
+from exajax.cli.plan import command
+from exajax.job.provenance import versions
+from exajax.machine.cluster import Cluster, load_cluster
 from exajax.models.presets import lookup
-from exajax.provenance import versions
-from exajax.recipe import Recipe
+from exajax.recipe.recipe import Recipe
 from exajax.simulate import plan
-from exajax.simulate.analytic.prediction import predict
+from exajax.simulate.formulas.prediction import predict
 
 OUT = Path(__file__).parent / "data" / "reference_jobs.json"
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no ins
 
 import numpy as np
 
-from exajax.recipe import Recipe
+from exajax.recipe.recipe import Recipe
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 Side = Callable[[Batches], list[float]]
@@ -36,16 +36,15 @@ def exajax_side(recipe: Recipe) -> tuple[Side, Callable[[], Any]]:
     """Returns exajax's own train step on one device, and what copies its parameters to the host."""
     import jax
 
-    from exajax import xla
-    from exajax.models import language
-    from exajax.step import TrainStep
+    from exajax.recipe import language
+    from exajax.spmd import compiler_options
+    from exajax.spmd.step import TrainStep
 
     device = jax.devices()[0]
     workload = language.workload(recipe, device.platform)
     step = TrainStep.of(workload, recipe.mesh.build([device]), precision=recipe.precision)
-    update = step.update.lower(step.state, step.batch).compile(
-        compiler_options=xla.compiler_options(device.platform) or None
-    )
+    lowered = step.update.lower(step.state, step.batch)
+    update = compiler_options.compile(lowered, device.platform)
     state = step.init(np.uint32(recipe.seed))
 
     def advance(given: Batches) -> list[float]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no installation
 
-from exajax.provenance import machine, versions
+from exajax.job.provenance import machine, versions
 
 MODEL = "llama2-70b"
 AIMS_S = {"128x8": {"cold": 40.0, "cached": 3.0}, "2048x8": {"cold": 60.0, "cached": 3.0}}

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from exajax.models.presets import ModelConfig
-from exajax.recipe import Recipe
+from exajax.models.dimensions import ModelConfig
+from exajax.recipe.recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -158,7 +158,7 @@ def load(model: Model, params: Mapping[str, Any]) -> None:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up from nothing and a cosine to a tenth, as `exajax.optimizer` has it."""
+    """Linear warm-up from nothing and a cosine to a tenth, as `exajax.recipe.optimizer` has it."""
     peak, warm = recipe.learning_rate, recipe.warmup_steps
     if step < warm:
         return peak * step / warm

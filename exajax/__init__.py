@@ -5,44 +5,44 @@ exajax.fit(exajax.TrainStep.of(workload, mesh), batches, steps=100)      # measu
 exajax.predict(workload, "128x8", "dgx-h100")                            # simulated
 """
 
-from exajax import accelerators
+from exajax.job import accelerators
 
 TYPE_CHECKING = False  # importing it from `typing` would take as long as all else here
 if TYPE_CHECKING:
     from exajax.api import predict as predict
     from exajax.api import train_step as train_step
-    from exajax.cluster import load_cluster as load_cluster
     from exajax.errors import InputError as InputError
-    from exajax.mesh import MeshSpec as MeshSpec
-    from exajax.recipe import Recipe as Recipe
+    from exajax.machine.cluster import load_cluster as load_cluster
+    from exajax.recipe.recipe import Recipe as Recipe
     from exajax.simulate.prediction import Prediction as Prediction
-    from exajax.step import TrainState as TrainState
-    from exajax.step import TrainStep as TrainStep
-    from exajax.train.loop import Every as Every
+    from exajax.spmd.mesh import MeshSpec as MeshSpec
+    from exajax.spmd.step import TrainState as TrainState
+    from exajax.spmd.step import TrainStep as TrainStep
+    from exajax.spmd.weighted import Weighted as Weighted
+    from exajax.spmd.weighted import weighted_mean as weighted_mean
+    from exajax.spmd.workload import Stages as Stages
+    from exajax.spmd.workload import Workload as Workload
+    from exajax.train.hooks import Every as Every
     from exajax.train.loop import Fit as Fit
     from exajax.train.loop import fit as fit
-    from exajax.weighted import Weighted as Weighted
-    from exajax.weighted import weighted_mean as weighted_mean
-    from exajax.workload import Stages as Stages
-    from exajax.workload import Workload as Workload
 
 _HOMES = {
-    "Every": "train.loop",
+    "Every": "train.hooks",
     "Fit": "train.loop",
     "InputError": "errors",
-    "MeshSpec": "mesh",
+    "MeshSpec": "spmd.mesh",
     "Prediction": "simulate.prediction",
-    "Recipe": "recipe",
-    "TrainState": "step",
-    "TrainStep": "step",
-    "Stages": "workload",
-    "Weighted": "weighted",
-    "Workload": "workload",
+    "Recipe": "recipe.recipe",
+    "TrainState": "spmd.step",
+    "TrainStep": "spmd.step",
+    "Stages": "spmd.workload",
+    "Weighted": "spmd.weighted",
+    "Workload": "spmd.workload",
     "fit": "train.loop",
-    "load_cluster": "cluster",
+    "load_cluster": "machine.cluster",
     "predict": "api",
     "train_step": "api",
-    "weighted_mean": "weighted",
+    "weighted_mean": "spmd.weighted",
 }
 
 __all__ = [*_HOMES]

@@ -2,7 +2,7 @@
 
 import sys
 
-from exajax.cli import main
+from exajax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

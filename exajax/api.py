@@ -4,15 +4,15 @@ from typing import Unpack
 
 import jax
 
-from exajax import cluster as clusters
-from exajax.cluster import Cluster
-from exajax.idle_axes import warn_of_idle_axes
-from exajax.mesh import MeshSpec
+from exajax.machine import cluster as clusters
+from exajax.machine.cluster import Cluster
 from exajax.program import target
 from exajax.program.compile import compile_step
 from exajax.simulate.prediction import Prediction, predict_step
-from exajax.step import Layout, TrainStep
-from exajax.workload import Workload
+from exajax.spmd.idle_axes import warn_of_idle_axes
+from exajax.spmd.mesh import MeshSpec
+from exajax.spmd.step import Layout, TrainStep
+from exajax.spmd.workload import Workload
 
 
 def train_step(workload: Workload, mesh: MeshSpec | str, **layout: Unpack[Layout]) -> TrainStep:

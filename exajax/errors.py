@@ -10,8 +10,9 @@ class InputError(ValueError):
     """What a user gave cannot be used. Commands print it on one line and exit with code 2.
 
     Args:
-        field: the flag, file or field that is wrong, as the user wrote it (`--mesh`).
-        problem: what is wrong with it.
+        field: the option, file or field that is wrong (`mesh`); commands print an option as its
+            flag.
+        problem: what is wrong with it; options in it, and in `fix`, stand in backticks.
         fix: what to write instead, as an imperative.
     """
 

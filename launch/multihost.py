@@ -5,7 +5,7 @@ python launch/multihost.py --mesh 128x8 [--model llama2-70b] [--cluster dgx-h100
 
 import sys
 
-from exajax.cli import front_door
+from exajax.cli.main import front_door
 
 if __name__ == "__main__":
     sys.exit(front_door())

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from exajax.mesh import AXES, BATCH_AXES
-from exajax.sharding import axis_size, free_axes, manual
+from exajax.spmd.mesh import AXES, BATCH_AXES
+from exajax.spmd.sharding import axis_size, free_axes, manual
 
 MASKED = -1e30
 """Score of what may not be seen: finite, so that a row that sees nothing stays a number."""

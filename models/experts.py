@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from exajax.mesh import BATCH_AXES
 from exajax.models.attention import zigzag_order
-from exajax.sharding import axis_size, free_axes, manual
+from exajax.spmd.mesh import BATCH_AXES
+from exajax.spmd.sharding import axis_size, free_axes, manual
 
 
 def imbalance(scores_BTE: jax.Array, experts_BTk: jax.Array) -> jax.Array:

@@ -40,9 +40,9 @@ def check(device: jax.Device) -> None:
     major, _, minor = capability.partition(".")
     if not (major.isdigit() and minor.isdigit()) or (int(major), int(minor)) < FIRST_CAPABILITY:
         raise InputError(
-            "--precision",
+            "precision",
             f"{device.device_kind} (compute capability {capability}) has no fp8 matrix units",
-            "give --precision bf16",
+            "give `precision` bf16",
         )
 
 

@@ -15,10 +15,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from exajax.mesh import BATCH_AXES
 from exajax.models import fp8
 from exajax.models.attention import zigzag, zigzag_order
-from exajax.sharding import axes_of, constrain, free_axes, manual, platform
+from exajax.spmd.mesh import BATCH_AXES
+from exajax.spmd.sharding import axes_of, constrain, free_axes, manual, platform
 
 RESIDUAL = ("batch", "sequence", "embed")
 """Logical axes of the residual stream between sublayers."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from exajax.models.attention import attention, zigzag
+from exajax.models.dimensions import ModelConfig
 from exajax.models.layers import (
     PLAIN,
     RESIDUAL,
@@ -21,9 +22,8 @@ from exajax.models.layers import (
     rotary,
     weight,
 )
-from exajax.models.presets import ModelConfig
 from exajax.models.whole_tokens import gathered, summed
-from exajax.sharding import constrain
+from exajax.spmd.sharding import constrain
 
 
 class Attention(nnx.Module):

@@ -6,7 +6,7 @@ Shapes: logits [..., V] and targets [...]; in front stand [B, T] for tokens, [B]
 import jax
 import jax.numpy as jnp
 
-from exajax.weighted import Loss, weighted_mean
+from exajax.spmd.weighted import Loss, weighted_mean
 
 
 def cross_entropy(

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from exajax.models.dimensions import ModelConfig
 from exajax.models.experts import dropless, imbalance, with_capacity
 from exajax.models.layers import RESIDUAL, Documents, How, Stack, Streamed, rms_norm, weight
 from exajax.models.llama import Attention, Llama
 from exajax.models.llama import Block as Dense
-from exajax.models.presets import ModelConfig
-from exajax.sharding import constrain
+from exajax.spmd.sharding import constrain
 
 
 class Experts(nnx.Module):

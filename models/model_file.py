@@ -20,7 +20,7 @@ from pydantic import Field
 from exajax.errors import nearest
 from exajax.files.reading import Malformed, read_toml, shown
 from exajax.files.schema import Name, Schema, Text, checked
-from exajax.models.presets import ModelConfig
+from exajax.models.dimensions import ModelConfig
 
 MOST_PARAMETERS = 10**15
 """Largest model, parameters: their bytes, with the optimizer's, are counted in 64 bits."""

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from exajax.models.dimensions import ModelConfig
 from exajax.models.gpt import Block
 from exajax.models.layers import PLAIN, RESIDUAL, Decoder, How, Stack, layer_norm, weight
-from exajax.models.presets import ModelConfig
-from exajax.sharding import constrain
+from exajax.spmd.sharding import constrain
 
 
 def patches(images_BSSC: jax.Array, patch: int) -> jax.Array:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 
 from exajax.models.layers import RESIDUAL
-from exajax.sharding import constrain, zero_axes
+from exajax.spmd.sharding import constrain, zero_axes
 
 WHOLE = ("batch", "tokens", "embed")
 """Logical axes of what a sublayer reads and writes when `model` divides none of its tokens."""

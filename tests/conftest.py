@@ -32,7 +32,7 @@ settings.load_profile("exajax")
 
 REPOSITORY = Path(__file__).parent.parent
 
-JOBS = ("benchmarks", "cluster", "resilience")
+JOBS = ("benchmarks", "jobs", "resilience")
 """Folders of tests that start processes which use the whole machine: they run one by one."""
 
 

@@ -34,7 +34,7 @@ def test_nothing_generic_lands_in_site_packages(wheel):
         "exajax/meshes/dgx-h100.toml",
         "exajax/meshes/chips/h100.toml",
         "exajax/meshes/stacks/megatron-2021.toml",
-        "exajax/published_tables/megatron_sc21.csv",
+        "exajax/meshes/published/megatron_sc21.csv",
         "exajax/launch/multihost.py",
         "exajax/launch/monitoring/grafana-dashboard.json",
         "exajax/launch/polaris.pbs",

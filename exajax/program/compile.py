@@ -9,14 +9,15 @@ from typing import Any
 
 import jax
 
-from exajax import compilation_cache, xla
-from exajax.cluster import Cluster
-from exajax.idle_axes import idle_axes
-from exajax.program import cache, hlo, memory, schedule, target
+from exajax.job import compilation_cache
+from exajax.machine.cluster import Cluster
+from exajax.program import hlo, memory, schedule, store, target
 from exajax.program.compiled import Artifact, Compiled
 from exajax.program.memory import Sizes
-from exajax.recipe import Recipe
-from exajax.step import TrainStep, local_bytes
+from exajax.recipe.recipe import Recipe
+from exajax.spmd import compiler_options
+from exajax.spmd.idle_axes import idle_axes
+from exajax.spmd.step import TrainStep, local_bytes
 
 PLACE = re.compile(r'"[^"\n]*":\d+:\d+(?: to (?:\d*:)?\d+)?')
 """A place in a source file, in the text of a lowered program."""
@@ -24,7 +25,7 @@ PLACE = re.compile(r'"[^"\n]*":\d+:\d+(?: to (?:\d*:)?\d+)?')
 
 def compile_recipe(recipe: Recipe, cluster: Cluster) -> Artifact:
     """Compiles the step of a recipe for the devices of a described machine."""
-    from exajax.models import workloads
+    from exajax.recipe import workloads
 
     described = recipe.mesh.build(target.devices(cluster, recipe.mesh.devices))
     workload = workloads.workload(recipe, cluster.chip.platform)
@@ -38,20 +39,20 @@ def compile_step(step: TrainStep, cluster: Cluster | None = None) -> Compiled:
     Args:
         step: any step.
         cluster: the described machine that its devices are of: the program is then read from the
-            cache, if it is there.
+            store, if it is there.
     """
     lowered = _lower(step)
-    if cluster is None or not cache.serves(cluster):
+    if cluster is None or not store.serves(cluster):
         return Compiled.of(_compile(step, lowered))
     # The names of operations and inputs say what an array is for, so they are a part of the
     # program; where in whose files it was written is not.
     text = PLACE.sub("", lowered.as_text(debug_info=True))
     devices = [device.id for device in step.mesh.devices.flat]
-    key = cache.key("step", text, devices, dict(step.mesh.shape), cluster.digest)
-    artifact = cache.load(key)
+    key = store.key("step", text, devices, dict(step.mesh.shape), cluster.digest)
+    artifact = store.load(key)
     if artifact is None:
         artifact = _compile(step, lowered)
-        cache.store(key, artifact)
+        store.store(key, artifact)
     return Compiled.of(artifact)
 
 
@@ -67,10 +68,10 @@ def _idle_axes(step: TrainStep) -> tuple[str, ...]:
 
 def _compile(step: TrainStep, lowered: jax.stages.Lowered) -> Artifact:
     """Compiles, and has XLA write down where it puts what, and how long it thinks that takes."""
-    options: Any = xla.compiler_options(step.mesh.devices.flat[0].platform)
+    platform = step.mesh.devices.flat[0].platform
     with tempfile.TemporaryDirectory() as folder, compilation_cache.disabled():
-        options |= {"xla_dump_to": folder, "xla_dump_latency_hiding_schedule": True}
-        compiled = lowered.compile(compiler_options=options)
+        dumps = {"xla_dump_to": folder, "xla_dump_latency_hiding_schedule": True}
+        compiled = compiler_options.compile(lowered, platform, dumps)
         text = str(compiled.as_text())
         name = text.removeprefix("HloModule ").partition(",")[0]
         assignment = _read(Path(folder), f"*.{name}.*-buffer-assignment.txt")
@@ -84,6 +85,7 @@ def _compile(step: TrainStep, lowered: jax.stages.Lowered) -> Artifact:
         step.schedule.bubble if step.schedule else 0.0,
         schedule.estimate_s(scheduled, module),
         _idle_axes(step),
+        compiler_options.left_out(),
     )
 
 

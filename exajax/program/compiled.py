@@ -18,6 +18,7 @@ class Artifact:
         bubble: share of the turns of a pipeline in which a stage has nothing to do.
         xla_estimate_s: the step time by XLA's own scheduler, None where it does not say.
         idle_axes: mesh axes larger than 1 that divide nothing of the step.
+        left_out: compiler options that this compiler does not know.
     """
 
     text: str
@@ -26,6 +27,7 @@ class Artifact:
     bubble: float
     xla_estimate_s: float | None
     idle_axes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Compiled:
         bubble: share of the turns of a pipeline in which a stage has nothing to do.
         xla_estimate_s: the step time by XLA's own scheduler, None where it does not say.
         idle_axes: mesh axes larger than 1 that divide nothing of the step.
+        left_out: compiler options that this compiler does not know.
     """
 
     program: operations.Program
@@ -47,6 +50,7 @@ class Compiled:
     bubble: float = 0.0
     xla_estimate_s: float | None = None
     idle_axes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Compiled":
@@ -58,6 +62,7 @@ class Compiled:
             artifact.bubble,
             artifact.xla_estimate_s,
             artifact.idle_axes,
+            artifact.left_out,
         )
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from exajax import units
 from exajax.program.hlo import Module
 from exajax.program.origins import Origin, Origins
 
@@ -65,6 +66,21 @@ class Memory:
         """The peak."""
         state = self.parameters + self.optimizer + self.batch
         return state + self.gradients + self.activations + self.temporaries
+
+    def shortfall(self, capacity: int) -> list[str]:
+        """Returns by how much a step does not fit and what takes the most; nothing if it fits."""
+        over = self.total - capacity
+        if over <= 0:
+            return []
+        parts = {
+            "parameters and optimizer": self.parameters + self.optimizer,
+            "activations": self.activations,
+            "gradients": self.gradients,
+            "temporaries": self.temporaries,
+        }
+        most = max(parts, key=lambda name: parts[name])
+        too_much, part = units.show(over, "B"), units.show(parts[most], "B")
+        return [f"{too_much} a device too much; most of it is {most}, {part}"]
 
 
 class Sizes(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from exajax.chip import Chip
-from exajax.cluster import Cluster
 from exajax.errors import InputError
+from exajax.machine.chip import Chip
+from exajax.machine.cluster import Cluster
 
 DRIVER, RUNTIME, CUDNN = "13.0.0", "12.8.0", (9, 10, 0)
 """Versions that a program compiled without a device is compiled for (openxla/xla, target_config/
@@ -25,7 +25,7 @@ def devices(cluster: Cluster, count: int) -> Sequence[jax.Device]:
         attached = _cpu_devices(count)
         if len(attached) < count:
             raise InputError(
-                f"--cluster {cluster.name}",
+                f"cluster {cluster.name}",
                 f"JAX has started with {len(attached)} CPU devices and {count} are needed",
                 f"call it first, or set jax_num_cpu_devices to {count} before JAX starts",
             )

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from exajax import units
-from exajax.chip import Chip
-from exajax.cluster import Cluster
+from exajax.machine.chip import Chip
+from exajax.machine.cluster import Cluster
 from exajax.program.labels import label
 from exajax.program.operations import Loop, Operation, Program, flatten
-from exajax.simulate.collectives import collective_price
+from exajax.simulate.collectives.pricing import collective_price
 from exajax.simulate.kernels import PRECISIONS, price
 from exajax.simulate.timeline import Event
 
@@ -21,7 +21,7 @@ NAME = "trace.json.gz"
 MOST = 200_000
 """Events of a step that are written; what comes behind them is left out, and said to be."""
 
-WAITING = "waiting for"
+EXPOSED = "exposed"
 THREADS = {"loops": 1, "compute": 2, "communication": 3, "host": 4}
 COLORS = {
     "attention": "thread_state_runnable",
@@ -82,7 +82,7 @@ def names_of(trace: Trace) -> dict[str, str]:
     """Returns what the instructions of a simulated step are called in its trace."""
     named: dict[str, str] = {}
     for event in trace["traceEvents"]:
-        waits = event["name"].startswith(WAITING)
+        waits = event["name"].startswith(EXPOSED)
         if event["ph"] == "X" and event["tid"] != THREADS["loops"] and not waits:
             named.setdefault(event["args"].get("hlo", ""), event["name"])
     return named
@@ -180,11 +180,11 @@ def _slice(event: Event, trip: str, facts: Mapping[str, Any], chip: Chip) -> Sli
         name = f"{sent.kind} over {sent.axes}, {units.show(sent.bytes, 'B')}"
         about |= {"bytes": sent.bytes, "devices": len(sent.group)}
         if event.stream == "waiting":
-            part, thread, name = "waiting", "compute", f"{WAITING} {sent.axes}"
+            part, thread, name = "waiting", "compute", f"{EXPOSED} {sent.axes}"
         else:
             about["bytes_per_s"] = sent.bytes / event.lasts_s if event.lasts_s else None
     elif event.stream == "waiting":
-        part, thread, name = "waiting", "compute", f"{WAITING} the host"
+        part, thread, name = "waiting", "compute", f"{EXPOSED} the host"
     else:
         name = f"{part} {op.kind}"
         about |= {"bytes": op.bytes, "bytes_per_s": op.bytes / event.lasts_s}

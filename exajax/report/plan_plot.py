@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from exajax.report.plots import IDEAL, LIMIT, SIMULATED, styled
-from exajax.simulate.analytic.prediction import capacity_bytes
+from exajax.simulate.formulas.prediction import capacity_bytes
 from exajax.simulate.plan import Found
 
 POINTS = 20_000

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from exajax import units
-from exajax.cluster import Cluster
-from exajax.published_software import unvalidated
-from exajax.simulate.analytic.prediction import MARGIN
+from exajax.machine.cluster import Cluster
+from exajax.machine.software_of_rows import unvalidated
+from exajax.simulate.formulas.prediction import MARGIN
 
 Plan = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def described(result: Plan, cluster: Cluster) -> str:
         lines += ["", f"best: {good[0]['mesh']}", *_where(good[0]), *_cost(good[0], cluster)]
         lines += ["", "train it:", f"  {good[0]['command']}"]
     elif plans:
-        lines.append("none of these fits as compiled; give a larger --verify")
+        lines.append("none of these fits as compiled; give a larger `verify`")
     for one in result["faster_with_more_memory"]:
         lines.append(
             f"with {units.show(one['memory_bytes'], 'B')} a device instead of "

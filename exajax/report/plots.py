@@ -91,13 +91,11 @@ def check_file(path: Path) -> None:
     """Raises an `InputError` if no plot can be written there. Writes nothing."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(
-            "--plot", f"{path} is neither PNG nor SVG", f"end it in {' or '.join(SUFFIXES)}"
+            "plot", f"{path} is neither PNG nor SVG", f"end it in {' or '.join(SUFFIXES)}"
         )
     folder = path.absolute().parent
     if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise InputError(
-            "--plot", f"cannot write to {path}", "give a file in a folder that is there"
-        )
+        raise InputError("plot", f"cannot write to {path}", "give a file in a folder that is there")
 
 
 def write(path: Path, figure: Figure) -> None:
@@ -113,7 +111,7 @@ def write(path: Path, figure: Figure) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise InputError(
-            "--plot", f"cannot write to {path}: {error.strerror}", "give another file"
+            "plot", f"cannot write to {path}: {error.strerror}", "give another file"
         ) from error
 
 
@@ -270,7 +268,7 @@ def anatomy(points: Points) -> Figure:
 def _seconds(point: Mapping[str, Any]) -> dict[str, float]:
     spent = dict(point["breakdown_s"])
     waits = spent.pop("exposed_communication")
-    return spent | {f"waiting for {axes}": seconds for axes, seconds in waits.items()}
+    return spent | {f"exposed {axes} communication": seconds for axes, seconds in waits.items()}
 
 
 def _time_colors(points: Points) -> dict[str, str]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from exajax import units
-from exajax.cluster import Chip
+from exajax.machine.cluster import Chip
 from exajax.report.plots import IDEAL, LIMIT, SIMULATED, styled
 
 COLORS = {
@@ -122,5 +122,5 @@ def _parts(axes: Axes, rows: Rows) -> None:
 
 def _name(row: Mapping[str, Any]) -> str:
     if row["bound"] == "communication":
-        return f"waiting for {row['kind']}"
+        return f"exposed {row['kind']}"
     return f"{row['part']} {row['direction']}".strip()

@@ -6,14 +6,15 @@ from typing import Any
 
 import jinja2
 
-from exajax import provenance, units
-from exajax.cluster import Cluster
-from exajax.models.presets import FLOPS_CONVENTION
-from exajax.recipe import Recipe
+from exajax import units
+from exajax.job import provenance
+from exajax.machine.cluster import Cluster
+from exajax.models.dimensions import FLOPS_CONVENTION
+from exajax.recipe.recipe import Recipe
+from exajax.recipe.weak_scaling import curve
 from exajax.report import perfetto, plots, roofline_plot, step_table
 from exajax.roofline import Comparison
-from exajax.scaling import curve
-from exajax.train import history
+from exajax.train.sinks import history
 
 
 def write(

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exajax.cluster import Cluster
 from exajax.errors import InputError
+from exajax.job.runtime import to_json
+from exajax.machine.cluster import Cluster
 from exajax.program.operations import Program
 from exajax.report import perfetto
-from exajax.runtime import to_json
 from exajax.simulate.roofs import Row
 from exajax.simulate.timeline import Event
 
@@ -20,10 +20,10 @@ FILES = ("prediction.json", perfetto.NAME, "roofline.csv", "roofline.png")
 def check(path: Path) -> None:
     """Raises an `InputError` if a folder cannot be written to. Writes nothing."""
     if path.exists() and not path.is_dir():
-        raise InputError("--out", f"{path} is not a folder", "give a folder, or a name that is new")
+        raise InputError("out", f"{path} is not a folder", "give a folder, or a name that is new")
     nearest = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError("--out", f"cannot write to {path}", "give another folder")
+        raise InputError("out", f"cannot write to {path}", "give another folder")
 
 
 def write(
@@ -63,5 +63,5 @@ def write(
         figure.savefig(path / "roofline.png", dpi=150)
     except OSError as error:
         raise InputError(
-            "--out", f"cannot write to {path}: {error.strerror}", "give another folder"
+            "out", f"cannot write to {path}: {error.strerror}", "give another folder"
         ) from error

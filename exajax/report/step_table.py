@@ -64,4 +64,4 @@ def lines(groups: Groups) -> list[str]:
 
 def name(group: Mapping[str, Any]) -> str:
     """Returns what a group of operations is called."""
-    return f"waiting for {group['kind']}" if group["bound"] == "communication" else group["part"]
+    return f"exposed {group['kind']}" if group["bound"] == "communication" else group["part"]

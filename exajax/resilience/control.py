@@ -17,8 +17,8 @@ from pydantic import Field
 
 from exajax.files.reading import Malformed, read_bytes
 from exajax.files.schema import record
-from exajax.runtime import to_json
-from exajax.train.checkpoint_folder import steps_in
+from exajax.job.runtime import to_json
+from exajax.train.checkpoint.folder import steps_in
 
 T = TypeVar("T", bound="Host | Worker | Attempt | Problem")
 

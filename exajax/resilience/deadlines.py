@@ -50,17 +50,17 @@ class Deadlines:
             phase, _, seconds = (piece.strip() for piece in part.partition("="))
             if phase not in DEFAULTS_S:
                 raise InputError(
-                    "--deadlines", f"unknown phase {phase!r}", nearest(phase, DEFAULTS_S)
+                    "deadlines", f"unknown phase {phase!r}", nearest(phase, DEFAULTS_S)
                 )
             if phase in given:
-                raise InputError("--deadlines", f"{phase} is given twice", "give it once")
+                raise InputError("deadlines", f"{phase} is given twice", "give it once")
             try:
                 given[phase] = float(seconds)
             except ValueError:
                 given[phase] = -1.0
             if not 0 < given[phase] < float("inf"):
                 raise InputError(
-                    "--deadlines",
+                    "deadlines",
                     f"the time of {phase} is {seconds!r}",
                     "give seconds, as in step=60,compile=1800",
                 )

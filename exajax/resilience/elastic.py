@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exajax.errors import InputError
-from exajax.recipe import Recipe
+from exajax.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ def shrunk(recipe: Recipe, hosts: int, count: int) -> Recipe | None:
         share = recipe.global_batch // mesh.batch_shards
         micro_batch = next(n for n in range(recipe.micro_batch, 0, -1) if share % n == 0)
         try:
-            fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
-            fields |= {"mesh": mesh, "micro_batch": micro_batch}
-            return Recipe.of(fields.pop("model"), fields.pop("mesh"), **fields)
+            return recipe.replaced(mesh=mesh, micro_batch=micro_batch)
         except InputError:
             continue
     return None

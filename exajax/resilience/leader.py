@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exajax.errors import FAILED
-from exajax.events import EventLog
+from exajax.job.events import EventLog
 from exajax.resilience import elastic
 from exajax.resilience.control import (
     Attempt,
@@ -312,7 +312,7 @@ class Leader:
             if waited_s > WAIT_SAID_S and missed != self._waited_for:
                 self._waited_for = missed
                 names = ", ".join(map(str, sorted(missed)))
-                left = f"{self._policy.host_wait_s:.0f} s at most (--host-wait)"
+                left = f"{self._policy.host_wait_s:.0f} s at most (`host_wait`)"
                 self._tell(f"waits for host {names} of {self._hosts}, for {left}")
             if waited_s < self._policy.host_wait_s:
                 return None

@@ -17,8 +17,8 @@ from pathlib import Path
 from exajax.errors import InputError
 from exajax.files.reading import Malformed, read_bytes
 from exajax.files.schema import record
+from exajax.job.runtime import to_json
 from exajax.resilience.control import alive, this_machine
-from exajax.runtime import to_json
 
 SILENT_S = {True: 10.0, False: 60.0}
 """A holder that is silent for longer has lost its lease, by whether all hosts are one machine; file
@@ -122,7 +122,7 @@ class Lease:
         epoch = max(self._seen.epoch if self._seen else 0, self._after) + 1
         if epoch > MOST:
             raise InputError(
-                "--run-dir",
+                "run_dir",
                 f"{self._folder} has come to lease {MOST}, the last that there can be",
                 "remove that folder once no job runs there",
             )

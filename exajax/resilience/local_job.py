@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
-from exajax import environment, local_hosts
 from exajax.errors import InputError
+from exajax.job import environment, local_hosts
 from exajax.resilience.control import Control
+from exajax.resilience.job import Job
 
 ROUND_S = 0.05
 
@@ -25,13 +24,13 @@ class LocalJob:
     """The supervisors of a job whose hosts are all this machine.
 
     Args:
-        argv: arguments behind `python -m exajax`.
+        job: what they supervise.
         hosts: how many.
-        run_dir: the run folder.
     """
 
-    def __init__(self, argv: Sequence[str], hosts: int, run_dir: Path) -> None:
-        self._argv, self._hosts, self._control = argv, hosts, Control(run_dir)
+    def __init__(self, job: Job, hosts: int) -> None:
+        self._hosts, self._control = hosts, Control(job.options.run_dir)
+        self._file = job.write(self._control.folder / "job.json")
         self._job = uuid.uuid4().hex[:12]
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._started_s: dict[int, float] = {}
@@ -48,7 +47,7 @@ class LocalJob:
         """
         if all(map(self._control.drained, range(self._hosts))):
             raise InputError(
-                "--run-dir",
+                "run_dir",
                 f"every host is drained in {self._control.folder}",
                 f"remove its drain-0 to drain-{self._hosts - 1}",
             )
@@ -101,7 +100,7 @@ class LocalJob:
         }
         prefix = shlex.split((environment.HOST_PREFIX.get() or "").replace("{host}", str(host)))
         self._running[host] = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "exajax", *self._argv],
+            [*prefix, sys.executable, "-m", "exajax", "job", str(self._file)],
             env={**os.environ, **env},
             stdin=subprocess.PIPE,  # never written: its end is the end of this process
             start_new_session=True,

@@ -12,26 +12,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from exajax import environment, local_hosts
 from exajax.errors import InputError
-from exajax.events import EventLog
-from exajax.resilience.control import (
-    Attempt,
-    Control,
-    Host,
-    Worker,
-    period_s,
-    this_machine,
-)
+from exajax.job import environment, local_hosts
+from exajax.job.events import EventLog
+from exajax.job.wall_time import WallTime
+from exajax.resilience.control import Attempt, Control, Host, Worker, period_s, this_machine
 from exajax.resilience.deadlines import SILENT, Deadlines
+from exajax.resilience.job import Job
 from exajax.resilience.leader import Leader, Policy
 from exajax.resilience.lease import SILENT_S, UNKNOWN, Lease
-from exajax.wall_time import WallTime
+from exajax.spmd.mesh import MeshSpec
 
 ROUND_S = {True: 0.05, False: 0.5}
 """Time between rounds, by whether all hosts are on this machine; others share a file system, and
@@ -87,8 +82,7 @@ class Supervisor:
 
     Args:
         place: where it is.
-        argv: arguments behind `python -m exajax` of a worker.
-        run_dir: the run folder.
+        job: what its workers train.
         deadlines: of the worker.
         policy: what the leader goes by.
         wall_time: says when the job has to save, because its allocation ends.
@@ -100,14 +94,15 @@ class Supervisor:
     def __init__(
         self,
         place: Place,
-        argv: Sequence[str],
-        run_dir: Path,
+        job: Job,
         deadlines: Deadlines,
         policy: Policy,
         wall_time: WallTime,
     ) -> None:
-        self._place, self._argv, self._deadlines = place, argv, deadlines
+        self._place, self._job, self._deadlines = place, job, deadlines
+        run_dir = job.options.run_dir
         self._control = Control(run_dir)
+        self._file = self._control.folder / f"worker-{place.host}.json"
         silent_s = SILENT_S[place.one_machine]
         last = self._control.attempt()
         after = last.epoch if last else 0
@@ -140,7 +135,7 @@ class Supervisor:
             self._wait_for_lease()
             self._end_predecessor()
             self._take_over()
-            self._events.write("job", job=self._place.job, pid=os.getpid(), argv=list(self._argv))
+            self._events.write("job", job=self._place.job, pid=os.getpid())
             return self._rounds()
         finally:
             self._kill("its supervisor ends")
@@ -177,7 +172,7 @@ class Supervisor:
                 first = now
             elif first is not None and now.beat != first.beat:
                 raise InputError(
-                    "--run-dir",
+                    "run_dir",
                     f"{self._control.run_dir} is in use by a running job (process {now.pid} on "
                     f"{now.machine.split()[0] if now.machine else 'another host'})",
                     "end it, or give another folder",
@@ -294,9 +289,11 @@ class Supervisor:
         return None
 
     def _start(self, attempt: Attempt) -> None:
-        changes = [f"--mesh={attempt.mesh}"]
+        changes: dict[str, Any] = {"mesh": MeshSpec.parse(attempt.mesh)}
         if attempt.micro_batch is not None:
-            changes.append(f"--micro-batch={attempt.micro_batch}")
+            changes["micro_batch"] = attempt.micro_batch
+        recipe = self._job.recipe.replaced(**changes)
+        dataclasses.replace(self._job, recipe=recipe).write(self._file)
         env = {
             environment.HOSTS.name: str(len(attempt.members)),
             environment.HOST.name: str(attempt.members.index(self._place.host)),
@@ -311,7 +308,7 @@ class Supervisor:
         }
         speaks = attempt.members[0] == self._place.host
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "exajax", *self._argv, *changes],
+            [sys.executable, "-m", "exajax", "job", str(self._file)],
             env={**os.environ, **env},
             stdin=subprocess.PIPE,  # never written: its end is the end of this process
             stdout=None if speaks else subprocess.DEVNULL,
@@ -374,7 +371,7 @@ class Supervisor:
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return False
-        return f"--run-dir={self._control.run_dir}\0".encode() in line
+        return f"\0{self._file}\0".encode() in line
 
     @property
     def _hurry(self) -> bool:

@@ -12,11 +12,16 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from exajax import environment
-from exajax.events import EventLog
+from exajax.job import environment
+from exajax.job.events import EventLog
 from exajax.resilience.control import Control, Problem, Worker, period_s
 from exajax.resilience.deadlines import Deadlines
+from exajax.train.hooks import Hooks
+
+if TYPE_CHECKING:
+    from exajax.job.compilation_cache import Compilation
 
 BEAT_S = 0.25
 """Time between two beats, unless there are very many hosts."""
@@ -32,8 +37,8 @@ FIRST = 10
 what happens later."""
 
 
-class Watchdog:
-    """Watches the main thread of this process; call it with every phase that training turns to.
+class Watchdog(Hooks):
+    """Watches the main thread of this process, by the phases that training turns to.
 
     Attributes:
         events: where phases go.
@@ -73,8 +78,9 @@ class Watchdog:
         self._say()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
-    def __call__(self, phase: str, step: int) -> None:
+    def progress(self, phase: str, step: int) -> None:
         """Takes note that training turns to a phase."""
+        self.reads_cache |= phase == "compile"
         before, _, turns, since_s = self._at
         now_s = time.monotonic()
         if before == phase == "step":
@@ -84,8 +90,16 @@ class Watchdog:
         if phase != before or self._every_step:
             self.events.write("phase", phase=phase, step=step)
 
-    def check_current(self, step: int = 0) -> None:
-        """Ends this process if its attempt is over; asked before a checkpoint is made final."""
+    def compiled(self, compilation: "Compilation") -> None:
+        """Takes note of whether the step came from the compilation cache."""
+        self.reads_cache = compilation.cache == "hit"
+
+    def before_commit(self, step: int) -> None:
+        """Ends this process if its attempt is over: a checkpoint of it would not count."""
+        self.check_current()
+
+    def check_current(self) -> None:
+        """Ends this process if its attempt is over."""
         attempt = self._control.attempt()
         if attempt and (attempt.number, attempt.state == "end") > (self._attempt, False):
             self.events.write("superseded", by=attempt.number)

@@ -5,16 +5,14 @@ An estimate scales the parts of the memory that was found by what a change divid
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exajax import units
-from exajax.cluster import Cluster
 from exajax.errors import InputError
+from exajax.machine.cluster import Cluster
 from exajax.program.memory import Memory
-from exajax.recipe import REMATS, Recipe
-
-if TYPE_CHECKING:
-    from exajax.simulate.prediction import Prediction
+from exajax.recipe.recipe import REMATS, Recipe
+from exajax.simulate.prediction import Prediction
 
 TRIES = 3
 """Changes that are compiled at most, a few seconds each."""
@@ -23,27 +21,12 @@ Change = tuple[str, Recipe]
 """Flags, and the recipe with them."""
 
 
-def problem(memory: Memory, capacity: int) -> list[str]:
-    """Returns by how much a step does not fit and what takes the most; nothing where it fits."""
-    over = memory.total - capacity
-    if over <= 0:
-        return []
-    parts = {
-        "parameters and optimizer": memory.parameters + memory.optimizer,
-        "activations": memory.activations,
-        "gradients": memory.gradients,
-        "temporaries": memory.temporaries,
-    }
-    most = max(parts, key=lambda name: parts[name])
-    return [f"{_gb(over)} a device too much; most of it is {most}, {_gb(parts[most])}"]
-
-
 def ways_out(
     recipe: Recipe,
     cluster: Cluster,
     memory: Memory,
     capacity: int,
-    predict: Callable[[Recipe], "Prediction"],
+    predict: Callable[[Recipe], Prediction],
 ) -> list[str]:
     """Returns the first single change with which a step fits, or the smallest mesh that may.
 
@@ -81,14 +64,14 @@ def single_changes(recipe: Recipe, cluster: Cluster) -> Iterator[Change]:
     mesh = recipe.mesh
     if isinstance(recipe.zero, int) and mesh.data > 1:
         for level in range(recipe.zero + 1, 4):
-            yield from _change(recipe, cluster, f"--zero {level}", zero=level)
+            yield from _change(recipe, cluster, f"`zero` {level}", zero=level)
     remats = [r for r in ("selective", "full") if REMATS.index(r) > REMATS.index(recipe.remat)]
     for remat in remats:
-        yield from _change(recipe, cluster, f"--remat {remat}", remat=remat)
+        yield from _change(recipe, cluster, f"`remat` {remat}", remat=remat)
     if mesh.pipe == 1:
         sizes = [n for n in range(recipe.micro_batch - 1, 0, -1) if recipe.micro_batch % n == 0]
         for size in sizes:
-            yield from _change(recipe, cluster, f"--micro-batch {size}", micro_batch=size)
+            yield from _change(recipe, cluster, f"`micro_batch` {size}", micro_batch=size)
     outer = "data" if mesh.data > 1 else "fsdp"
     ways = 2
     while getattr(mesh, outer) % ways == 0 and mesh.model * ways <= cluster.devices_per_node:
@@ -97,13 +80,13 @@ def single_changes(recipe: Recipe, cluster: Cluster) -> Iterator[Change]:
         ways *= 2
     yield from _larger(recipe, cluster)
     if recipe.remat != "offload":
-        yield from _change(recipe, cluster, "--remat offload", remat="offload")
+        yield from _change(recipe, cluster, "`remat` offload", remat="offload")
 
 
 def smallest_meshes(recipe: Recipe, cluster: Cluster) -> Iterator[Change]:
     """Yields larger and larger meshes with everything sharded and nothing kept."""
     thrifty = {"zero": 3, "remat": "full", "micro_batch": 1}
-    flags = "--zero 3 --remat full --micro-batch 1"
+    flags = "`zero` 3 `remat` full `micro_batch` 1"
     yield from _change(recipe, cluster, flags, **thrifty)
     for mesh, changed in _larger(recipe, cluster):
         yield from _change(changed, cluster, f"{mesh} {flags}", **thrifty)
@@ -122,15 +105,14 @@ def _on(recipe: Recipe, cluster: Cluster, **axes: int) -> Iterator[Change]:
     mesh = dataclasses.replace(recipe.mesh, **axes)
     batch = -(-recipe.global_batch // mesh.batch_shards) * mesh.batch_shards
     micro = batch // mesh.batch_shards // min(recipe.micro_batches, batch // mesh.batch_shards)
-    flags = f"--mesh {mesh} --global-batch {batch}"
+    flags = f"`mesh` {mesh} `global_batch` {batch}"
     yield from _change(recipe, cluster, flags, mesh=mesh, global_batch=batch, micro_batch=micro)
 
 
 def _change(recipe: Recipe, cluster: Cluster, flags: str, **changes: Any) -> Iterator[Change]:
     """Yields the changed recipe, or nothing where its parts do not go together."""
-    fields = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)} | changes
     try:
-        changed = Recipe.of(fields.pop("model"), fields.pop("mesh"), **fields)
+        changed = recipe.replaced(**changes)
         cluster.check(changed.mesh.devices, changed.precision)
     except InputError:
         return

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from exajax.chip import Chip, Flash, Tiles
-from exajax.figures import Curve
+from exajax.machine.chip import Chip, Flash, Tiles
+from exajax.machine.figures import Curve
 from exajax.program.costs import Attention, Product
 from exajax.program.operations import Operation
 from exajax.simulate import matmul

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from exajax.chip import TILE_SIZES, Tiles
+from exajax.machine.chip import TILE_SIZES, Tiles
 
 SHAPES = (
     *((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (32, 128)),

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exajax.cluster import Cluster
 from exajax.errors import InputError
-from exajax.mesh import MeshSpec
-from exajax.models.presets import ModelConfig
-from exajax.recipe import REMATS, Recipe
-from exajax.simulate.analytic import engine
-from exajax.simulate.analytic.footprint import footprint
-from exajax.simulate.analytic.layouts import Floats, Ints, Layouts, distinct
-from exajax.simulate.analytic.prediction import MARGIN, capacity_bytes, ours
-from exajax.simulate.analytic.search import candidates
+from exajax.machine.cluster import Cluster
+from exajax.models.dimensions import ModelConfig
+from exajax.recipe.recipe import REMATS, Recipe
+from exajax.simulate.formulas import engine
+from exajax.simulate.formulas.footprint import footprint
+from exajax.simulate.formulas.layouts import Floats, Ints, Layouts, distinct
+from exajax.simulate.formulas.prediction import MARGIN, capacity_bytes, ours
+from exajax.simulate.formulas.search import candidates
+from exajax.spmd.mesh import MeshSpec
 
 AT_A_TIME = 1 << 16
 """Layouts that are priced at a time: few enough for their columns to stay in a core's caches."""
@@ -138,10 +138,10 @@ def search(
     layouts = candidates(work.model, devices, work.global_batch, work.seq, flash=flash)
     if not len(layouts):
         raise InputError(
-            "--global-batch",
+            "global_batch",
             f"no mesh of {devices} devices divides {work.global_batch} sequences of {work.seq} "
             f"tokens and the {work.model.layers} layers of {work.model.name}",
-            f"give a multiple of {devices}, or other --devices",
+            f"give a multiple of {devices}, or other `devices`",
         )
     say(0, len(layouts))
     parts = [layouts.take(rows) for rows in _chunks(len(layouts))]

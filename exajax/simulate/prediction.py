@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from exajax.cluster import Cluster
-from exajax.mesh import idle_note
-from exajax.program import cache
+from exajax import units
+from exajax.machine.cluster import Cluster
+from exajax.program import of_recipe
 from exajax.program.compiled import Compiled
 from exajax.program.operations import (
     communicated_bytes,
@@ -14,14 +14,15 @@ from exajax.program.operations import (
     total_flops,
     unknown_loops,
 )
-from exajax.recipe import Recipe
+from exajax.recipe.recipe import Recipe
 from exajax.roofline import roofline
-from exajax.simulate import advice, variability
-from exajax.simulate.timeline import Breakdown, lay_out
-from exajax.xla import MEMORY_FRACTION
+from exajax.simulate import variability
+from exajax.simulate.timeline import KINDS, Breakdown, lay_out
+from exajax.spmd.compiler_options import MEMORY_FRACTION
+from exajax.spmd.mesh import idle_note
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """A simulated step. Every number in it is simulated; nothing is measured.
 
@@ -65,6 +66,36 @@ class Prediction:
     def fits(self) -> bool:
         """Whether the peak fits a device's memory."""
         return self.compiled.memory.total <= self.capacity_bytes
+
+    def __repr__(self) -> str:
+        step = units.show(self.step_time_s, "s")
+        return f"<Prediction: {step} a step on {self.devices:,} x {self.cluster.chip.title}>"
+
+    def __str__(self) -> str:
+        memory, capacity = self.compiled.memory, self.capacity_bytes
+        rates = [f"{self.samples / self.step_time_s:,.1f} samples/s"]
+        if self.tokens:
+            rates.append(f"{self.tokens / self.step_time_s:,.0f} tokens/s")
+        if self.mfu is not None:
+            rates.append(f"MFU {self.mfu:.1%}")
+        rates.append(f"HFU {self.hfu:.1%}")
+        exposed = self.breakdown.exposed_communication
+        spent = {kind: getattr(self.breakdown, kind) for kind in KINDS}
+        spent |= {f"exposed {axes} communication": seconds for axes, seconds in exposed.items()}
+        largest = sorted(spent.items(), key=lambda part: -part[1])
+        total, room = units.show(memory.total, "B"), units.show(capacity, "B")
+        lines = [
+            f"simulated on {self.devices:,} x {self.cluster.chip.title} ({self.cluster.title})",
+            f"  step    {units.show(self.step_time_s, 's')}; {', '.join(rates)}",
+            "  time    "
+            + ", ".join(
+                f"{name.replace('_', ' ')} {seconds / self.step_time_s:.0%}"
+                for name, seconds in largest
+                if seconds >= 0.005 * self.step_time_s
+            ),
+            f"  memory  {total} of {room} on a device: {'fits' if self.fits else 'does not fit'}",
+        ]
+        return "\n".join([*lines, *(f"  note    {note}" for note in self.notes)])
 
     def _rate(self, amount: float | None) -> float | None:
         return None if amount is None else amount / self.step_time_s
@@ -127,7 +158,7 @@ class Prediction:
             "mfu": self.mfu,
             "hfu": self.hfu,
             "fits": self.fits,
-            "advice": advice.problem(memory, self.capacity_bytes),
+            "advice": memory.shortfall(self.capacity_bytes),
             "idle_axes": list(self.idle_axes),
             "notes": list(self.notes),
             "memory_bytes": {
@@ -172,7 +203,7 @@ def predict_recipe(recipe: Recipe, cluster: Cluster) -> Prediction:
         InputError: the mesh is larger than the cluster.
     """
     return predict_step(
-        cache.compiled(recipe, cluster),
+        of_recipe.compiled(recipe, cluster),
         cluster,
         recipe.precision,
         samples=recipe.global_batch,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exajax.cluster import Cluster
+from exajax.machine.cluster import Cluster
 from exajax.program.collectives import Collective
 from exajax.program.labels import label
 from exajax.program.operations import Operation

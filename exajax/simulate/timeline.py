@@ -4,9 +4,9 @@ import copy
 import math
 from dataclasses import dataclass, field
 
-from exajax.cluster import Cluster
+from exajax.machine.cluster import Cluster
 from exajax.program.operations import Loop, Operation, Program
-from exajax.simulate.collectives import collective_time_s
+from exajax.simulate.collectives.pricing import collective_time_s
 from exajax.simulate.kernels import Price, price
 
 OVERLAP_SLOWDOWN = {"cuda": 0.189, "cpu": 0.0}
@@ -15,7 +15,7 @@ GPT and Llama on A100, H100, MI250 and MI210 (arXiv:2507.03114, abstract; 40% at
 of XLA's CPU backend do not run beside compute."""
 
 PIPELINE = "pipeline"
-"""Scope in which the turns of a pipeline are traced (`exajax.pipeline`)."""
+"""Scope in which the turns of a pipeline are traced (`exajax.spmd.pipeline`)."""
 
 HOST = "host"
 """The stream of copies to and from the memory of the host, and what waiting for them is called."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exajax.cluster import Cluster
+from exajax.machine.cluster import Cluster
 from exajax.simulate.timeline import Breakdown
 
 DRAWS = 10_000

@@ -34,11 +34,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError("--temperature", f"it is {self.temperature}", "give a number >= 0")
+            raise InputError("temperature", f"it is {self.temperature}", "give a number >= 0")
         if self.top_k is not None and self.top_k < 1:
-            raise InputError("--top-k", f"it is {self.top_k}", "give a whole number from 1 on")
+            raise InputError("top_k", f"it is {self.top_k}", "give a whole number from 1 on")
         if self.seed < 0:
-            raise InputError("--seed", f"{self.seed} is negative", "give a whole number from 0 on")
+            raise InputError("seed", f"{self.seed} is negative", "give a whole number from 0 on")
 
 
 def draw(logits_V: jax.Array, key: jax.Array, how: Sampling) -> jax.Array:
@@ -85,10 +85,10 @@ def generate(
         InputError: the prompt is empty or longer than the window, or `tokens` is less than 1.
     """
     if tokens < 1:
-        raise InputError("--tokens", f"{tokens} is less than 1", "give a whole number from 1 on")
+        raise InputError("tokens", f"{tokens} is less than 1", "give a whole number from 1 on")
     if not 1 <= len(prompt) <= window:
         raise InputError(
-            "--prompt",
+            "prompt",
             f"it has {len(prompt)} tokens, and the model sees 1 to {window}",
             f"give 1 to {window} tokens",
         )

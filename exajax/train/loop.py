@@ -10,19 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from exajax.compilation_cache import Compilation
 from exajax.errors import InputError
-from exajax.events import EventLog
-from exajax.idle_axes import warn_of_idle_axes
-from exajax.step import TrainState, TrainStep
-from exajax.train import bad_steps
-from exajax.train.bad_steps import Policy, RollBack
-from exajax.train.checkpoint import Checkpoints
+from exajax.job.compilation_cache import Compilation
+from exajax.job.events import EventLog
+from exajax.spmd.idle_axes import warn_of_idle_axes
+from exajax.spmd.step import TrainState, TrainStep
+from exajax.train.checkpoint.checkpoints import Checkpoints
 from exajax.train.data.batches import Batches, HostBatch, WholeBatches
 from exajax.train.data.skipping import Skipping
-from exajax.train.health import Health
-from exajax.train.metrics import Logger
+from exajax.train.health import bad_steps
+from exajax.train.health.bad_steps import Policy, RollBack
+from exajax.train.health.watch import Health
+from exajax.train.hooks import Every
 from exajax.train.running import Measure, Running
+from exajax.train.sinks.records import Logger
 from exajax.train.stopping import StopRequest
 
 Progress = Callable[[str, int], None]
@@ -40,20 +41,6 @@ PHASES = (
     "end",
 )
 """What a loop can be at. `step` is told before every update, with its number, counted from 1."""
-
-
-@dataclass(frozen=True)
-class Every:
-    """Something to do in the course of training.
-
-    Attributes:
-        steps: how often.
-        do: `do(step, state)`, called on every process with the state behind that step. It may
-            read the state and must not keep it: the next step writes over it.
-    """
-
-    steps: int
-    do: Callable[[int, TrainState], None]
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from exajax import compilation_cache, memory, weighted, xla
-from exajax.step import TrainState, TrainStep
-from exajax.train import profiling
-from exajax.train.bad_steps import RollBack
-from exajax.train.checkpoint import Checkpoints
+from exajax.job import compilation_cache
+from exajax.spmd import compiler_options, weighted
+from exajax.spmd.step import TrainState, TrainStep
+from exajax.spmd.weighted import Loss
+from exajax.train import device_memory, profiling
+from exajax.train.checkpoint.checkpoints import Checkpoints
 from exajax.train.data.batches import HostBatch
+from exajax.train.data.placement import local_rows, place
 from exajax.train.data.skipping import Skipping
-from exajax.train.health import Health
-from exajax.train.metrics import History, Logger
-from exajax.train.placing import local_rows, place
-from exajax.weighted import Loss
+from exajax.train.health.bad_steps import RollBack
+from exajax.train.health.watch import Health
+from exajax.train.sinks.records import History, Logger
 
 Measure = Callable[[Any, Mapping[str, jax.Array]], Loss]
 """Given parameters and a batch, returns a mean over its samples, or `Weighted`: the `evaluate` of a
@@ -49,9 +50,9 @@ class Running:
         platform = step.mesh.devices.flat[0].platform
         lowered = step.update.lower(step.state, step.batch)
         self._update, self.compilation = compilation_cache.watch(
-            lambda: lowered.compile(compiler_options=xla.compiler_options(platform) or None)
+            lambda: compiler_options.compile(lowered, platform)
         )
-        memory.check_fits(self._update, jax.local_devices()[0])
+        device_memory.check_fits(self._update, jax.local_devices()[0])
         self.store: Checkpoints | None = None
         self.resumed_from: int | None = None
         self.done = 0

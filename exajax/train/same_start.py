@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exajax.errors import InputError
-from exajax.train.agreement import Agreement, NotAgreedError
+from exajax.train.checkpoint.agreement import Agreement, NotAgreedError
 
 LIMIT_S = 600.0
 """Time that the other hosts have to read their data after the first one has."""

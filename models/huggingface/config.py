@@ -22,8 +22,8 @@ from typing import Any
 from exajax.errors import InputError, nearest
 from exajax.files.reading import Malformed, read_json, shown
 from exajax.files.schema import Items, Record, checked
+from exajax.models.dimensions import ModelConfig
 from exajax.models.model_file import Heads, Layers, Theta, Tokens, Weight, Width, name_of
-from exajax.models.presets import ModelConfig
 
 
 class _Rope(Record):
@@ -197,7 +197,7 @@ def write_config(config: ModelConfig, dtype: str, end: int | None = None) -> dic
     """
     if config.family not in FAMILIES or config.moe_every > 1:
         raise InputError(
-            "--run-dir",
+            "run_dir",
             f"transformers has no architecture for {config.name}"
             + (f": one layer of {config.moe_every} is a mixture" if config.moe_every > 1 else ""),
             f"export a model of {', '.join(FAMILIES)}, a mixture in every layer or in none",

@@ -11,8 +11,8 @@ import numpy as np
 from exajax.errors import InputError
 from exajax.files.reading import Malformed, inside, read_json, shown, shown_path
 from exajax.files.schema import Record, checked
+from exajax.models.dimensions import ModelConfig
 from exajax.models.huggingface.tensors import PAIRS, Pair, names, tensors, their_shape, to_ours
-from exajax.models.presets import ModelConfig
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The file of a model that is in one piece, and the table of one that is in several."""
@@ -41,7 +41,7 @@ def check(folder: Path, config: ModelConfig, field: str) -> None:
         pass
 
 
-def load(folder: Path, config: ModelConfig, described: Any, field: str = "--init") -> Any:
+def load(folder: Path, config: ModelConfig, described: Any, field: str = "init") -> Any:
     """Reads weights onto the devices of a mesh. Every process reads its own parts alone.
 
     Args:

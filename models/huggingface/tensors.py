@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from exajax.models.presets import ModelConfig
+from exajax.models.dimensions import ModelConfig
 
 FUSED = 3
 """GPT-2 keeps query, key and value in one tensor."""

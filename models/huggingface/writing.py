@@ -12,11 +12,11 @@ import numpy as np
 
 from exajax.errors import InputError
 from exajax.files.writing import grant_as_umask, new_folder_for
+from exajax.models.dimensions import ModelConfig
 from exajax.models.huggingface.config import write_config
 from exajax.models.huggingface.reading import INDEX, SINGLE, path_name
 from exajax.models.huggingface.tensors import PAIRS, tensors, their_shape, to_theirs
 from exajax.models.huggingface.text import TextForm
-from exajax.models.presets import ModelConfig
 
 SHARD_BYTES = 5_000_000_000
 """Size that no written file exceeds, unless one tensor alone does."""
@@ -76,11 +76,11 @@ def save(
 def check_free(folder: Path) -> None:
     """Raises an `InputError` if there is something where a model is to be written."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError("--out", f"{folder} is not an empty folder", "give a new folder")
+        raise InputError("out", f"{folder} is not an empty folder", "give a new folder")
 
 
 def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError("--out", f"cannot write {folder}: {error.strerror}", "give another folder")
+    return InputError("out", f"cannot write {folder}: {error.strerror}", "give another folder")
 
 
 def _write_tensors(

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from exajax import faults_file
-from exajax.faults import KINDS
+from exajax.chaos import faults_file
+from exajax.chaos.faults import KINDS
 from tests.conftest import REPOSITORY
 
 

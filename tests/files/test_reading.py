@@ -122,7 +122,7 @@ def test_records_of_later_versions_are_read() -> None:
 def test_a_file_is_named_with_flag_field_and_fix(tmp_path: Path) -> None:
     file = tmp_path / "kind.toml"
     file.write_text("name = 'x'\nrate = -1\n")
-    with pytest.raises(InputError, match=r"--kind: .*kind.toml: rate is -1; give more than 0"):
+    with pytest.raises(InputError, match=r"kind: .*kind.toml: rate is -1; give more than 0"):
         load(file, Kind, "--kind")
     with pytest.raises(InputError, match="is a folder"):
         load(tmp_path, Kind, "--kind")

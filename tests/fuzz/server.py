@@ -20,23 +20,24 @@ TRAINS = ("train", "chaos")
 
 def checks(args: argparse.Namespace) -> int:
     """Does what training does with its flags and files before it starts anything."""
-    from exajax import flags
-    from exajax.commands import chaos, train
-    from exajax.resilience import jobs
+    from exajax.cli import chaos, train
+    from exajax.train import inputs
 
-    recipe = flags.recipe_of(args)
+    job = train.job_of(args)
     if args.hosts is not None:
-        train.check_hosts(args, recipe)
-    jobs.check_flags(args, args.hosts or 1)
-    train.check(args, recipe)
+        job.supervision.check_local(job.recipe)
+    job.supervision.check(args.hosts or 1)
+    inputs.check(job.recipe, job.options)
     if args.argv[0] == "chaos":
         chaos._schedule(args)
+    if args.json:
+        print("{}")  # what training would come to is not a part of this
     return 0
 
 
 def run(argv: list[str]) -> int:
     """Runs a command in this process; of one that trains, all that comes before."""
-    from exajax.commands import dispatch
+    from exajax.cli import dispatch
 
     if argv[:1] and argv[0] in TRAINS:
         args = dispatch.parser().parse_args(argv)
@@ -93,7 +94,7 @@ def answer(argv: list[str], cwd: str) -> dict[str, Any]:
 
 def main() -> None:
     """Answers until standard input ends."""
-    import exajax.commands.dispatch as dispatch
+    import exajax.cli.dispatch as dispatch
 
     dispatch.parser()  # imports all commands
     answers = os.fdopen(os.dup(1), "w")

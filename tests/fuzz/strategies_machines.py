@@ -4,10 +4,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from exajax import cluster, stack
-from exajax.chip_file import table_of
-from exajax.fabric import with_shared
 from exajax.files.reading import read_toml
+from exajax.machine import cluster, software
+from exajax.machine.chip_file import table_of
+from exajax.machine.fabric import with_shared
 from tests.fuzz.mutations import mutated, paths, put
 
 FIGURES = (
@@ -25,7 +25,7 @@ def described(name: str) -> dict[str, Any]:
     table |= {key: with_shared(table[key]) for key in ("link", "network")}
     table["chip"] = table_of(table["chip"])
     if "stack" not in table:
-        table["stack"] = read_toml(stack.STACKS / "pax-2024.toml")
+        table["stack"] = read_toml(software.STACKS / "pax-2024.toml")
     return table
 
 

@@ -18,9 +18,9 @@ from exajax.models.presets import PRESETS
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.dataset import open_dataset
 from exajax.train.data.documents import BAD_LINES, pieces, scan
+from exajax.train.data.images import load_images
 from exajax.train.data.shards import write
 from exajax.train.data.tokenizer import load_tokenizer
-from exajax.train.images import load_images
 from tests.fuzz import strategies_data as drawn
 from tests.fuzz.mutations import damaged
 from tests.train.data.conftest import tokenizer_file  # noqa: F401 - a fixture
@@ -34,7 +34,7 @@ def ended(call: Callable[[], Any]) -> Any:
         assert "\n" not in str(error)
         assert len(str(error)) < 1000
         str(error).encode()
-        assert error.field in ("--data", "--tokenizer")
+        assert error.field in ("data", "tokenizer")
         assert error.fix
         return error
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exajax.commands import dispatch
+from exajax.cli import dispatch
 from tests.fuzz import EXAMPLES
 from tests.fuzz.commands import REPOSITORY, Commands, check
 
@@ -83,7 +83,7 @@ def lines(draw: st.DrawFn) -> list[str]:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     folder = tmp_path_factory.mktemp("flags")
     (folder / "text.txt").write_text("Some text to train on, which is read over and over.\n" * 400)
-    table = (REPOSITORY / "exajax" / "published_tables" / "megatron_sc21.csv").read_text()
+    table = (REPOSITORY / "meshes" / "published" / "megatron_sc21.csv").read_text()
     (folder / "table.csv").write_text("\n".join(table.splitlines()[:4]) + "\n")
     started = Commands(folder)
     yield started

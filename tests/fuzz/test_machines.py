@@ -7,16 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exajax import cluster
-from exajax.cluster import Cluster
 from exajax.errors import InputError
 from exajax.files.reading import Malformed
-from exajax.mesh import MeshSpec
+from exajax.machine import cluster
+from exajax.machine.cluster import Cluster
 from exajax.models.presets import lookup
-from exajax.program import cache
-from exajax.recipe import Recipe
-from exajax.simulate.analytic import prediction as analytic
+from exajax.program import of_recipe
+from exajax.recipe.recipe import Recipe
+from exajax.simulate.formulas import prediction as analytic
 from exajax.simulate.timeline import lay_out
+from exajax.spmd.mesh import MeshSpec
 from tests.fuzz import strategies_machines
 from tests.fuzz.mutations import HOSTILE
 
@@ -29,7 +29,7 @@ RECIPES = [
 @pytest.fixture(scope="module")
 def program() -> Any:
     """A step that was compiled for two nodes of a machine without anything wrong."""
-    return cache.compiled(RECIPES[1], cluster.load_cluster("dgx-h100")).program
+    return of_recipe.compiled(RECIPES[1], cluster.load_cluster("dgx-h100")).program
 
 
 def accepted(table: Any) -> Cluster | None:

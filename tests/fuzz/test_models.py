@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 
 from exajax.files.reading import Malformed
+from exajax.models.dimensions import ModelConfig
 from exajax.models.huggingface.config import CONFIG, read_config
 from exajax.models.model_file import MOST_PARAMETERS, of_table
-from exajax.models.presets import ModelConfig
 from tests.fuzz import EXAMPLES, strategies_models
 from tests.fuzz.mutations import as_json
 

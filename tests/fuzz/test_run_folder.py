@@ -9,17 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exajax import goodput, run_folder, wall_time
 from exajax.errors import InputError
-from exajax.events import read_events
 from exajax.files.reading import Malformed
 from exajax.files.schema import record
+from exajax.job import goodput, run_folder, wall_time
+from exajax.job.events import read_events
+from exajax.job.runtime import to_json
 from exajax.resilience.control import Control
 from exajax.resilience.lease import Lease
-from exajax.runtime import to_json
-from exajax.train import checkpoint_folder, checksums, history
-from exajax.train.checkpoint_restoring import read_notes
-from exajax.train.manifest import Manifest
+from exajax.train.checkpoint import checksums
+from exajax.train.checkpoint import folder as checkpoint_folder
+from exajax.train.checkpoint.manifest import Manifest
+from exajax.train.checkpoint.restoring import read_notes
+from exajax.train.sinks import history
 from tests.fuzz import EXAMPLES
 from tests.fuzz.mutations import as_json, damaged, mutated
 
@@ -215,3 +217,13 @@ def test_a_copy_stands_in_for_a_damaged_report(
     (folder.path / ".run.json.copy").write_bytes(b"")
     with pytest.raises(InputError, match=r"is damaged: .*restore it, or give another folder"):
         run_folder.read(folder.path)
+
+
+def test_a_record_whose_step_does_not_fit_is_left_out_and_no_other(tmp_path: Path) -> None:
+    lines = [as_json({"step": step, "loss": 1.0}) + b"\n" for step in (1, 2**31, 2, 2, 3, 0, 4)]
+    write(tmp_path, "metrics.jsonl", b"".join(lines))
+    problems: list[str] = []
+    found = history.read(tmp_path / "metrics.jsonl", problems.append)
+    assert [record["step"] for record in found] == [1, 2, 2, 3, 4]
+    (problem,) = problems
+    assert "2 lines are no records and are left out, the first is line 2" in problem

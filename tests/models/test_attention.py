@@ -7,7 +7,7 @@ import pytest
 
 from exajax import MeshSpec
 from exajax.models.attention import attention, zigzag, zigzag_order
-from exajax.sharding import use_mesh
+from exajax.spmd.sharding import use_mesh
 
 rng = np.random.default_rng(0)
 B, T, N, K, H = 4, 32, 8, 4, 8

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from exajax import MeshSpec, Recipe
-from exajax.models import workloads
 from exajax.models.experts import dropless, imbalance, with_capacity
 from exajax.models.losses import cross_entropy
 from exajax.models.presets import PRESETS
-from exajax.sharding import use_mesh
+from exajax.recipe import workloads
+from exajax.spmd.sharding import use_mesh
 
 rng = np.random.default_rng(0)
 B, T, D, F, E, k = 8, 16, 8, 12, 8, 2

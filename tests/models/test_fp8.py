@@ -12,9 +12,10 @@ from jax.sharding import SingleDeviceSharding
 
 import exajax
 from exajax import InputError, MeshSpec, Recipe, TrainStep, load_cluster
-from exajax.models import fp8, language
+from exajax.models import fp8
 from exajax.models.presets import PRESETS
 from exajax.program import hlo, operations, target
+from exajax.recipe import language
 from exajax.simulate.kernels import operation_time_s
 from tests.conftest import command
 

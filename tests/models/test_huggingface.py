@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from exajax import InputError, MeshSpec
-from exajax.models import language
 from exajax.models.huggingface import reading, writing
 from exajax.models.presets import PRESETS, lookup
-from exajax.parameters import parameters
+from exajax.recipe import language
+from exajax.spmd.parameters import parameters
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -218,7 +218,7 @@ def test_what_we_do_not_compute_is_refused_by_name(family, changes, says, tmp_pa
     with pytest.raises(InputError) as caught:
         lookup(str(edited(tmp_path, tmp_path, changes)))
     assert says in str(caught.value)
-    assert str(caught.value).startswith("--model: ")
+    assert str(caught.value).startswith("model: ")
 
 
 def test_what_is_implied_is_filled_in(tmp_path):
@@ -248,7 +248,7 @@ class TestFiles:
         if changes is not None:
             save_file(tensors(folder) | changes, folder / "model.safetensors")
         with pytest.raises(InputError) as caught:
-            reading.check(folder, config, "--init")
+            reading.check(folder, config, "init")
         return str(caught.value)
 
     def test_of_another_shape(self, folder):
@@ -308,7 +308,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path):
         writing.save(tmp_path / "out", config, params, shard_bytes=100_000)
     assert not list(tmp_path.iterdir())
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(InputError, match="--out"):
+    with pytest.raises(InputError, match="out"):
         writing.save(tmp_path, config, params)
     with pytest.raises(InputError, match="one layer of 6"):
         writing.save(tmp_path / "out", PRESETS["alphaexa-250b"], {})

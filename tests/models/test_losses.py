@@ -7,7 +7,7 @@ import pytest
 
 from exajax import MeshSpec
 from exajax.models.losses import accuracy, cross_entropy
-from exajax.sharding import constrain, use_mesh
+from exajax.spmd.sharding import constrain, use_mesh
 
 rng = np.random.default_rng(0)
 LOGITS = rng.normal(size=(2, 3, 8)).astype(np.float32) * 5

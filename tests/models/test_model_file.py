@@ -14,7 +14,7 @@ from exajax import InputError
 from exajax.files.reading import Malformed
 from exajax.models.model_file import of_record, of_table
 from exajax.models.presets import PRESETS, lookup
-from exajax.models.workloads import FAMILIES
+from exajax.recipe.workloads import FAMILIES
 from tests.conftest import command
 
 SIZES = {"layers": 2, "width": 64, "heads": 4, "ffn": 128, "vocab": 256, "seq": 32}
@@ -57,7 +57,7 @@ def test_a_file_of_dimensions_works_wherever_a_name_does(family, tmp_path):
         ("llama", {"layers": "[2]"}, "layers is [2]; give a whole number"),
         ("llama", {"layers": 10**15}, "layers is 1000000000000000; give at most 10000"),
         ("llama", {"layers": 2**63}, "layers does not fit 64 bits"),
-        ("llama", {"width": "9" * 4400}, "is not TOML"),
+        ("llama", {"width": "9" * 4400}, "thousands of digits"),
         ("llama", {"width": "[" * 5000}, "nested deeper"),
         ("llama", {"width": 2**25}, "width is 33554432; give at most 16777216"),
         ("llama", {"ffn": 0}, "ffn is 0; give at least 1"),
@@ -116,7 +116,7 @@ def test_what_is_no_model_is_refused_in_a_line_that_names_the_field(
     with pytest.raises(InputError) as caught:
         lookup(write(tmp_path / "mine.toml", family, **changes))
     assert says in str(caught.value)
-    assert str(caught.value).startswith(f"--model: {tmp_path}/mine.toml: ")
+    assert str(caught.value).startswith(f"model: {tmp_path}/mine.toml: ")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_cannot_be_a_model_says_why(name, says, tmp_path, monkeypatch):
     with pytest.raises(InputError) as caught:
         lookup(name)
     assert says in str(caught.value)
-    assert str(caught.value).startswith("--model: ")
+    assert str(caught.value).startswith("model: ")
     assert len(str(caught.value)) < 500
 
 

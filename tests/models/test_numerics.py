@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from exajax.models.attention import attention
-from exajax.models.language import FAMILIES
 from exajax.models.layers import REMAT_POLICIES, How, rotary
 from exajax.models.losses import cross_entropy
 from exajax.models.presets import PRESETS
+from exajax.recipe.language import FAMILIES
 
 rng = np.random.default_rng(0)
 

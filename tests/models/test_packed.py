@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from exajax import MeshSpec, Recipe
-from exajax.models import language
 from exajax.models.layers import Documents
 from exajax.models.presets import PRESETS
-from exajax.sharding import use_mesh
+from exajax.recipe import language
+from exajax.spmd.sharding import use_mesh
 
 FAMILIES = ("gpt", "llama", "mixtral")
 FIRST, SECOND, OTHER = [97, 49, 50, 51, 52, 0], [98, 53, 54, 0], [99, 53, 54, 0]

@@ -4,7 +4,7 @@ from flax import nnx
 
 from exajax import InputError
 from exajax.models.presets import PRESETS, lookup
-from exajax.models.workloads import FAMILIES
+from exajax.recipe.workloads import FAMILIES
 
 
 def parameters(config):

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from exajax import InputError, MeshSpec, Recipe, TrainStep
-from exajax.models import workloads
 from exajax.models.attention import attention
 from exajax.models.losses import cross_entropy
 from exajax.models.presets import PRESETS, lookup
 from exajax.models.vit import ViT, patches
+from exajax.recipe import workloads
 
 rng = np.random.default_rng(0)
 SMALL = dataclasses.replace(PRESETS["vit-tiny"], name="small", layers=2, width=64, ffn=128)
@@ -130,9 +130,9 @@ def test_held_out_images_are_measured_by_accuracy_and_by_the_loss_without_its_re
 
 
 def test_a_sequence_other_than_the_patches_is_refused():
-    with pytest.raises(InputError, match="--seq: it is 8, and images of small have 16 patches"):
+    with pytest.raises(InputError, match="seq: it is 8, and images of small have 16 patches"):
         Recipe.of(SMALL, MeshSpec(), seq=8)
-    with pytest.raises(InputError, match="--seq"):
+    with pytest.raises(InputError, match="seq"):
         Recipe.of(SMALL, MeshSpec(), seq=32)
 
 

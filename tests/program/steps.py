@@ -5,14 +5,14 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from exajax.cluster import load_cluster
-from exajax.mesh import MeshSpec
-from exajax.models import workloads
+from exajax.machine.cluster import load_cluster
 from exajax.models.presets import lookup
 from exajax.program import operations, target
 from exajax.program.compile import compile_step
-from exajax.recipe import Recipe
-from exajax.step import TrainStep
+from exajax.recipe import workloads
+from exajax.recipe.recipe import Recipe
+from exajax.spmd.mesh import MeshSpec
+from exajax.spmd.step import TrainStep
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from collections import Counter
 import jax
 import pytest
 
-from exajax.mesh import MeshSpec
-from exajax.models import language
 from exajax.models.presets import PRESETS
 from exajax.program import hlo, operations
 from exajax.program.labels import Label, label
-from exajax.recipe import Recipe
-from exajax.step import TrainStep
+from exajax.recipe import language
+from exajax.recipe.recipe import Recipe
+from exajax.spmd.mesh import MeshSpec
+from exajax.spmd.step import TrainStep
 from tests.program.steps import compiled
 
 

@@ -7,17 +7,17 @@ import jax
 import pytest
 
 from exajax import load_cluster
-from exajax.mesh import MeshSpec
-from exajax.models import workloads
 from exajax.models.presets import lookup
 from exajax.program import hlo
 from exajax.program.compile import compile_recipe, compile_step
 from exajax.program.compiled import Compiled
 from exajax.program.memory import Sizes, at_peak, measure, read_values
-from exajax.recipe import Recipe
+from exajax.recipe import workloads
+from exajax.recipe.recipe import Recipe
 from exajax.simulate import advice
 from exajax.simulate.prediction import predict_step
-from exajax.step import TrainStep
+from exajax.spmd.mesh import MeshSpec
+from exajax.spmd.step import TrainStep
 
 H100 = load_cluster("dgx-h100")
 
@@ -177,7 +177,7 @@ def advised(recipe, cluster):
     found = predicted(recipe, cluster)
     assert not found.fits
     limits = (found.compiled.memory, found.capacity_bytes)
-    first = advice.problem(*limits)
+    first = found.compiled.memory.shortfall(found.capacity_bytes)
     return first + advice.ways_out(recipe, cluster, *limits, lambda r: predicted(r, cluster))
 
 
@@ -186,7 +186,7 @@ def test_too_many_activations_are_met_by_recomputation_and_that_fits():
     cluster = small(16e6)
     problem, way_out = advised(recipe, cluster)
     assert "most of it is activations" in problem
-    assert way_out.startswith("--remat selective makes it fit: ")
+    assert way_out.startswith("`remat` selective makes it fit: ")
     assert predicted(dataclasses.replace(recipe, remat="selective"), cluster).fits
 
 
@@ -195,8 +195,8 @@ def test_too_much_state_is_met_by_zero_and_that_fits():
     cluster = small(28e6)
     problem, way_out = advised(recipe, cluster)
     assert "most of it is parameters and optimizer" in problem
-    level = int(way_out.removeprefix("--zero ")[0])
-    assert way_out.startswith(f"--zero {level} makes it fit: ")
+    level = int(way_out.removeprefix("`zero` ")[0])
+    assert way_out.startswith(f"`zero` {level} makes it fit: ")
     assert predicted(dataclasses.replace(recipe, zero=level), cluster).fits
 
 

@@ -8,9 +8,9 @@ import pytest
 
 import exajax
 from exajax import MeshSpec, Recipe
-from exajax.models import language
 from exajax.models.presets import PRESETS, lookup
 from exajax.program import hlo, operations
+from exajax.recipe import language
 
 
 def program_of(function, *shapes):

@@ -9,7 +9,7 @@ import pytest
 from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from exajax.cluster import load_cluster
+from exajax.machine.cluster import load_cluster
 from exajax.program import hlo, operations, target
 from exajax.program.compile import _cudnn_assumed
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from exajax import cluster
-from exajax.simulate.analytic.hardware import hardware_flops
+from exajax.machine import cluster
+from exajax.simulate.formulas.hardware_flops import hardware_flops
 from tests.program.steps import compiled
 
 FAMILIES = ("gpt-tiny", "llama-tiny", "mixtral-tiny", "vit-tiny")

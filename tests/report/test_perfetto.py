@@ -70,7 +70,7 @@ def test_names_say_what_it_is_and_arguments_how_well_it_runs():
     assert {one["name"] for one in compute} == {
         "mlp matmul",
         "optimizer memory",
-        "waiting for model",
+        "exposed model",
     }
     about = next(one["args"] for one in compute if one["name"] == "mlp matmul")
     assert about["op_name"] == "jit(update)/jvp(layers)/mlp/dot_general"

@@ -3,13 +3,14 @@ import re
 import time
 import urllib.request
 
-from exajax import MeshSpec, Recipe, load_cluster, scaling
-from exajax.events import EventLog
-from exajax.goodput import CAUSES
+from exajax import MeshSpec, Recipe, load_cluster
+from exajax.job.events import EventLog
+from exajax.job.goodput import CAUSES
+from exajax.job.runtime import to_json
 from exajax.models.presets import lookup
-from exajax.report.live_goodput import LiveGoodput
-from exajax.report.prometheus import Prometheus
-from exajax.runtime import to_json
+from exajax.recipe import weak_scaling
+from exajax.train.sinks.goodput import LiveGoodput
+from exajax.train.sinks.prometheus import Prometheus
 from tests.conftest import REPOSITORY
 
 VALUES = {
@@ -79,7 +80,7 @@ def test_a_curve_has_only_meshes_that_can_be_compiled():
     recipe = Recipe.of(lookup("llama2-7b"), MeshSpec(24, 1, 4))
     memory = {"parameters": 10**8, "optimizer": 2 * 10**8, "total": 10**10, "capacity": 8 * 10**10}
     machine = load_cluster("dgx-h100")
-    chosen = scaling.smaller(recipe, {"fits": True, "memory_bytes": memory}, machine)
+    chosen = weak_scaling.smaller(recipe, {"fits": True, "memory_bytes": memory}, machine)
     assert 1 <= len(chosen) <= 3
     for smaller in chosen:
         machine.check(smaller.mesh.devices, "bf16")
@@ -91,7 +92,7 @@ def point(devices, tokens_per_s, fits=True):
 
 
 def test_efficiency_is_of_the_smallest_mesh_that_fits():
-    curve = scaling.curve([point(8, 900.0, fits=False), point(16, 1600.0), point(64, 5760.0)])
+    curve = weak_scaling.curve([point(8, 900.0, fits=False), point(16, 1600.0), point(64, 5760.0)])
     assert curve["tokens_per_s"] == {16: 1600.0, 64: 5760.0}
     assert curve["efficiency"] == {16: 1.0, 64: 0.9}
 

@@ -73,7 +73,7 @@ def test_parts_of_the_model_are_told_apart_forward_and_backward(folders):
         assert {(part, "forward"), (part, "backward")} <= found
     assert ("attention", "recompute") in found
     assert "optimizer" in {row["part"] for row in rows}
-    for words in ("forward", "recompute", "backward", "waiting for model", "lost most"):
+    for words in ("forward", "recompute", "backward", "exposed", "lost most"):
         assert words in printed["text"]
 
 
@@ -105,5 +105,5 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_compiled(
 
 
 def test_a_prediction_without_a_folder_waits_for_no_plots():
-    code = "import sys, exajax.commands.simulate; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, exajax.cli.simulate; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

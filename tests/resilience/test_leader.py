@@ -6,7 +6,7 @@ import json
 import pytest
 
 from exajax import MeshSpec, Recipe
-from exajax.events import EventLog, read_events
+from exajax.job.events import EventLog, read_events
 from exajax.models.presets import lookup
 from exajax.resilience.control import Control, Host, Problem, Worker
 from exajax.resilience.elastic import Layouts

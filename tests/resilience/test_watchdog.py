@@ -8,7 +8,7 @@ import time
 import pytest
 
 from exajax import InputError
-from exajax.events import EventLog, read_events
+from exajax.job.events import EventLog, read_events
 from exajax.resilience.control import Attempt, Control
 from exajax.resilience.deadlines import DEFAULTS_S, FLOOR_S, STEPS, Deadlines
 from exajax.resilience.watchdog import STUCK, SUPERSEDED
@@ -20,7 +20,7 @@ def process(run_dir, body):
     program = f"""
     import threading, time
     from pathlib import Path
-    from exajax.events import EventLog
+    from exajax.job.events import EventLog
     from exajax.resilience.control import Control
     from exajax.resilience.deadlines import Deadlines
     from exajax.resilience.watchdog import Watchdog
@@ -46,7 +46,9 @@ def test_deadlines_are_handed_on_as_they_were_given():
 
 
 def test_a_stuck_process_dumps_its_stacks_and_ends(tmp_path):
-    stuck = process(tmp_path, 'watch("step", 1); watch("step", 2); threading.Event().wait()')
+    stuck = process(
+        tmp_path, 'watch.progress("step", 1); watch.progress("step", 2); threading.Event().wait()'
+    )
     assert stuck.wait(timeout=30) == STUCK
     event = read_events(tmp_path)[-1]
     assert (event["event"], event["phase"], event["step"]) == ("stuck", "step", 2)
@@ -59,13 +61,14 @@ def test_a_stuck_process_dumps_its_stacks_and_ends(tmp_path):
 
 
 def test_a_process_that_goes_on_is_left_alone(tmp_path):
-    body = "[(watch('step', n), time.sleep(0.1)) for n in range(25)]; watch('checkpoint', 25)"
+    steps = "[(watch.progress('step', n), time.sleep(0.1)) for n in range(25)]"
+    body = f"{steps}; watch.progress('checkpoint', 25)"
     assert process(tmp_path, body).wait(timeout=30) == 0
     assert [e["step"] for e in read_events(tmp_path) if e["phase"] == "step"] == list(range(25))
 
 
 def test_a_process_whose_attempt_is_over_ends(tmp_path):
-    old = process(tmp_path, "watch('checkpoint', 8); threading.Event().wait()")
+    old = process(tmp_path, "watch.progress('checkpoint', 8); threading.Event().wait()")
     deadline = time.monotonic() + 20
     while Control(tmp_path).worker(1) is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -84,7 +87,7 @@ def test_once_steps_are_timed_their_median_says_how_long_one_may_take():
     "text", ["stepp=3", "step=", "step=-1", "step=nan", "step=inf", "step", "step=1,step=2"]
 )
 def test_an_impossible_deadline_is_named(text):
-    with pytest.raises(InputError, match=r"--deadlines: .*step"):
+    with pytest.raises(InputError, match=r"deadlines: .*step"):
         Deadlines.parse(text)
 
 

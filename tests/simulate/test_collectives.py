@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exajax import load_cluster
-from exajax.fabric import FABRICS, Fabric, Network, Pod, Tree
 from exajax.files.reading import read_toml
 from exajax.files.schema import checked
+from exajax.machine.fabric import FABRICS, Fabric, Network, Pod, Tree
 from exajax.program.collectives import KINDS, Collective
-from exajax.simulate import between_nodes, in_node
-from exajax.simulate.collectives import collective_price, collective_time_s
+from exajax.simulate.collectives import between_nodes, in_node
+from exajax.simulate.collectives.pricing import collective_price, collective_time_s
 from tests.conftest import REPOSITORY
 
 EACH = sorted(set(KINDS.values()))

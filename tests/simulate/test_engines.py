@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from exajax.cluster import load_cluster
-from exajax.mesh import MeshSpec
+from exajax.machine.cluster import load_cluster
 from exajax.models.presets import lookup
-from exajax.recipe import Recipe
-from exajax.simulate.analytic import prediction as analytic
+from exajax.recipe.recipe import Recipe
+from exajax.simulate.formulas import prediction as analytic
 from exajax.simulate.prediction import predict_recipe
+from exajax.spmd.mesh import MeshSpec
 from tests.conftest import REPOSITORY
 
 LAYOUTS = [  # none that the formulas' constants were chosen by

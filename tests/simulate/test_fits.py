@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from exajax.cluster import load_cluster
-from exajax.mesh import MeshSpec
+from exajax.machine.cluster import load_cluster
 from exajax.models.presets import lookup
-from exajax.recipe import Recipe
+from exajax.recipe.recipe import Recipe
 from exajax.report import plan_table
-from exajax.simulate.analytic.prediction import MARGIN, capacity_bytes, predict
+from exajax.simulate.formulas.prediction import MARGIN, capacity_bytes, predict
 from exajax.simulate.prediction import predict_recipe
+from exajax.spmd.mesh import MeshSpec
 from tests.conftest import REPOSITORY
 
 DATA = REPOSITORY / "benchmarks" / "data"

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exajax import stack
-from exajax.models.presets import PRESETS, ModelConfig
-from exajax.pipeline import Schedule
-from exajax.recipe import REMATS
-from exajax.simulate.analytic import saved
-from exajax.simulate.analytic.footprint import Footprint, footprint
-from exajax.simulate.analytic.layouts import Layouts
-from tests.simulate.test_analytic import BATCH, NAMES, SEQ, layouts
+from exajax.machine import software
+from exajax.models.dimensions import ModelConfig
+from exajax.models.presets import PRESETS
+from exajax.recipe.recipe import REMATS
+from exajax.simulate.formulas import saved
+from exajax.simulate.formulas.footprint import Footprint, footprint
+from exajax.simulate.formulas.layouts import Layouts
+from exajax.spmd.pipeline import Schedule
+from tests.simulate.test_formulas import BATCH, NAMES, SEQ, layouts
 
 GIB = 2.0**30
 KORTHIKANTI = {  # arXiv:2205.05198, table 3: layers, width, heads, pipe, interleave, micro-batch
@@ -37,7 +38,7 @@ def published(name, remat, sequence_parallel):
         remat=REMATS.index(remat),
         sequence_parallel=sequence_parallel,
     )
-    given = stack.load("megatron-2021", "stack")
+    given = software.load("megatron-2021", "stack")
     batch = 512 * micro_batch
     return model, footprint(model, given, how, global_batch=batch, seq=2048, precision="bf16")
 
@@ -84,7 +85,7 @@ def test_parameters_and_optimizer_are_those_of_korthikanti(name, gib):
 def test_peaks_are_those_measured_on_b200(name, layers, axes, gib):
     model = dataclasses.replace(PRESETS[name], layers=layers)
     how = Layouts.of(**axes, zero=1, flash=True, sequence_parallel=True)
-    given = stack.load("megatron-core-2025", "stack")
+    given = software.load("megatron-core-2025", "stack")
     found = footprint(model, given, how, global_batch=16, seq=4096, precision="bf16")
     assert found.total / GIB == pytest.approx(gib, rel=0.05)
 
@@ -92,11 +93,11 @@ def test_peaks_are_those_measured_on_b200(name, layers, axes, gib):
 def memory(name, how, program="jax") -> Footprint:
     model = PRESETS[name]
     seq = model.seq if model.family == "vit" else SEQ
-    given = dataclasses.replace(stack.AS_MEASURED, program=program)
+    given = dataclasses.replace(software.AS_MEASURED, program=program)
     return footprint(model, given, how, global_batch=BATCH, seq=seq, precision="bf16")
 
 
-PROGRAMS = st.sampled_from(stack.PROGRAMS)
+PROGRAMS = st.sampled_from(software.PROGRAMS)
 
 
 @given(st.sampled_from(NAMES), layouts(), PROGRAMS)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import exajax
-from exajax.sharding import constrain
+from exajax.spmd.sharding import constrain
 
 WIDTH = 64
 X = {"x": jax.ShapeDtypeStruct((16, WIDTH), jnp.float32)}
@@ -55,6 +55,11 @@ def test_a_prediction_says_which_axes_are_idle(work, mesh, idle):
         assert one.idle_axes == idle
         assert one.to_json()["idle_axes"] == list(idle)
         assert len(one.notes) == bool(idle)
+        lines = str(one).splitlines()
+        assert len(lines) == 4 + bool(idle)
+        assert "simulated on" in lines[0]
+        assert lines[-1].endswith("leave these out of the mesh" if idle else "on a device: fits")
+        assert len(repr(one)) < 100
         assert all(f"{axis}=" in one.notes[0] for axis in idle)
     assert found.mfu is None
     assert 0 < found.hfu <= 1

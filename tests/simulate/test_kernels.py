@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 import exajax
 from exajax import load_cluster
-from exajax.chip import CHIPS, Tiles
-from exajax.chip_file import read_chip
-from exajax.figures import Curve
 from exajax.files.reading import Malformed, read_toml
-from exajax.mesh import MeshSpec
-from exajax.models import language
+from exajax.machine.chip import CHIPS, Tiles
+from exajax.machine.chip_file import read_chip
+from exajax.machine.figures import Curve
 from exajax.models.presets import lookup
 from exajax.program.costs import Attention, Product
 from exajax.program.operations import Operation
-from exajax.recipe import Recipe
+from exajax.recipe import language
+from exajax.recipe.recipe import Recipe
 from exajax.simulate.kernels import matmul_efficiency, operation_time_s, price
+from exajax.spmd.mesh import MeshSpec
 
 
 def chip(name):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from exajax import load_cluster
 from exajax.program.collectives import Collective
 from exajax.program.operations import Loop, Operation, flatten
-from exajax.simulate.collectives import collective_time_s
+from exajax.simulate.collectives.pricing import collective_time_s
 from exajax.simulate.kernels import operation_time_s
 from exajax.simulate.timeline import OVERLAP_SLOWDOWN, events, lay_out
 

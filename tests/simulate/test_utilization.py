@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from exajax.cluster import load_cluster
-from exajax.mesh import MeshSpec
-from exajax.models.presets import FLOPS_CONVENTION, lookup
-from exajax.recipe import Recipe
-from exajax.simulate.analytic.prediction import predict
+from exajax.machine.cluster import load_cluster
+from exajax.models.dimensions import FLOPS_CONVENTION
+from exajax.models.presets import lookup
+from exajax.recipe.recipe import Recipe
+from exajax.simulate.formulas.prediction import predict
 from exajax.simulate.prediction import predict_recipe
+from exajax.spmd.mesh import MeshSpec
 from tests.conftest import command
 
 H100 = load_cluster("dgx-h100")

@@ -12,10 +12,10 @@ import tokenizers
 from flax import nnx
 
 from exajax import InputError, MeshSpec, TrainStep, Workload, fit
-from exajax.models import language
 from exajax.models.presets import PRESETS
-from exajax.parameters import parameters
-from exajax.sharding import use_mesh
+from exajax.recipe import language
+from exajax.spmd.parameters import parameters
+from exajax.spmd.sharding import use_mesh
 from exajax.train.generate import CHUNK, Sampling, as_text, draw, generate
 from tests.conftest import command
 
@@ -136,9 +136,9 @@ def test_a_character_is_shown_when_it_is_complete():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"tokens": 0}, "--tokens: 0"),
-        ({"prompt": []}, "--prompt: it has 0 tokens"),
-        ({"prompt": [1] * 65}, "--prompt: it has 65 tokens, and the model sees 1 to 64"),
+        ({"tokens": 0}, "tokens: 0"),
+        ({"prompt": []}, "prompt: it has 0 tokens"),
+        ({"prompt": [1] * 65}, "prompt: it has 65 tokens, and the model sees 1 to 64"),
     ],
 )
 def test_what_cannot_be_written_is_refused(model, change, says):
@@ -148,16 +148,11 @@ def test_what_cannot_be_written_is_refused(model, change, says):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "flag"),
-    [
-        ("temperature", -1.0, "--temperature"),
-        ("temperature", float("nan"), "--temperature"),
-        ("top_k", 0, "--top-k"),
-        ("seed", -1, "--seed"),
-    ],
+    ("field", "value"),
+    [("temperature", -1.0), ("temperature", float("nan")), ("top_k", 0), ("seed", -1)],
 )
-def test_a_wrong_way_to_sample_names_its_flag(field, value, flag):
-    with pytest.raises(InputError, match=flag):
+def test_a_wrong_way_to_sample_is_named(field, value):
+    with pytest.raises(InputError, match=f"{field}: "):
         Sampling(**{field: value})
 
 

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 import exajax
-from exajax.train import history
-from exajax.train.metrics import JsonLines
-from tests.train.regression import Regressor, loss
-from tests.train.regression import whole as batches
+from exajax.train.sinks import history
+from exajax.train.sinks.records import JsonLines
+from tests.train.checkpoint.regression import Regressor, loss
+from tests.train.checkpoint.regression import whole as batches
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_a_checkpoint_of_other_data_is_refused(step, tmp_path):
     data = {"tokenizer": "bytes 1", "text": ["a"], "seed": 0}
     exajax.fit(step, batches, steps=2, checkpoints=tmp_path, about={"data": data})
     for change, field, says in (
-        ({"tokenizer": "other 2"}, "--tokenizer", "its tokenizer is 'bytes 1', here it is 'other"),
-        ({"text": ["b"]}, "--data", "its text is"),
+        ({"tokenizer": "other 2"}, "tokenizer", "its tokenizer is 'bytes 1', here it is 'other"),
+        ({"text": ["b"]}, "data", "its text is"),
     ):
         with pytest.raises(exajax.InputError, match=says) as caught:
             exajax.fit(step, batches, steps=4, checkpoints=tmp_path, about={"data": data | change})

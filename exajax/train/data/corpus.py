@@ -1,4 +1,4 @@
-"""What `--data` names: text, a tokenised dataset, or a weighted mixture of several."""
+"""What `data` names: text, a tokenised dataset, or a weighted mixture of several."""
 
 import functools
 import hashlib
@@ -150,7 +150,7 @@ def load_corpus(
     vocab: int,
     bad_lines: str = BAD_LINES[0],
 ) -> Corpus:
-    """Opens what `--data` names; text is tokenised into memory.
+    """Opens what `data` names; text is tokenised into memory.
 
     Args:
         data: a text file or folder, a tokenised dataset, or a mixture `0.7:PATH,0.3:PATH`; None is
@@ -202,7 +202,7 @@ def _file_of(vocabulary: Vocabulary, datasets: Mapping[str, Dataset]) -> bytes |
 
 
 def _weights(data: str | None) -> list[tuple[str | None, float]]:
-    """Returns the paths of `--data` with their shares of the samples."""
+    """Returns the paths of `data` with their shares of the samples."""
     if data is None or ":" not in data or paths.is_there(data):
         return [(data, 1.0)]
     found = []
@@ -214,7 +214,7 @@ def _weights(data: str | None) -> list[tuple[str | None, float]]:
             weight = math.nan
         if not (path and math.isfinite(weight) and weight > 0):
             raise InputError(
-                "--data",
+                "data",
                 f"{shown(item)} is not a weight above 0 and a path",
                 "write a mixture as 0.7:PATH,0.3:PATH",
             )
@@ -227,7 +227,7 @@ def _weights(data: str | None) -> list[tuple[str | None, float]]:
     for given, share in shares:
         if share < LEAST_SHARE:
             problem = f"{shown(given)} would have less than one sample in {1 / LEAST_SHARE:,.0f}"
-            raise InputError("--data", problem, "leave it out, or give it more weight")
+            raise InputError("data", problem, "leave it out, or give it more weight")
     return shares
 
 
@@ -257,7 +257,7 @@ def _part_of_text(
 def _check_vocabulary(vocabulary: Vocabulary, vocab: int) -> None:
     if vocabulary.vocab_size > vocab:
         raise InputError(
-            "--tokenizer",
+            "tokenizer",
             f"{vocabulary.name} has {vocabulary.vocab_size:,} tokens and the model {vocab:,}",
             f"give one of at most {vocab:,} tokens, or a model of a larger vocabulary",
         )
@@ -266,14 +266,14 @@ def _check_vocabulary(vocabulary: Vocabulary, vocab: int) -> None:
 def _check_dataset(dataset: Dataset, vocabulary: Vocabulary, seq: int) -> None:
     if dataset.vocabulary.digest != vocabulary.digest:
         raise InputError(
-            "--tokenizer",
+            "tokenizer",
             f"{dataset.folder} was made with {dataset.vocabulary.label}, and this is "
             f"{vocabulary.label}",
             "give the tokenizer of the dataset, or tokenise it again",
         )
     if dataset.seq != seq:
         raise InputError(
-            "--seq",
+            "seq",
             f"{dataset.folder} was cut for sequences of {dataset.seq}, not {seq}",
-            f"give --seq {dataset.seq}, or tokenise it again",
+            f"give `seq` {dataset.seq}, or tokenise it again",
         )

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from exajax.errors import InputError
 from exajax.files import paths
-from exajax.files.reading import Malformed, inside, read_json, shown_path
+from exajax.files.reading import Malformed, inside, read_json, shown, shown_path
 from exajax.files.schema import Items, Record, checked
 from exajax.train.data.listing import Count, Listing
 from exajax.train.data.shard_readers import Readers
@@ -136,10 +136,10 @@ def check_not_part(path: str) -> None:
     at = Path(path)
     if at.is_dir() and next(at.glob(SHARDS), None):
         problem = f"{shown_path(at)} holds shards of exajax tokenise and no {MANIFEST}: unfinished"
-        raise InputError("--data", problem, AGAIN)
+        raise InputError("data", problem, AGAIN)
     if at.name == MANIFEST and next(at.parent.glob(SHARDS), None):
         problem = f"{shown_path(at)} is the manifest of a tokenised dataset"
-        raise InputError("--data", problem, "give its folder")
+        raise InputError("data", problem, "give its folder")
 
 
 def open_dataset(path: str) -> Dataset:
@@ -148,7 +148,7 @@ def open_dataset(path: str) -> Dataset:
     Raises:
         InputError: the manifest or a shard is damaged, or of another version.
     """
-    folder = paths.given(path, "--data", "give a folder of exajax tokenise")
+    folder = paths.given(path, "data", "give a folder of exajax tokenise")
     try:
         content = read_json(folder / MANIFEST, MOST_MANIFEST_BYTES)
         if (version := checked(_Format, content).format) != FORMAT:
@@ -158,7 +158,7 @@ def open_dataset(path: str) -> Dataset:
         vocabulary = _vocabulary(manifest)
         _check_shards(folder, manifest)
     except Malformed as error:
-        raise error.within("--data", folder / MANIFEST) from error
+        raise error.within("data", folder / MANIFEST) from error
     train, held_out = (
         ShardedWindows(
             path,
@@ -185,7 +185,7 @@ def _vocabulary(manifest: _Manifest) -> Vocabulary:
         problem = f"is {vocabulary.end_of_document} of {vocabulary.vocab_size} tokens"
         raise Malformed("tokenizer.end_of_document", problem, AGAIN)
     if manifest.dtype != vocabulary.dtype.str:
-        problem = f"is {manifest.dtype!r}, and its tokenizer needs {vocabulary.dtype.str!r}"
+        problem = f"is {shown(manifest.dtype)}, and its tokenizer needs {vocabulary.dtype.str!r}"
         raise Malformed("dtype", problem, AGAIN)
     return vocabulary
 
@@ -264,7 +264,7 @@ class ShardedWindows:
                 problem = f"holds token {read.max()}, and its tokenizer has {self.vocab_size}"
                 raise Malformed("", problem, AGAIN)
         except Malformed as error:
-            raise error.within("--data", Path(self.path)) from error
+            raise error.within("data", Path(self.path)) from error
         return read.astype(np.int32)
 
 

@@ -32,16 +32,7 @@ from exajax.train.data.kinds import (
     look,
     opened,
 )
-from exajax.train.data.listing import (
-    CARD,
-    DATA,
-    EMPTY,
-    LICENCE,
-    NO_FILE,
-    POINTER,
-    Listing,
-    count,
-)
+from exajax.train.data.listing import CARD, DATA, EMPTY, LICENCE, NO_FILE, POINTER, Listing, count
 from exajax.train.data.tokenizer import Tokenizer
 
 BAD_LINES = ("refuse", "skip")
@@ -77,7 +68,7 @@ class BadLines:
         """Counts a row, or raises an `InputError`."""
         problem = f"{place}: {error}"
         if not self.skip:
-            raise InputError("--data", problem, f"{error.fix}, or give --bad-lines skip")
+            raise InputError("data", problem, f"{error.fix}, or give `bad_lines` skip")
         self.count += 1
         self.first = self.first or problem
 
@@ -125,7 +116,7 @@ def scan(path: str | None, bad_lines: str = "refuse") -> Source:
         root, title = Path(sysconfig.get_paths()["stdlib"]), "Python standard library"
         looked = {file: look(file) for file in _standard_library(root)}
     else:
-        root, title = given(path, "--data", FIX), shown_path(Path(path))
+        root, title = given(path, "data", FIX), shown_path(Path(path))
         if root.is_dir():
             finding = Finding(root)
             left_out = finding.left_out
@@ -143,7 +134,7 @@ def scan(path: str | None, bad_lines: str = "refuse") -> Source:
         why = f"has nothing to read: {found.why_nothing()}"
         if root in looked:
             why = f"is not text: {looked[root]}"
-        raise InputError("--data", f"{title} {why}", found.advice())
+        raise InputError("data", f"{title} {why}", found.advice())
     digest = hashlib.sha256(b"".join(file.digest for file in files)).hexdigest()
     size_bytes = sum(file.size_bytes for file in files)
     return Source(title, files, digest, size_bytes, found, BadLines(bad_lines == "skip"))
@@ -174,7 +165,7 @@ def pieces(source: Source) -> Iterator[Piece]:
                 yield text, True
     if not any_text:
         why = f": {bad.first}" if bad.count else ""
-        raise InputError("--data", f"{source.title} holds no document{why}", FIX)
+        raise InputError("data", f"{source.title} holds no document{why}", FIX)
 
 
 def tokens(texts: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -95,4 +95,4 @@ def _place(path: Path) -> Place:
 
 def _unreadable(path: Path, error: OSError) -> InputError:
     problem = f"cannot look into {shown_path(path)}: {error.strerror}"
-    return InputError("--data", problem, "make it readable, or move it away")
+    return InputError("data", problem, "make it readable, or move it away")

@@ -182,20 +182,20 @@ def errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except Malformed as error:
-        raise error.within("--data", path) from error
+        raise error.within("data", path) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
-            "--data", f"{shown_path(path)} is damaged: {error}", "fetch it again"
+            "data", f"{shown_path(path)} is damaged: {error}", "fetch it again"
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(
-            "--data", f"{shown_path(path)} has changed while it was read", "leave it as it is"
+            "data", f"{shown_path(path)} has changed while it was read", "leave it as it is"
         ) from error
     except OSError as error:
         if is_too_many_open(error):
-            raise too_many_open(path, "--data") from error
+            raise too_many_open(path, "data") from error
         raise InputError(
-            "--data", f"cannot read {shown_path(path)}: {error.strerror}", "make it readable"
+            "data", f"cannot read {shown_path(path)}: {error.strerror}", "make it readable"
         ) from error
 
 

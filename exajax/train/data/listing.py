@@ -1,4 +1,4 @@
-"""What was found where `--data` points: files that are read, and files that are left out."""
+"""What was found where `data` points: files that are read, and files that are left out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ ADVICE = {
     ARROW: "convert it with " + _TO_JSONL.format(read="read_feather"),
     CSV: "convert it with " + _TO_JSONL.format(read="read_csv"),
     COMPRESSED: "unpack it, or compress it with gzip",
-    SHARD: "give the folder of its dataset.json itself as --data",
+    SHARD: "give the folder of its dataset.json itself as `data`",
     NO_ROWS: 'give an array or lines of objects with a "text"',
     NOT_UTF8: "convert it with iconv -f latin1 -t utf8",
 }

@@ -68,7 +68,7 @@ class Readers:
             with self._lock:
                 self._open.pop(path, None)
             if is_too_many_open(error):
-                raise too_many_open(path, "--data") from error
+                raise too_many_open(path, "data") from error
             raise Malformed(
                 path.name,
                 f"is damaged: {' '.join(str(error).split())[:200]}",

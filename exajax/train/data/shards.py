@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from exajax.errors import InputError, RunFailed
 from exajax.files.reading import shown_path
 from exajax.files.writing import new_folder_for
-from exajax.runtime import to_json
+from exajax.job.runtime import to_json
 from exajax.train.data.dataset import FORMAT, MANIFEST, SPLITS
 from exajax.train.data.documents import Piece, Source, pieces, tokens
 from exajax.train.data.tokenizer import KEPT, FileTokenizer, Tokenizer
@@ -52,7 +52,7 @@ def write(
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(
-            "--out", f"cannot write {shown_path(out)}: {why}", "give another folder"
+            "out", f"cannot write {shown_path(out)}: {why}", "give another folder"
         ) from error
     try:
         manifest = _fill(new, source, tokenizer, seq, watch)
@@ -72,10 +72,10 @@ def check_free(out: Path) -> None:
     name = shown_path(out)
     try:
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise InputError("--out", f"{name} is there already", "give a new folder, or remove it")
+            raise InputError("out", f"{name} is there already", "give a new folder, or remove it")
     except OSError as error:
         raise InputError(
-            "--out", f"cannot look at {name}: {error.strerror}", "give another folder"
+            "out", f"cannot look at {name}: {error.strerror}", "give another folder"
         ) from error
 
 

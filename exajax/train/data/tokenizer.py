@@ -119,7 +119,7 @@ class FileTokenizer(Vocabulary):
             with _faults():
                 found = self.model.encode_batch_fast(list(texts), add_special_tokens=False)
         except TokenizerFault as error:
-            raise InputError("--tokenizer", f"cannot encode the text: {error}", FIX) from error
+            raise InputError("tokenizer", f"cannot encode the text: {error}", FIX) from error
         ids = [np.array(encoding.ids, self.dtype) for encoding in found]
         return [
             self._encode_around_ends(text) if self.end_of_document in numbers else numbers
@@ -140,7 +140,7 @@ class FileTokenizer(Vocabulary):
         if any(end - begin < 2 for begin, end in spelled):
             name = self.model.id_to_token(self.end_of_document)
             problem = f"its end token {shown(name)} is also what {_around(text, spelled)} becomes"
-            raise InputError("--tokenizer", problem, "give one with an end that text cannot spell")
+            raise InputError("tokenizer", problem, "give one with an end that text cannot spell")
         cuts = [0, *((begin + end) // 2 for begin, end in spelled), len(text)]
         parts = [text[begin:end] for begin, end in itertools.pairwise(cuts)]
         return np.concatenate(self.encode(parts))
@@ -165,11 +165,11 @@ def load_tokenizer(given: str) -> Tokenizer:
     """
     if given == BYTES:
         return ByteTokenizer()
-    path = paths.given(given, "--tokenizer", FIX)
+    path = paths.given(given, "tokenizer", FIX)
     try:
         content = read_bytes(path, MOST_BYTES)
     except Malformed as error:
-        raise error.within("--tokenizer", path) from error
+        raise error.within("tokenizer", path) from error
     name = shown_path(path)
     try:
         with _quietly(), _faults():
@@ -179,12 +179,12 @@ def load_tokenizer(given: str) -> Tokenizer:
         numbers = model.get_vocab(with_added_tokens=True)
         end = _end_of_document(model)
     except TokenizerFault as error:
-        raise InputError("--tokenizer", f"{name} is not a tokenizer ({error})", FIX) from error
+        raise InputError("tokenizer", f"{name} is not a tokenizer ({error})", FIX) from error
     except Malformed as error:
-        raise error.within("--tokenizer", path) from error
+        raise error.within("tokenizer", path) from error
     size = max(numbers.values()) + 1
     if size > MOST_TOKENS:
-        raise InputError("--tokenizer", f"{name} has a token of number {size - 1:,}", FIX)
+        raise InputError("tokenizer", f"{name} has a token of number {size - 1:,}", FIX)
     digest = hashlib.sha256(content).hexdigest()
     return FileTokenizer("tokenizer.json", digest, size, end, content, model)
 

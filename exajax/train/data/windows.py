@@ -77,9 +77,9 @@ def deal(stream: Iterable[np.ndarray], size_bytes: int) -> Iterator[tuple[bool, 
 def too_few(path: str, seq: int) -> InputError:
     """Returns the error of a text that does not fill a window of both parts."""
     return InputError(
-        "--data",
+        "data",
         f"{path} has too few tokens: a twentieth is held out, and a sequence has {seq}",
-        f"give at least some {2 * HELD_OUT_EVERY * seq:,} tokens, or a smaller --seq",
+        f"give at least some {2 * HELD_OUT_EVERY * seq:,} tokens, or a smaller `seq`",
     )
 
 

@@ -53,21 +53,21 @@ def test_a_path_with_a_colon_is_a_path(tmp_path):
 def test_a_bad_weight_is_named(folder, item):
     with pytest.raises(InputError, match="is not a weight above 0 and a path") as caught:
         load_corpus(f"0.5:{folder},{item}", None, 32, 256)
-    assert caught.value.field == "--data"
+    assert caught.value.field == "data"
     assert item in str(caught.value)
 
 
 def test_what_does_not_go_together_is_named(datasets, folder, tokenizer_file):
     small, by_bytes, file = str(datasets / "small"), str(datasets / "bytes"), str(tokenizer_file)
     for data, tokenizer, seq, vocab, field, says in (
-        (small, "bytes", 32, 400, "--tokenizer", "small was made with tokenizer.json"),
-        (by_bytes, file, 32, 400, "--tokenizer", "bytes was made with bytes"),
-        (f"1:{by_bytes},1:{small}", None, 32, 400, "--tokenizer", "small was made with"),
-        (f"1:{folder},1:{small}", None, 32, 400, "--tokenizer", "small was made with"),
-        (small, None, 16, 400, "--seq", "was cut for sequences of 32, not 16"),
-        (small, None, 32, 256, "--tokenizer", "has 400 tokens and the model 256"),
-        (str(folder), file, 32, 399, "--tokenizer", "has 400 tokens and the model 399"),
-        (f"1:{folder},1:{folder}/none", None, 32, 256, "--data", "none does not exist"),
+        (small, "bytes", 32, 400, "tokenizer", "small was made with tokenizer.json"),
+        (by_bytes, file, 32, 400, "tokenizer", "bytes was made with bytes"),
+        (f"1:{by_bytes},1:{small}", None, 32, 400, "tokenizer", "small was made with"),
+        (f"1:{folder},1:{small}", None, 32, 400, "tokenizer", "small was made with"),
+        (small, None, 16, 400, "seq", "was cut for sequences of 32, not 16"),
+        (small, None, 32, 256, "tokenizer", "has 400 tokens and the model 256"),
+        (str(folder), file, 32, 399, "tokenizer", "has 400 tokens and the model 399"),
+        (f"1:{folder},1:{folder}/none", None, 32, 256, "data", "none does not exist"),
     ):
         with pytest.raises(InputError, match=says) as caught:
             load_corpus(data, tokenizer, seq, vocab)

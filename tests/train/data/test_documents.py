@@ -79,7 +79,7 @@ def test_text_that_cannot_be_used_is_named(tmp_path, content, says):
         path.write_bytes(content)
     with pytest.raises(InputError, match=says) as caught:
         scan(str(path))
-    assert caught.value.field == "--data"
+    assert caught.value.field == "data"
 
 
 @given(st.lists(st.integers(0, 300), min_size=1), st.integers(0, 20_000))
@@ -116,4 +116,4 @@ def test_windows_overlap_by_one(text):
 def test_too_little_text_is_named(tmp_path):
     with pytest.raises(InputError, match="too few tokens") as caught:
         split([np.arange(50)], 50, 32, "few.txt")
-    assert caught.value.field == "--data"
+    assert caught.value.field == "data"

@@ -170,7 +170,7 @@ def test_damaged_gzip_is_named(tmp_path: Path) -> None:
         (tmp_path / "a.txt.gz").write_bytes(content)
         with pytest.raises(InputError, match=r"a\.txt\.gz is damaged") as caught:
             scan(str(tmp_path))
-        assert caught.value.field == "--data"
+        assert caught.value.field == "data"
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz"])
@@ -202,7 +202,7 @@ def test_names_that_are_no_utf8_are_read(tmp_path: Path) -> None:
 def test_a_path_that_leads_nowhere_is_named(path: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         scan(path)
-    assert caught.value.field == "--data"
+    assert caught.value.field == "data"
     assert len(str(caught.value)) < 500
 
 
@@ -230,7 +230,7 @@ def test_a_folder_that_one_may_not_enter_is_named(tmp_path: Path) -> None:
             result = subprocess.run(
                 [*first, sys.executable, "-c", tell, str(path)], capture_output=True, text=True
             )
-            assert f"InputError: --data: {says}" in result.stderr.splitlines()[-1], result.stderr
+            assert f"InputError: data: {says}" in result.stderr.splitlines()[-1], result.stderr
             assert "Permission denied" in result.stderr
     finally:
         secret.chmod(stat.S_IRWXU)

@@ -47,8 +47,8 @@ def test_a_line_without_a_text_is_named_or_skipped_and_counted(
     path.write_bytes(GOOD + b"\n" + line + b"\n" + GOOD)
     with pytest.raises(InputError, match=rf"line 3 of .*a\.jsonl: .*{says}") as caught:
         list(pieces(scan(str(path))))
-    assert caught.value.field == "--data"
-    assert "--bad-lines skip" in caught.value.fix
+    assert caught.value.field == "data"
+    assert "`bad_lines` skip" in caught.value.fix
     assert len(str(caught.value)) < 500
     source = scan(str(path), "skip")
     for _ in range(2):  # a source may be read again

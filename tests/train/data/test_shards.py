@@ -84,7 +84,7 @@ def test_a_folder_that_is_there_is_not_touched(tmp_path, folder):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(InputError, match="is there already") as caught:
         write(scan(str(folder)), load_tokenizer("bytes"), 32, tmp_path)
-    assert caught.value.field == "--out"
+    assert caught.value.field == "out"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_manifest_is_named(damaged, change, says):
     manifest.write_text(change(manifest.read_text()))
     with pytest.raises(InputError, match=says) as caught:
         open_dataset(str(damaged))
-    assert caught.value.field == "--data"
+    assert caught.value.field == "data"
 
 
 def changed(manifest, path, value):
@@ -188,7 +188,7 @@ def test_a_manifest_that_was_edited_is_named_by_its_field(damaged, path, value, 
     manifest.write_text(changed(manifest.read_text(), path, value))
     with pytest.raises(InputError, match=says) as caught:
         open_dataset(str(damaged)).train.read(np.arange(2))
-    assert caught.value.field == "--data"
+    assert caught.value.field == "data"
 
 
 def test_a_shard_of_another_dataset_is_named(damaged, dataset):

@@ -55,4 +55,4 @@ def test_a_tokenizer_that_cannot_be_used_is_named(tmp_path, tokenizer_file):
     ):
         with pytest.raises(InputError, match=says) as caught:
             load_tokenizer(str(tmp_path / name))
-        assert caught.value.field == "--tokenizer"
+        assert caught.value.field == "tokenizer"

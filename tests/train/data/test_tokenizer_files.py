@@ -116,7 +116,7 @@ def test_a_damaged_tokenizer_is_one_line(
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(InputError, match=says) as caught:
         load_tokenizer(str(path))
-    assert caught.value.field == "--tokenizer"
+    assert caught.value.field == "tokenizer"
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 600
 

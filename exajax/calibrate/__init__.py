@@ -1,0 +1,1 @@
+"""Measures this machine, and fits the figures that describe it."""

@@ -1,0 +1,69 @@
+"""Measures this machine's CPU devices and writes them down as a cluster."""
+
+import argparse
+from pathlib import Path
+
+from exajax.cli import flag_types
+from exajax.errors import InputError
+from exajax.job import distributed, local_hosts, runtime
+from exajax.machine import cluster as clusters
+from exajax.spmd.mesh import MeshSpec
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add(
+        "--hosts",
+        type=flag_types.whole(1, flag_types.MOST_DEVICES),
+        default=2,
+        metavar="H",
+        help="host processes",
+    )
+    add(
+        "--devices-per-host",
+        type=flag_types.whole(1, flag_types.MOST_DEVICES),
+        default=2,
+        metavar="D",
+        help="devices of each",
+    )
+    add(
+        "--out",
+        type=flag_types.name,
+        default=str(clusters.LOCAL),
+        metavar="FILE",
+        help="where to write the cluster",
+    )
+    add("--json", action="store_true", help="print one JSON object on stdout, nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, as one process of a job or as the parent of a local one."""
+    path = Path(args.out)
+    if not path.absolute().parent.is_dir():
+        raise InputError("out", f"there is no folder {path.parent}", "make it, or give another")
+    if distributed.launcher() == "single":
+        processes = local_hosts.hosts(args.argv, args.hosts, env=local_hosts.CPU)
+        return local_hosts.verdict(code for code, _ in local_hosts.run(processes))
+    out = runtime.claim_stdout()
+    placement = distributed.find()
+    mesh = MeshSpec(data=args.hosts, model=args.devices_per_host)
+    distributed.initialize(placement, mesh)
+
+    from exajax.calibrate import measure, probes
+
+    text = measure.measure(args.hosts, args.devices_per_host)
+    if probes.HEADS % args.devices_per_host:  # then the batch is divided instead
+        mesh = MeshSpec(data=args.hosts * args.devices_per_host)
+    timed = probes.measure(mesh)
+    if placement.process == 0:
+        new = path.with_name(f"{path.stem}.new.toml")
+        new.write_text(text)
+        text += measure.stack_toml(
+            probes.fit(timed, clusters.load_cluster(str(new))), (probes.LEAST, probes.MOST)
+        )
+        new.write_text(text)
+        new.replace(path)
+        result = {"kind": "measured", "cluster": str(path)}
+        print(runtime.to_json(result) if args.json else f"wrote {path}\n\n{text}", file=out)
+    return 0

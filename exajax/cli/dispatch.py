@@ -1,0 +1,172 @@
+"""Which command it is, and how what it raises becomes a message and an exit code."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
+
+from exajax.cli.flags import Formatter, Parser, as_flags, with_flags
+from exajax.errors import FAILED, InputError, RunFailed, disk_failure, recurs
+from exajax.job import distributed, environment, interrupts, runtime
+from exajax.job.local_hosts import Interrupted, StageFailed
+
+MOST_SHOWN = 300
+"""Characters of the message of an unexpected error that are printed."""
+
+LAST_WORD_S = 5.0
+"""Time that the first process has to say why a run has failed, before the others end."""
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    """Runs the command of `exajax COMMAND ...`; returns its exit code."""
+    if not _prepared():
+        return 2
+    args = parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(args.run, args)
+
+
+def parser() -> Parser:
+    """Returns the parser of all commands; what it parses has `run`, which runs the command."""
+    from exajax.cli import (
+        calibrate,
+        chaos,
+        doctor,
+        export,
+        goodput,
+        job,
+        plan,
+        sample,
+        simulate,
+        tokenise,
+        train,
+        validate,
+    )
+
+    whole = Parser(
+        prog="exajax",
+        description="Train on a JAX mesh, or simulate the same step on a described machine.",
+        formatter_class=Formatter,
+    )
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    data = (sample, export, tokenise)
+    machines = (validate, calibrate, doctor)
+    for module in (train, goodput, chaos, simulate, plan, *data, *machines):
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").splitlines()[0]
+        arguments = commands.add_parser(
+            name,
+            aliases=getattr(module, "ALIASES", ()),
+            help=summary,
+            description=summary,
+            formatter_class=Formatter,
+        )
+        module.add_flags(arguments)
+        arguments.set_defaults(run=module.run)
+    started = commands.add_parser("job")  # without a help text it is not listed
+    job.add_flags(started)
+    started.set_defaults(run=job.run)
+    return whole
+
+
+def front_door(argv: Sequence[str] | None = None) -> int:
+    """Runs `launch/multihost.py`; returns its exit code."""
+    if not _prepared():
+        return 2
+    from exajax.cli import multihost
+
+    args = multihost.parser().parse_args(argv)
+    args.argv = ["train", *(sys.argv[1:] if argv is None else argv)]
+    return _guarded(multihost.run, args)
+
+
+def _prepared() -> bool:
+    """Sets this process up and checks its `EXAJAX_*` variables; returns whether they are valid."""
+    try:
+        environment.check()
+        runtime.prepare()
+    except InputError as error:
+        print(f"exajax: error: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _guarded(run: Run, args: argparse.Namespace) -> int:
+    """Runs a command and turns what it raises into a message and an exit code."""
+    interrupts.raise_in_main()
+    try:
+        code = _code(run, args)
+    except KeyboardInterrupt:  # while it was saying why it has failed
+        code = interrupts.INTERRUPTED
+    if code == interrupts.INTERRUPTED:
+        interrupts.say()
+    interrupts.leave_at_once()
+    interrupted, joined = code == interrupts.INTERRUPTED, distributed.joined()
+    # To leave in order is to wait for this process's threads; in a job of several processes, to
+    # wait for the others, which wait for this one unless all were interrupted.
+    if (interrupted and not joined) or (joined and not interrupted and code):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _code(run: Run, args: argparse.Namespace) -> int:
+    try:
+        return int(run(args) or 0)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except InputError as error:
+        if not _reported(args, error) and distributed.speaks():
+            print(f"exajax: error: {with_flags(error, _options(args))}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        return _failed(error, args)
+    except StageFailed as error:
+        print(error, file=sys.stderr)
+        return 2 if error.code == 2 else 1
+    except (Interrupted, KeyboardInterrupt):
+        return interrupts.INTERRUPTED
+    except Exception as error:
+        if failure := disk_failure(error):
+            return _failed(failure, args)
+        _reported(args, error)
+        where = runtime.print_traceback()
+        what = next(iter(str(error).splitlines()), "")[:MOST_SHOWN]
+        print(
+            f"exajax: failed, see {where}: {type(error).__name__}: {what}; this is not your "
+            "input's fault",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _failed(error: RunFailed, args: argparse.Namespace) -> int:
+    if distributed.speaks():
+        text = as_flags(str(error), _options(args))
+        print(f"exajax: failed: {text}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(LAST_WORD_S)  # who ends first ends the job
+    return FAILED if environment.ATTEMPT.name in os.environ else 1
+
+
+def _options(args: argparse.Namespace) -> Container[str]:
+    """Returns the names of what has a flag; of a job from a file, of the command that it was."""
+    return getattr(args, "options", vars(args))
+
+
+def _reported(args: argparse.Namespace, error: Exception) -> bool:
+    """Reports an error to the leader of the supervised job; returns whether there is one."""
+    run_dir = getattr(args, "run_dir", None)
+    if environment.ATTEMPT.name not in os.environ or run_dir is None:
+        return False
+    from exajax.resilience import watchdog
+
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    text = kind + next(iter(with_flags(error, _options(args)).splitlines()), "no message")[:1000]
+    return watchdog.report(Path(run_dir), text, recurs(error))

@@ -1,0 +1,71 @@
+"""Says what is installed and attached here, and what can be done with it."""
+
+import argparse
+import importlib.metadata
+from typing import Any
+
+from exajax.errors import InputError
+from exajax.job import distributed, provenance, runtime
+from exajax.machine import cluster
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the findings."""
+    out = runtime.claim_stdout()
+    found = findings()
+    if args.json:
+        print(runtime.to_json(found), file=out)
+        return 0
+    print("versions   " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()), file=out)
+    print(f"machine    {found['machine']['processor']}, {found['machine']['system']}", file=out)
+    print(f"attached   {describe_devices(found['devices'])}", file=out)
+    print(f"launcher   {found['launcher']}", file=out)
+    print(f"ahead of time   {found['ahead_of_time']}", file=out)
+    print(f"MPI        {found['mpi']}", file=out)
+    print(f"clusters   {', '.join(found['clusters'])}", file=out)
+    return 0
+
+
+def findings() -> dict[str, Any]:
+    """Returns what is here. Starts JAX's devices, so it is for a process of its own."""
+    devices = runtime.devices()
+    kinds = sorted({device.device_kind for device in devices})
+    return {
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+        "devices": {"platform": devices[0].platform, "count": len(devices), "kinds": kinds},
+        "launcher": distributed.launcher(),
+        "ahead_of_time": _ahead_of_time(),
+        "mpi": _mpi(),
+        "clusters": cluster.names(),
+    }
+
+
+def describe_devices(devices: dict[str, Any]) -> str:
+    """Returns attached devices in words."""
+    if devices["platform"] == "cpu":
+        return "no accelerator, CPU only"
+    return f"{devices['count']} x {', '.join(devices['kinds'])}"
+
+
+def _ahead_of_time() -> str:
+    from exajax.program.target import devices
+
+    try:
+        devices(cluster.load_cluster("dgx-h100"), 8)
+    except InputError as error:
+        return f"not possible: {error.problem}; {error.fix}"
+    return "compiles for NVIDIA GPUs"
+
+
+def _mpi() -> str:
+    """Returns what is installed; mpi4py itself is imported under MPI alone."""
+    try:
+        return f"mpi4py {importlib.metadata.version('mpi4py')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "mpi4py is not installed: pip install 'exajax[mpi]'"

@@ -1,0 +1,89 @@
+"""Writes the newest checkpoint of a run as a Hugging Face model."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exajax.cli import flag_types
+from exajax.job import runtime
+from exajax.spmd.mesh import MeshSpec
+from exajax.train.data.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:  # the command line must not cost an import of jax
+    from exajax.models.huggingface.text import TextForm
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add("--run-dir", type=flag_types.name, required=True, metavar="DIR", help="the folder of a run")
+    add(
+        "--out",
+        type=flag_types.name,
+        required=True,
+        metavar="DIR",
+        help="folder to make; it must not be there yet",
+    )
+    add(
+        "--tokenizer",
+        type=flag_types.name,
+        metavar="FILE",
+        help="bytes, or the run's own tokenizer.json (default: the one that the run keeps)",
+    )
+    add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights")
+    add("--json", action="store_true", help="print one JSON object on stdout, nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the folder and says what it holds."""
+    os.environ["JAX_PLATFORMS"] = (
+        "cpu"  # the host's memory is enough, and an accelerator may be busy
+    )
+    out = runtime.claim_stdout()
+    result = export(Path(args.run_dir), Path(args.out), args.dtype, args.tokenizer)
+    if args.json:
+        print(runtime.to_json(result), file=out)
+    else:
+        print("{model} of step {step}, as {dtype}: {out}".format(**result), file=out)
+    return 0
+
+
+def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None) -> dict[str, Any]:
+    """Writes a run's newest checkpoint to a folder that transformers reads.
+
+    Args:
+        run_dir: folder of the run.
+        folder: where to; it must not hold anything yet.
+        dtype: `fp32` or `bf16`.
+        tokenizer: `bytes` or a `tokenizer.json`; None is the one that the run keeps.
+
+    Raises:
+        InputError: there is no checkpoint, it is of a model that transformers does not have, its
+            tokenizer is not there or another one, or the folder cannot be written.
+    """
+    import jax
+
+    from exajax.models.huggingface.writing import DTYPES, check_free, save
+    from exajax.recipe import language
+    from exajax.spmd.parameters import parameters
+    from exajax.train.checkpoint.parameters import check_tokenizer, kept_tokenizer, trained
+
+    check_free(folder)
+    run = trained(run_dir)
+    build = language.forward(run.model, run.interleave)
+    encoder = load_tokenizer(tokenizer) if tokenizer else kept_tokenizer(run, run_dir)
+    check_tokenizer(run, encoder)
+    mesh = MeshSpec().build(runtime.devices()[:1])
+    _, described = parameters(build, mesh, DTYPES[dtype])
+    params = jax.device_get(run.params(described))
+    save(folder, run.model, params, dtype, text=_text_form(encoder))
+    return {"model": run.model.name, "step": run.step, "dtype": dtype, "out": str(folder)}
+
+
+def _text_form(tokenizer: Tokenizer) -> "TextForm":
+    from exajax.models.huggingface.text import TextForm
+
+    if isinstance(tokenizer, FileTokenizer):
+        return TextForm.of_file(tokenizer.content, tokenizer.end_of_document)
+    return TextForm.of_bytes(tokenizer.end_of_document)

@@ -1,0 +1,32 @@
+"""The front door: trains where the mesh's devices are, and predicts where they are not.
+
+python launch/multihost.py --mesh 128x8 [--model llama2-70b] [--cluster dgx-h100]
+"""
+
+import argparse
+
+from exajax.cli import flags, train
+from exajax.cli.main_job import rehearse
+from exajax.job import distributed, runtime
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the flags: those of `exajax train`."""
+    arguments = flags.Parser(
+        prog="multihost.py",
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=flags.Formatter,
+    )
+    train.add_flags(arguments)
+    return arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains here if a launcher, `--hosts` or attached devices say so, else rehearses."""
+    mesh = flags.recipe_of(args).mesh
+    if distributed.launcher() != "single" or args.hosts is not None:
+        return train.run(args)
+    devices = runtime.attached()
+    if devices["platform"] != "cpu" and devices["count"] == mesh.devices:
+        return train.run(args)
+    return rehearse(args, devices)

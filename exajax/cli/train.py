@@ -1,0 +1,104 @@
+"""Trains a model on the devices that are attached, or on host processes of this machine."""
+
+import argparse
+import sys
+from typing import Any
+
+from exajax import units
+from exajax.chaos import inside
+from exajax.cli import flags
+from exajax.job import distributed, environment, goodput, runtime
+from exajax.recipe.recipe import Recipe
+from exajax.resilience import start, watchdog
+from exajax.resilience.job import Job
+from exajax.resilience.options import JobOptions
+from exajax.train import inputs, session
+from exajax.train.hooks import Chain, Hooks
+from exajax.train.options import TrainOptions
+from exajax.train.process import Process
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    flags.add_recipe_flags(parser)
+    flags.add_options(parser.add_argument_group("run"), TrainOptions, types={"data": str})
+    flags.add_options(parser.add_argument_group("job, and when something fails"), JobOptions)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains as one process of a job, or supervises those that do."""
+    return run_job(job_of(args))
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """Returns the job that the flags describe.
+
+    Raises:
+        InputError: a value is impossible, or they do not go together.
+    """
+    recipe = flags.recipe_of(args)
+    return Job(recipe, options_of(args, recipe), flags.options_of(JobOptions, args), args.json)
+
+
+def options_of(args: argparse.Namespace, recipe: Recipe) -> TrainOptions:
+    """Returns the options of a training process, the run folder named if it is not given."""
+    args.run_dir = args.run_dir or inputs.default_run_dir(recipe)
+    return flags.options_of(TrainOptions, args)
+
+
+def run_job(job: Job) -> int:
+    """Runs a process of a job: a supervisor, or what the environment says that it is."""
+    if environment.ROLE.get() != "worker":
+        return start.supervise(job)
+    run_dir, placement = job.options.run_dir, distributed.find()
+    watch = watchdog.supervised(run_dir, placement.process == 0)
+    if watch:
+        runtime.log_to(run_dir / "logs" / f"host-{watch.events.host}.log")
+    out = runtime.claim_stdout()
+    hooks: list[Hooks] = [watch] if watch else []
+    result = session.run(
+        Process(
+            job.recipe,
+            job.options,
+            sys.stderr if job.json else out,
+            Chain([*hooks, inside.of_environment(run_dir)]),
+            watch.events if watch else None,
+            job.owns_folder,
+            placement,
+        )
+    )
+    if not distributed.speaks():
+        pass
+    elif job.result:
+        job.result.write_text(runtime.to_json(result))
+    else:
+        print(runtime.to_json(result) if job.json else describe(result), file=out, flush=True)
+    return 130 if result["interrupted"] else 0
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Returns the result of a run in words."""
+    times = result["step_time_s"]
+    speed = "no step was timed"
+    if times["p50"]:
+        speed = (
+            f"p50 {units.show(times['p50'], 's')}, p95 {units.show(times['p95'], 's')} a step, "
+            f"{result['tokens_per_s']:,.0f} tokens/s, {result['data_wait']:.2%} waiting for data"
+        )
+    accuracy = result["validation_accuracy"]
+    named = "" if accuracy is None else f", {accuracy:.1%} of the held-out images named right"
+    state = "interrupted" if result["interrupted"] else "done"
+    again = ", give the same command to go on" if result["interrupted"] else ""
+    side = "below" if result["below_unigram_entropy"] else "not below"
+    loss = (
+        "nothing was evaluated yet"
+        if result["validation_loss"] is None
+        else f"validation loss {result['validation_loss']:.3f} nats, {side} the held-out data's "
+        f"unigram entropy of {result['unigram_entropy']:.3f}{named}"
+    )
+    return (
+        f"{state} at step {result['step']}{again}\n"
+        f"measured: {speed}\n"
+        f"measured: {loss}\n"
+        f"measured: {goodput.Goodput.from_json(result['goodput']).describe()}"
+    )

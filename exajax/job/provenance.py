@@ -1,0 +1,114 @@
+"""What a number came from: versions, machine and hashes, and no time of day."""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from exajax.machine.cluster import Cluster
+from exajax.machine.software_of_rows import unvalidated
+from exajax.models.dimensions import FLOPS_CONVENTION
+from exajax.recipe.recipe import Recipe
+from exajax.spmd import compiler_options
+
+PACKAGES = (
+    "exajax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "jax-cuda12-plugin",
+)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what computed a number; a package that is not there is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def source_digest() -> str:
+    """Returns a hash of this package's modules: a checkout has the version of its last release."""
+    package = Path(__file__).parents[1]
+    folders = [package, *(package / link for link in ("models", "meshes", "launch"))]
+    found = {str(file.relative_to(package)): file for root in folders for file in _python(root)}
+    digest = hashlib.sha256()
+    for name, file in sorted(found.items()):
+        digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _python(folder: Path) -> list[Path]:
+    # The folders are links in a checkout, and pathlib follows links at the root alone.
+    return [*folder.glob("*.py"), *folder.glob("[a-z]*/**/*.py")]
+
+
+def start_versions() -> dict[str, str]:
+    """Returns what all hosts of a job must have in common of their installations."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return versions() | {"python": python, "exajax's source": source_digest()}
+
+
+def provenance(
+    recipe: Recipe, cluster: Cluster | None, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns what a result follows from; the same provenance means the same simulated result.
+
+    Args:
+        recipe: what was trained or simulated.
+        cluster: the described machine; None for what is attached.
+        left_out: compiler options that the compiler does not know.
+    """
+    model = json.dumps(asdict(recipe.model), sort_keys=True).encode()
+    return {
+        "versions": versions(),
+        "model": {"name": recipe.model.name, "sha256": hashlib.sha256(model).hexdigest()[:16]},
+        "recipe": recipe.digest,
+        "flops_convention": FLOPS_CONVENTION,
+        "xla_options": compiler_options.compiler_options(cluster.chip.platform)
+        if cluster
+        else None,
+        "xla_options_left_out": list(left_out),
+        "cluster": cluster and {"name": cluster.name, "sha256": cluster.digest},
+        "calibration": cluster and cluster.chip.calibration,
+        "unvalidated": cluster and unvalidated(cluster.chip.name, cluster.stack.name),
+        "stack": cluster and {"name": cluster.stack.name, "fitted_on": cluster.stack.fitted_on},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Returns what is measured on: the processor and how many there are."""
+    return {"host": platform.node(), "processor": processor(), "system": platform.platform()}
+
+
+def memory_bytes() -> int:
+    """Returns the memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def processor() -> str:
+    """Returns the processor's name and count, as the system tells it."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            models = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+        name = models[0] if models else name
+    except OSError:
+        pass
+    return f"{os.cpu_count()} x {name}"

@@ -1,0 +1,1 @@
+"""What a machine is: chips, fabrics, clusters and software, as `meshes/` describes them."""

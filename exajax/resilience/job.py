@@ -1,0 +1,85 @@
+"""A job as a whole: what is trained, how its processes train it, how they are supervised.
+
+A process that starts another one gives it the job in a file.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exajax.errors import InputError
+from exajax.files.reading import Malformed, read_json
+from exajax.job.runtime import to_json
+from exajax.recipe import option
+from exajax.recipe.recipe import Recipe
+from exajax.resilience.options import JobOptions
+from exajax.train.options import TrainOptions
+
+FIELD = "file"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, complete.
+
+    Attributes:
+        recipe: what to train.
+        options: of every training process.
+        supervision: of the job.
+        json: whether one JSON object is all that is printed.
+        result: file that takes the result instead of standard output, for another process that
+            owns the run folder; None where the job owns it.
+    """
+
+    recipe: Recipe
+    options: TrainOptions
+    supervision: JobOptions = field(default_factory=JobOptions)
+    json: bool = False
+    result: Path | None = None
+
+    @property
+    def owns_folder(self) -> bool:
+        """Whether the run folder's `run.json` is the job's own to write."""
+        return self.result is None
+
+    def in_folder(self, run_dir: Path) -> "Job":
+        """Returns the same job in another run folder."""
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, run_dir=run_dir))
+
+    def write(self, path: Path) -> Path:
+        """Writes the job to a file, whole or not at all, and returns the path."""
+        content = {
+            "recipe": self.recipe.to_json(),
+            "options": option.to_json(self.options),
+            "supervision": option.to_json(self.supervision),
+            "json": self.json,
+            "result": self.result and str(self.result),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.new")
+        part.write_text(to_json(content, indent=1) + "\n")
+        return part.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Job":
+        """Reads a job that `write` has written.
+
+        Raises:
+            InputError: the file is not there, or damaged.
+        """
+        try:
+            table: Mapping[str, Any] = read_json(path)
+            result = table["result"]
+            return cls(
+                Recipe.from_json(table["recipe"]),
+                option.from_json(TrainOptions, table["options"]),
+                option.from_json(JobOptions, table["supervision"]),
+                table["json"],
+                Path(result) if result else None,
+            )
+        except Malformed as error:
+            raise error.within(FIELD, path) from error
+        except (KeyError, TypeError) as error:
+            raise InputError(FIELD, f"{path} holds no job ({error})", "start it anew") from error

@@ -1,0 +1,1 @@
+"""Our own program as XLA compiles it, in closed formulas."""

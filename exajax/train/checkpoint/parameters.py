@@ -1,0 +1,157 @@
+"""What a run has trained: the newest checkpoint's parameters, without the rest of its state."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from exajax.errors import InputError
+from exajax.files.reading import Malformed
+from exajax.files.schema import Text, checked
+from exajax.models.dimensions import ModelConfig
+from exajax.models.model_file import of_record
+from exajax.spmd.workload import Tree
+from exajax.train.checkpoint import folder as folders
+from exajax.train.checkpoint.manifest import Manifest, name_of
+from exajax.train.checkpoint.restoring import nothing_proven, read_notes
+from exajax.train.checkpoint.shared import read_arrays
+from exajax.train.data.tokenizer import BYTES, KEPT, Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The newest checkpoint of a run, opened to use its parameters.
+
+    Attributes:
+        step: updates that the parameters have seen.
+        about: the facts that were saved with them.
+    """
+
+    step: int
+    about: Mapping[str, Any]
+    _manifest: Manifest = field(repr=False)
+    _folder: Path = field(repr=False)
+
+    @property
+    def model(self) -> ModelConfig:
+        """Dimensions of the model.
+
+        Raises:
+            InputError: the run was not of a model that exajax knows.
+        """
+        try:
+            return of_record(self.about["recipe"]["model"])
+        except (KeyError, TypeError, Malformed) as error:
+            raise InputError(
+                "run_dir",
+                f"checkpoint {self.step} does not say which model it is of ({error})",
+                "give a run of exajax train",
+            ) from error
+
+    @property
+    def tokenizer(self) -> str:
+        """Label of the tokenizer that its text was numbered with (`Vocabulary.label`).
+
+        Raises:
+            InputError: it was trained on something else.
+        """
+        try:
+            return checked(Text, self.about["data"]["tokenizer"])
+        except (KeyError, TypeError, Malformed) as error:
+            raise InputError(
+                "run_dir",
+                f"checkpoint {self.step} does not say which tokenizer it was trained with",
+                "give the run of a language model",
+            ) from error
+
+    @property
+    def interleave(self) -> int:
+        """Parts that its layers lie in, those of a stage of the pipeline that trained it."""
+        return self._manifest.parts
+
+    def params(self, described: Tree) -> Tree:
+        """Returns the parameters in the types and shardings of `described`, and nothing else.
+
+        Raises:
+            InputError: they are of another model, or cannot be read.
+        """
+        wanted = {"params": described}
+        self._check_shapes(wanted)
+        try:
+            return read_arrays(self._folder, wanted, partial=True)["params"]
+        except (ValueError, OSError) as error:
+            raise InputError(
+                "run_dir",
+                f"checkpoint {self.step} cannot be restored: {str(error)[:200]}",
+                "give the run folder of this model",
+            ) from error
+
+    def _check_shapes(self, wanted: Tree) -> None:
+        """Raises an `InputError` for the first array that was not saved in the shape of `wanted`.
+
+        Orbax would print the traceback of every other array.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+            name = name_of(path)
+            saved = self._manifest.arrays.get(name)
+            if saved is None or saved.shape != leaf.shape:
+                there = f"of shape {list(saved.shape)}" if saved else "not there"
+                raise InputError(
+                    "run_dir",
+                    f"checkpoint {self.step} is of another model than it says: {name} is {there}, "
+                    f"and {self.model.name} has {list(leaf.shape)}",
+                    "put its files back, or train again",
+                )
+
+
+def trained(run_dir: Path) -> Trained:
+    """Opens the newest checkpoint of a run that is whole, once every byte of it was compared.
+
+    Nothing is written, so the run may go on beside it. Damaged ones are told.
+
+    Raises:
+        InputError: there is no checkpoint, or none that is whole.
+    """
+    folder = run_dir / "checkpoints"
+    damaged = {}
+    for step in folders.steps_in(folder):
+        damage = folders.damage_of(folder / str(step))
+        notes = damage or read_notes(folder / str(step), step)
+        if isinstance(notes, tuple):
+            return Trained(step, notes[1], notes[0], folder / str(step))
+        damaged[step] = notes if isinstance(notes, list) else [notes]
+        print(f"exajax: checkpoint {step} is damaged: {damaged[step][0]}", file=sys.stderr)
+    if damaged:
+        raise nothing_proven(folder, damaged)
+    raise InputError("run_dir", f"{run_dir} holds no checkpoint", "train there first")
+
+
+def kept_tokenizer(run: Trained, run_dir: Path) -> Tokenizer:
+    """Returns the tokenizer that a run was trained with: bytes, or the file in its folder.
+
+    Raises:
+        InputError: the file is not there, or is none.
+    """
+    if run.tokenizer.startswith(BYTES):
+        return load_tokenizer(BYTES)
+    file = run_dir / KEPT
+    if not file.exists():
+        raise InputError(
+            "run_dir",
+            f"{run_dir} has no {KEPT}, and was trained with {run.tokenizer}",
+            "give it with `tokenizer`",
+        )
+    return load_tokenizer(str(file))
+
+
+def check_tokenizer(run: Trained, tokenizer: Tokenizer) -> None:
+    """Raises an `InputError` if a run was not trained on the tokens of a tokenizer."""
+    if run.tokenizer != tokenizer.label:
+        raise InputError(
+            "tokenizer",
+            f"{run.model.name} was trained with {run.tokenizer}, and this is {tokenizer.label}",
+            "give the tokenizer of the run",
+        )

@@ -1,0 +1,1 @@
+"""Watches a run: bad steps, silent data corruption, slow hosts."""

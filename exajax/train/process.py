@@ -1,0 +1,48 @@
+"""A training process: what it was started with, and where it is in its job."""
+
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from exajax.job import distributed
+from exajax.job.distributed import Placement
+from exajax.job.events import EventLog
+from exajax.recipe.recipe import Recipe
+from exajax.train.hooks import Hooks
+from exajax.train.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Process:
+    """A training process: what it was started with, and where it is in its job.
+
+    Attributes:
+        recipe: what to train.
+        options: of this process.
+        out: takes what is printed for a person.
+        hooks: what others do in its course.
+        events: where it writes what happens; None where no supervisor has started it.
+        owns_folder: whether the run folder's `run.json` is its own to write.
+        placement: where the process is in its job.
+    """
+
+    recipe: Recipe
+    options: TrainOptions
+    out: TextIO
+    hooks: Hooks = field(default_factory=Hooks)
+    events: EventLog | None = None
+    owns_folder: bool = True
+    placement: Placement = field(default_factory=distributed.find)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the job's first process, which writes and prints for all."""
+        return self.placement.process == 0
+
+    @property
+    def host(self) -> int:
+        """Number of this process's host, by which others know it."""
+        return self.events.host if self.events else self.placement.process
+
+    def say(self, text: str) -> None:
+        """Prints a line at once."""
+        print(text, file=self.out, flush=True)

@@ -1,0 +1,49 @@
+"""One process of a job that trains, from its options to its result."""
+
+from typing import Any
+
+from exajax.errors import InputError
+from exajax.job import distributed
+from exajax.job.provenance import start_versions
+from exajax.recipe import option
+from exajax.train import inputs
+from exajax.train.data.image_batches import ImageBatches
+from exajax.train.data.sampling import TextBatches
+from exajax.train.options import TrainOptions
+from exajax.train.process import Process
+
+
+def run(process: Process) -> dict[str, Any]:
+    """Trains as one process of a job; the first one returns the result of `exajax train --json`.
+
+    Raises:
+        InputError: an option, the data or the run folder cannot be used, on this host or another,
+            or the hosts do not start from the same.
+        RunFailed: something happened that no restart mends.
+    """
+    problem: InputError | None = None
+    batches: TextBatches | ImageBatches | None = None
+    try:
+        batches = inputs.check(process.recipe, process.options, owns_folder=process.owns_folder)
+    except InputError as error:
+        problem = error
+    distributed.initialize(process.placement, process.recipe.mesh)
+
+    from exajax.train import attached, same_start  # they need JAX, which has just been set up
+
+    facts = {} if batches is None else _facts(process, batches)
+    same_start.check(process.host, problem, facts)
+    assert batches  # or there had been a problem
+    return attached.train(process, batches)
+
+
+def _facts(process: Process, batches: TextBatches | ImageBatches) -> dict[str, Any]:
+    """Returns what must be equal on all hosts, as JSON: versions, recipe, options and data."""
+    course = option.names(TrainOptions, "course")
+    options = option.to_json(process.options)
+    return {
+        "versions": start_versions(),
+        "recipe": process.recipe.to_json(),
+        "options": {name: value for name, value in options.items() if name in course},
+        "data": {"identity": batches.identity, "text": batches.corpus.to_json()},
+    }

@@ -1,0 +1,53 @@
+"""Where the time of a run has gone so far, for those who watch it run."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from exajax.job.events import EventLog, read_events
+from exajax.job.goodput import CAUSES, Accountant
+from exajax.train.sinks.records import Logger
+
+EVERY_S = 10.0
+"""Seconds between two reports, at least."""
+
+
+class LiveGoodput:
+    """Follows the phases of this process, and hands `goodput` and `lost_CAUSE_s` to loggers.
+
+    Args:
+        run_dir: the run folder; what happened before is read from its events.
+        events: where this process writes its own.
+    """
+
+    def __init__(self, run_dir: Path, events: EventLog) -> None:
+        self._about = {"role": "worker", "host": events.host, "attempt": events.attempt}
+        self._accountant = Accountant()
+        for event in read_events(run_dir):
+            self._accountant.take(event)
+        self.sinks: Sequence[Logger] = ()
+        self._step, self._reported_s = 0, 0.0
+
+    def progress(self, phase: str, step: int) -> None:
+        """Takes note that training turns to a phase."""
+        event = {"time": time.time(), "event": "phase", "phase": phase, "step": step}
+        self._accountant.take(self._about | event)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Reports, if it is time."""
+        self._step = step
+        if time.monotonic() - self._reported_s >= EVERY_S:
+            self._report()
+
+    def close(self) -> None:
+        """Reports what the run ends with."""
+        self._report()
+
+    def _report(self) -> None:
+        self._reported_s = time.monotonic()
+        found = self._accountant.total()
+        if found.ratio is None:
+            return
+        lost = {f"lost_{cause}_s": found.lost_s[cause] for cause in CAUSES}
+        for sink in self.sinks:
+            sink.log(self._step, {"goodput": found.ratio} | lost)

@@ -1,0 +1,1 @@
+"""Predictions against other people's published measurements."""

@@ -1,0 +1,46 @@
+"""What stands in for the columns that a published row leaves empty, in words."""
+
+from exajax.machine.columns import Columns
+from exajax.models.dimensions import ModelConfig
+from exajax.validate import row_models
+
+ONES = ("dp", "fsdp", "tp", "pp", "cp", "ep", "vpp_interleave")
+"""Columns of the layout: where one is empty, nothing is divided that way."""
+
+OTHERS = {
+    "zero": "zero = 0",
+    "attention": "attention = fused where the chip has it",
+    "sequence_parallel": "sequence_parallel = yes",
+}
+"""Other columns that a rule stands for."""
+
+
+def assumed(values: Columns, model: ModelConfig | None) -> tuple[str, ...]:
+    """Returns what is assumed of a row, each as `column = value`, with why where it is not plain.
+
+    Args:
+        values: the row's columns as they stand in the table.
+        model: the model that its name stands for, None where that is unknown.
+    """
+    missing = [f"{column} = 1" for column in ONES if _empty(values, column)]
+    missing += [text for column, text in OTHERS.items() if _empty(values, column)]
+    if model:
+        completed = row_models.completed(values, model)
+        columns = [*row_models.COLUMNS, "mlp"]
+        missing += [
+            f"{column} = {completed[column]} (of {model.name})"
+            for column in columns
+            if _empty(values, column)
+        ]
+    else:
+        missing += ["kv_heads = heads"] if _empty(values, "kv_heads") else []
+        missing += ["mlp by params_B"] if _empty(values, "mlp") else []
+    if not (values.get("cluster") or "").strip() and _empty(values, "gpus_per_node"):
+        missing.append("gpus_per_node = 8")
+    if values.get("dtype") == "fp16":
+        missing.append("dtype = bf16 (as fast as its fp16)")
+    return tuple(missing)
+
+
+def _empty(values: Columns, column: str) -> bool:
+    return not (values.get(column) or "").strip()

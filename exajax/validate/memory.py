@@ -1,0 +1,115 @@
+"""Predicted memory against published figures of it, source by source."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from exajax.errors import InputError
+from exajax.simulate.formulas import weights
+from exajax.simulate.formulas.footprint import Footprint, footprint
+from exajax.simulate.formulas.layouts import Layouts
+from exajax.validate.row_memory import MeasuredMemory
+from exajax.validate.tables import Row
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A published figure of memory, and what was predicted for it.
+
+    Attributes:
+        row: what was run.
+        measured: the figure.
+        predicted_bytes: of the same kind, None where it cannot be predicted.
+        reason: why not, else empty.
+    """
+
+    row: Row
+    measured: MeasuredMemory
+    predicted_bytes: float | None
+    reason: str
+
+    @property
+    def error(self) -> float | None:
+        """Predicted / measured - 1."""
+        return self.predicted_bytes / self.measured.bytes - 1 if self.predicted_bytes else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as `exajax validate --json` prints it."""
+        return {
+            "row_id": self.row.row_id,
+            "source": self.row.source,
+            "kind": self.measured.kind,
+            "predicted_bytes": self.predicted_bytes,
+            "measured_bytes": self.measured.bytes,
+            "error": self.error,
+            "software": self.row.profile.name,
+            "assumed": list(self.row.assumed),
+            "unvalidated": list(self.row.unvalidated),
+            "reason": self.reason,
+        }
+
+
+def check(row: Row) -> Checked | None:
+    """Returns what is predicted for a row's memory; None where it measures something else."""
+    if row.memory is None:
+        return None
+    if row.recipe is None:
+        return Checked(row, row.memory, None, row.reason)
+    try:
+        return Checked(row, row.memory, _predicted(row, row.memory.kind), "")
+    except InputError as error:
+        return Checked(row, row.memory, None, str(error))
+
+
+def _predicted(row: Row, kind: str) -> float:
+    recipe, machine = row.recipe, row.machine()
+    assert recipe
+    layouts = Layouts.of_recipes([recipe], flash=machine.chip.attention is not None)
+    found = footprint(
+        recipe.model,
+        machine.stack,
+        layouts,
+        global_batch=recipe.global_batch,
+        seq=recipe.seq,
+        precision=recipe.precision,
+    )
+    if kind == "state":
+        return _of_blocks(found, row, layouts)
+    return float((found.total if kind == "total" else found.activations)[0])
+
+
+def _of_blocks(found: Footprint, row: Row, layouts: Layouts) -> float:
+    """Returns the bytes of parameters, gradients and optimizer, less what the tables have of them.
+
+    What a stage in the middle of a pipeline has; sources that speak of it leave the tables out.
+    """
+    assert row.recipe
+    halves = row.recipe.mesh.pipe > 1 and row.recipe.model.family != "gpt"
+    held = weights.of_stage(row.recipe.model, layouts, tables=0.5 if halves else 1.0)
+    inside, outside = sum(float(one.count[0]) for one in held[:2]), float(held[2].count[0])
+    whole = float((found.parameters + found.gradients + found.optimizer)[0])
+    return whole * inside / (inside + outside)
+
+
+def summary(checked: Iterable[Checked]) -> list[dict[str, Any]]:
+    """Returns the errors of every source and kind."""
+    groups: dict[tuple[str, str], list[Checked]] = {}
+    for one in checked:
+        groups.setdefault((one.row.source, one.measured.kind), []).append(one)
+    return [_of_group(*key, rows) for key, rows in groups.items()]
+
+
+def _of_group(source: str, kind: str, rows: list[Checked]) -> dict[str, Any]:
+    errors = [one.error for one in rows if one.error is not None]
+    sizes = [abs(error) for error in errors]
+    return {
+        "source": source,
+        "kind": kind,
+        "rows": len(rows),
+        "expressed": len(errors),
+        "median_error": statistics.median(sizes) if sizes else None,
+        "mape": statistics.fmean(sizes) if sizes else None,
+        "bias": statistics.fmean(errors) if errors else None,
+        "largest_error": max(sizes) if sizes else None,
+    }

@@ -1,0 +1,222 @@
+"""Published step times as recipes: a table of measurements, row by row.
+
+A row that cannot be expressed says why; none is dropped.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from exajax.errors import InputError
+from exajax.files.reading import Malformed, read_bytes, shown, shown_path
+from exajax.machine import software_of_rows
+from exajax.machine.cluster import Cluster, load_cluster, machine_with
+from exajax.machine.columns import InexpressibleError, number
+from exajax.machine.software import Stack
+from exajax.recipe.recipe import Recipe
+from exajax.validate import assumed as published_assumed
+from exajax.validate import row_models, row_step
+from exajax.validate.row_memory import KINDS as MEMORY_KINDS
+from exajax.validate.row_memory import MeasuredMemory, measured_memory, with_any_remat
+from exajax.validate.row_recipe import assumed_policy, recipe_of, sharded
+
+MOST_BYTES = 64 << 20
+"""Largest table."""
+
+MOST_ROWS = 100_000
+
+COLUMNS = ("source", "row_id", "layers", "hidden", "num_gpus", "global_batch")
+"""Columns that a table must have."""
+
+_SIZE, _DEVICES, _BATCH = 2**24, 2**24, 10**9
+NUMBERS = {
+    "derived_iter_s": 1e9,
+    "layers": 10_000,
+    "params_B": 1e6,
+    **dict.fromkeys(("hidden", "heads", "kv_heads", "ffn", "seq", "vocab"), _SIZE),
+    **dict.fromkeys(("gpus_per_node", "num_gpus", "dp", "fsdp", "tp", "pp", "cp", "ep"), _DEVICES),
+    **dict.fromkeys(("vpp_interleave", "micro_batch", "global_batch"), _BATCH),
+    "node_network_gbytes_per_s": 1e9,
+}
+"""Columns that hold a number above 0, or nothing: the largest of each."""
+
+MOST_MEASURED = 1e18
+"""Largest number of `measured_value`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published measurement.
+
+    Attributes:
+        row_id: what the table calls it.
+        source: where it was published.
+        measured_s: seconds of a step, None where the row has none.
+        cluster: a machine of ours, or empty.
+        chip: what it ran on, as we call it.
+        devices_per_node: devices of a node, 0 where the row does not say.
+        network: of a node, bytes/s in one direction; None where the row does not say.
+        precision: what the row says of precision and kernels, as written (`bf16 TE`).
+        software: its software profile by name, empty where its source decides.
+        recipe: what was run, None where it cannot be expressed.
+        reason: why not, or why the row has no step time.
+        memory: what it measures of a device's memory, None where it measures something else.
+        assumed: what stands in for columns that it leaves empty, in words.
+    """
+
+    row_id: str
+    source: str
+    measured_s: float | None
+    cluster: str
+    chip: str
+    devices_per_node: int
+    network: float | None
+    precision: str
+    software: str
+    recipe: Recipe | None
+    reason: str = ""
+    memory: MeasuredMemory | None = None
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def profile(self) -> Stack:
+        """The software profile that it is priced with."""
+        zero = 3 if self.recipe and sharded(self.recipe) else 0
+        return software_of_rows.profile_of(self.source, self.software, zero)
+
+    @property
+    def unvalidated(self) -> tuple[str, ...]:
+        """Which of its chip and software no measurement that comes with the project is of."""
+        return software_of_rows.unvalidated(self.chip, self.profile.name)
+
+    def machine(self) -> Cluster:
+        """Returns the machine that it ran on, with its software stack.
+
+        Raises:
+            InputError: there is no description of it.
+        """
+        machine = (
+            load_cluster(self.cluster)
+            if self.cluster
+            else machine_with(self.chip, self.devices_per_node or 8, self.network)
+        )
+        return dataclasses.replace(machine, stack=self.profile)
+
+
+def read_table(
+    path: Path, amended: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> list[Row]:
+    """Reads a table of measurements.
+
+    Args:
+        path: a CSV file.
+        amended: columns that a table leaves out and its source says elsewhere, by row.
+
+    Raises:
+        InputError: it is no such table.
+    """
+    try:
+        text = read_bytes(path, MOST_BYTES).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        _check_columns(reader.fieldnames or ())
+        table = [_checked(values, number) for number, values in enumerate(reader, 1)]
+        return [_row({**values, **amended.get(values["row_id"], {})}) for values in table]
+    except Malformed as error:
+        raise error.within("table", path) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            "table", f"{shown_path(path)} cannot be read: {error}", "give a CSV file in UTF-8"
+        ) from error
+
+
+def _delimiter(text: str) -> str:
+    """Returns what separates the columns of a table: a comma, or where its names say so another."""
+    header = text.partition("\n")[0]
+    return next((mark for mark in ",;\t" if f"source{mark}" in header.replace('"', "")), ",")
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    for name in COLUMNS:
+        if name not in columns:
+            raise Malformed("", f"has no column {name!r}", "give a table with it")
+    for name in columns:
+        if columns.count(name) > 1:
+            raise Malformed("", f"has two columns {shown(name)}", "leave one out")
+
+
+def _checked(values: Mapping[str | None, Any], number: int) -> dict[str, str]:
+    """Returns a row of a table; raises a `Malformed` that names row and column of nonsense."""
+    name = values.get("row_id") or number
+    where = f"row {name if str(name).isprintable() else number}"
+    if number > MOST_ROWS:
+        raise Malformed("", f"has more than {MOST_ROWS} rows", "give several tables")
+    if None in values or None in values.values():
+        raise Malformed(where, "has too few or too many cells", "mend the row")
+    row = {str(column): text.strip() for column, text in values.items()}
+    known = row_step.measures_a_step(row) or row.get("measured_metric") in MEMORY_KINDS
+    measured = {"measured_value": MOST_MEASURED} if known else {}
+    for column, most in (NUMBERS | measured).items():
+        text = row.get(column, "")
+        if text and not _is_number(text, most):
+            raise Malformed(
+                f"{where}, column {column}:",
+                f"{shown(text)} is no number above 0 and up to {most:g}",
+                "mend it, or leave the cell empty where nothing is known",
+            )
+    try:
+        software_of_rows.check(row)
+    except Malformed as error:
+        raise Malformed(f"{where}, column {error.where}:", error.problem, error.fix) from error
+    return row
+
+
+def _is_number(text: str, most: float) -> bool:
+    try:
+        return text.isascii() and "_" not in text and 1e-12 <= float(text) <= most
+    except ValueError:
+        return False
+
+
+def _row(values: Mapping[str, str]) -> Row:
+    recipe, measured, reasons = None, None, []
+    try:
+        measured = row_step.measured_s(values)
+    except InexpressibleError as error:
+        reasons.append(str(error))
+    try:
+        recipe = recipe_of(with_any_remat(values))
+    except (InexpressibleError, InputError) as error:
+        reasons.append(str(error))
+    network = number(values, "node_network_gbytes_per_s")
+    memory = measured_memory(values)  # needs a recipe and no step time
+    return Row(
+        row_id=values["row_id"],
+        source=values["source"],
+        measured_s=measured,
+        cluster=values.get("cluster", ""),
+        chip=values.get("chip", ""),
+        devices_per_node=int(number(values, "gpus_per_node") or 0),
+        network=network * 1e9 if network else None,
+        precision=values.get("precision", ""),
+        software=values.get("software", ""),
+        recipe=recipe,
+        reason="" if not reasons else reasons[-1] if memory else reasons[0],
+        memory=memory,
+        assumed=_assumed(values),
+    )
+
+
+def _assumed(values: Mapping[str, str]) -> tuple[str, ...]:
+    try:
+        model = row_models.named(values)
+    except InexpressibleError:  # which is the row's reason
+        model = None
+    software = software_of_rows.assumed(values["source"], values.get("software", ""))
+    columns = published_assumed.assumed(values, model)
+    policy = assumed_policy(values)
+    return (*([software] if software else []), *columns, *([policy] if policy else []))
