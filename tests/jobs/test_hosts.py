@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,9 @@ def train_json(run_dir, text, steps):
     result = train(run_dir, text, steps, "--json")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n") == 1
+    # What Gloo, absl and XLA write of every process is in its log.
+    assert not re.search(r"Gloo|absl|cudart", result.stderr), result.stderr
+    assert "Gloo" in (run_dir / "logs" / "host-1.log").read_text()
     return json.loads(result.stdout)
 
 
