@@ -6,7 +6,7 @@ import pytest
 
 from exajax import MeshSpec
 from exajax.models.whole_tokens import needs_whole_tokens
-from tests.parallelism.runs import step_on
+from tests.spmd.runs import step_on
 
 
 @pytest.mark.parametrize(
