@@ -107,11 +107,22 @@ def test_a_file_that_one_host_lacks_is_refused_on_all(folders):
 
 @pytest.mark.slow
 def test_another_model_under_the_same_path_is_refused(folders):
+    """Of a launcher every process reads its own flags; a local job's get theirs in one file."""
+    run_dir = folders / "run"
+    command = [sys.executable, "-m", "exajax", "train", "--model=m.toml", "--seq=32"]
+    command += ["--mesh=2x1", "--steps=4", f"--run-dir={run_dir}", "--data=data.txt"]
+    ranks: list[str] = []
     for host, seq in enumerate((32, 64)):
         text = SMALL.read_text().replace("seq = 32", f"seq = {seq}")
         (folders / f"h{host}" / "m.toml").write_text(text)
-    line = refused(folders, f"cd {folders}/h$host", "--data=data.txt", "--model=m.toml", "--seq=32")
-    assert "recipe.model.seq: the hosts do not start from the same" in line
+        ranks += [":"] if ranks else []
+        ranks += ["-n", "1", "-wdir", str(folders / f"h{host}"), *command]
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    done = subprocess.run([mpiexec, *ranks], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("exajax: error:") == 1
+    assert "recipe.model.seq: the hosts do not start from the same" in done.stderr
+    assert not left_over(run_dir)
 
 
 @pytest.mark.slow
