@@ -80,7 +80,7 @@ def published_jax() -> str:
 
 @functools.cache
 def _shipped() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns what `exajax validate` says today of the tables that ship: of time, and of memory."""
+    """Returns the errors in time and in memory on the tables that ship, by `exajax validate`."""
     files = sorted(software_of_rows.TABLES.glob("*.csv"))
     rows = [row for path in files for row in tables_of_rows.read_table(path)]
     checked = [one for row in rows if (one := memory.check(row))]

@@ -17,19 +17,12 @@ from exajax.recipe.option import Option, is_whole
 from exajax.recipe.recipe import MOST_SEED as MOST_SEED
 from exajax.recipe.recipe import MOST_SEQ as MOST_SEQ
 from exajax.recipe.recipe import MOST_STEPS as MOST_STEPS
+from exajax.recipe.recipe import MOST_TIMES as MOST_TIMES
+from exajax.resilience.options import MOST_SECONDS as MOST_SECONDS
 from exajax.spmd.mesh import MOST_DEVICES as MOST_DEVICES
-
-MOST_TIMES = 10**6
-"""How often something is to be done: restarts, kills, layouts to show."""
 
 MOST_NUMBER = 1e30
 """Of a number that has no upper bound of its own."""
-
-MOST_SECONDS = 1e9
-"""Thirty years."""
-
-MOST_PORT = 65_000
-"""Room above it for one port of each host."""
 
 MOST_PATH, MOST_NAME = 4095, 255
 """Bytes of a path and of a name in it (Linux, limits.h: PATH_MAX less its NUL, NAME_MAX)."""

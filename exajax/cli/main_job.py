@@ -53,7 +53,7 @@ class Rehearsal:
         corpus: what the twin learns from.
         folder: where everything goes.
         args: the flags.
-        left: options of the recipe that the small model cannot keep, in words.
+        not_kept: options of the recipe that the small model cannot keep, in words.
     """
 
     recipe: Recipe
@@ -62,7 +62,7 @@ class Rehearsal:
     corpus: Corpus | Images
     folder: RunFolder
     args: argparse.Namespace
-    left: tuple[str, ...]
+    not_kept: tuple[str, ...]
 
     @property
     def logs(self) -> Path:
@@ -118,7 +118,7 @@ def prepare(args: argparse.Namespace) -> Rehearsal:
             "leave it out, or run where the mesh's devices are",
         )
     recipe.flash(cluster.chip.platform)
-    twin, left = small(recipe, TWIN_MESH)
+    twin, not_kept = small(recipe, TWIN_MESH)
     options = train.options_of(args, recipe)
     batches = inputs.open_data(twin, options)
     identity = {
@@ -128,7 +128,7 @@ def prepare(args: argparse.Namespace) -> Rehearsal:
         "data": batches.identity,
     }
     folder = RunFolder.open(options.run_dir, identity)
-    job = Rehearsal(recipe, twin, cluster, batches.corpus, folder, args, tuple(left))
+    job = Rehearsal(recipe, twin, cluster, batches.corpus, folder, args, tuple(not_kept))
     job.logs.mkdir(exist_ok=True)
     here = provenance.machine()
     if folder.content.get("machine", here) != here:
@@ -163,8 +163,8 @@ def announce(job: Rehearsal, devices: dict[str, Any]) -> None:
         f"  measured    {job.twin.model.described}, same family, trained here on {HOSTS} host "
         f"processes, mesh {job.twin.mesh} ({job.corpus.size}, {job.corpus.path})"
     )
-    if job.left:
-        say(f"              with {'; '.join(job.left)}")
+    if job.not_kept:
+        say(f"              with {'; '.join(job.not_kept)}")
     say("  data        " + job.corpus.describe().replace("\n", "\n  "))
     say(f"  simulated   {recipe.model.name} on {recipe.mesh}, its program compiled ahead of time")
     say(f"  run folder  {job.folder.path}")

@@ -15,7 +15,7 @@ from exajax.resilience.options import JobOptions
 from exajax.train import inputs, session
 from exajax.train.hooks import Chain, Hooks
 from exajax.train.options import TrainOptions
-from exajax.train.process import Process
+from exajax.train.process import TrainingProcess
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def run_job(job: Job) -> int:
     out = runtime.claim_stdout()
     hooks: list[Hooks] = [watch] if watch else []
     result = session.run(
-        Process(
+        TrainingProcess(
             job.recipe,
             job.options,
             sys.stderr if job.json else out,

@@ -42,7 +42,9 @@ MOST_BATCH = 1 << 24
 
 MOST_SEQ = 1 << 30
 MOST_STEPS = 10**12
+
 MOST_TIMES = 10**6
+"""How often something is to be done: parts of a stage, restarts, kills, layouts to show."""
 
 MOST_SEED = (1 << 32) - 1
 """Seeds are 32-bit numbers: JAX's own, of its generators."""

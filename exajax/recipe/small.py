@@ -42,9 +42,9 @@ def small(recipe: Recipe, mesh: MeshSpec) -> tuple[Recipe, list[str]]:
     }
     del values["model"], values["mesh"]
     made = Recipe.of(twin_of(recipe.model), mesh, **values)
-    left = [
+    not_kept = [
         f"{name} {getattr(made, name)} instead of {getattr(recipe, name)} ({why})"
         for name, (_, why) in others.items()
         if getattr(made, name) != getattr(recipe, name)
     ]
-    return made, left
+    return made, not_kept

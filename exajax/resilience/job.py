@@ -81,5 +81,5 @@ class Job:
             )
         except Malformed as error:
             raise error.within(FIELD, path) from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(FIELD, f"{path} holds no job ({error})", "start it anew") from error

@@ -4,14 +4,12 @@ from dataclasses import dataclass
 
 from exajax.errors import InputError
 from exajax.recipe.option import option
-from exajax.recipe.recipe import Recipe
+from exajax.recipe.recipe import MOST_TIMES, Recipe
 from exajax.resilience.deadlines import Deadlines
 from exajax.spmd.mesh import MOST_DEVICES
 
 MOST_SECONDS = 1e9
 """Thirty years."""
-
-MOST_TIMES = 10**6
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from exajax.train.data.sampling import TextBatches
 from exajax.train.data.skipping import Skipping
 from exajax.train.data.tokenizer import KEPT
 from exajax.train.loop import Fit, Profile, fit
-from exajax.train.process import Process
+from exajax.train.process import TrainingProcess
 from exajax.train.sinks import history
 from exajax.train.sinks.console import Console
 from exajax.train.sinks.goodput import LiveGoodput
@@ -38,7 +38,7 @@ from exajax.train.sinks.records import JsonLines, Logger, SampleLog
 from exajax.train.sinks.tensorboard import TensorBoard
 
 
-def train(process: Process, batches: TextBatches | ImageBatches) -> dict[str, Any]:
+def train(process: TrainingProcess, batches: TextBatches | ImageBatches) -> dict[str, Any]:
     """Trains as one process of a job that has joined; the first one returns the whole result."""
     return Attached(process, batches).run()
 
@@ -51,7 +51,7 @@ class Attached:
         batches: what it trains on.
     """
 
-    def __init__(self, process: Process, batches: TextBatches | ImageBatches) -> None:
+    def __init__(self, process: TrainingProcess, batches: TextBatches | ImageBatches) -> None:
         self._process, self._batches = process, batches
         self._options, self._path = process.options, process.options.run_dir
         self._devices = runtime.devices()

@@ -58,7 +58,8 @@ class Chain(Hooks):
     """Several hooks, one after the other; before a commit the last one comes first.
 
     Attributes:
-        hooks: in order. Whoever may never come back, or may change what the others see, comes last.
+        hooks: in the order in which they are called. One that may block for ever, or that changes
+            what the others see, comes last.
     """
 
     hooks: Sequence[Hooks]

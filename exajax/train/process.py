@@ -12,7 +12,7 @@ from exajax.train.options import TrainOptions
 
 
 @dataclass(frozen=True)
-class Process:
+class TrainingProcess:
     """A training process: what it was started with, and where it is in its job.
 
     Attributes:

@@ -10,10 +10,10 @@ from exajax.train import inputs
 from exajax.train.data.image_batches import ImageBatches
 from exajax.train.data.sampling import TextBatches
 from exajax.train.options import TrainOptions
-from exajax.train.process import Process
+from exajax.train.process import TrainingProcess
 
 
-def run(process: Process) -> dict[str, Any]:
+def run(process: TrainingProcess) -> dict[str, Any]:
     """Trains as one process of a job; the first one returns the result of `exajax train --json`.
 
     Raises:
@@ -37,7 +37,7 @@ def run(process: Process) -> dict[str, Any]:
     return attached.train(process, batches)
 
 
-def _facts(process: Process, batches: TextBatches | ImageBatches) -> dict[str, Any]:
+def _facts(process: TrainingProcess, batches: TextBatches | ImageBatches) -> dict[str, Any]:
     """Returns what must be equal on all hosts, as JSON: versions, recipe, options and data."""
     course = option.names(TrainOptions, "course")
     options = option.to_json(process.options)
