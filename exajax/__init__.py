@@ -1,13 +1,13 @@
 """exajax: train on a JAX mesh, and predict the same step on machines you do not have.
 
 workload = exajax.Workload(build, loss, batch, optimizer)
-exajax.fit(exajax.TrainStep.of(workload, mesh), batches, steps=100)      # measured
+exajax.fit(exajax.train_step(workload, "2x2"), batches, steps=100)       # measured
 exajax.predict(workload, "128x8", "dgx-h100")                            # simulated
 """
 
 from exajax.job import accelerators
 
-TYPE_CHECKING = False  # importing it from `typing` would take as long as all else here
+TYPE_CHECKING = False  # importing `typing` would take as long as the rest of this file
 if TYPE_CHECKING:
     from exajax.api import predict as predict
     from exajax.api import train_step as train_step
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from exajax.train.loop import Fit as Fit
     from exajax.train.loop import fit as fit
 
-_HOMES = {
+_MODULE_OF = {
     "Every": "train.hooks",
     "Fit": "train.loop",
     "InputError": "errors",
@@ -45,16 +45,16 @@ _HOMES = {
     "weighted_mean": "spmd.weighted",
 }
 
-__all__ = [*_HOMES]
+__all__ = [*_MODULE_OF]
 __version__ = "0.1.0"
 
 accelerators.allow_compiling_ahead()
 
 
 def __getattr__(name: str) -> object:
-    """Imports a public name when it is first used: the commands must start without JAX."""
-    if name not in _HOMES:
+    """Imports a public name on first use, so that commands can start without importing JAX."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'exajax' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"exajax.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"exajax.{_MODULE_OF[name]}"), name)

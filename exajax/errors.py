@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used. Commands print it on one line and exit with code 2.
+    """Unusable input from the user. Commands print it on one line and exit with code 2.
 
     Args:
         field: the option, file or field that is wrong (`mesh`); commands print an option as its
@@ -22,11 +22,11 @@ class InputError(ValueError):
 
 
 FAILED = 70
-"""Exit code of a supervised process after `RunFailed`: starting it again would not help."""
+"""Exit code of a supervised process after `RunFailed`: restarting it would not help."""
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - reads as what happened
-    """A run ended for what happened in it. Commands print it on one line and exit with code 1."""
+    """A run that could not finish. Commands print it on one line and exit with code 1."""
 
 
 DISK_FIXES = {
@@ -36,17 +36,17 @@ DISK_FIXES = {
     errno.EROFS: "give a folder that can be written",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close files of other processes",
-    errno.EIO: "look after the disk",
+    errno.EIO: "check the disk",
     errno.ESTALE: "mount the file system again",
 }
-"""What a person can do about errors of the disk and of file limits, by `errno`."""
+"""Remedy for each `errno` that a disk or a limit on files raises."""
 
 
 def disk_errno(error: BaseException) -> int | None:
-    """Returns the `errno` of an error of the disk or of file limits; None for any other error.
+    """The `errno` of a disk or file-limit error; None for any other error.
 
-    Libraries wrap such errors, and some keep only their text: the error itself, and all that it was
-    raised from, are searched for both.
+    Libraries wrap such errors, and some preserve only the message: so the whole chain of causes is
+    searched, for the number and for its message.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -58,7 +58,7 @@ def disk_errno(error: BaseException) -> int | None:
 
 
 def disk_failure(error: BaseException) -> RunFailed | None:
-    """Returns a full or failing disk as a `RunFailed` with its fix; None for any other error."""
+    """The `RunFailed`, with a remedy, for a disk or file-limit error; None for any other error."""
     number = disk_errno(error)
     if number is None:
         return None
@@ -73,11 +73,25 @@ def disk_failure(error: BaseException) -> RunFailed | None:
     )
 
 
-PASSING = ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "UNKNOWN")
-LASTING = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
-"""How errors of JAX's runtime begin that another attempt may, and is not likely to, be spared."""
+TRANSIENT_STATUSES = (
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "ABORTED",
+    "CANCELLED",
+    "UNKNOWN",
+)
+"""Status codes of JAX runtime errors, their first word, that a restart may get past."""
 
-MISTAKES = (
+PERMANENT_STATUSES = (
+    "RESOURCE_EXHAUSTED",
+    "INVALID_ARGUMENT",
+    "UNIMPLEMENTED",
+    "FAILED_PRECONDITION",
+)
+"""Status codes of JAX runtime errors that a restart on the same input is likely to meet again."""
+
+PROGRAMMING_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -91,18 +105,20 @@ MISTAKES = (
 
 
 def recurs(error: BaseException) -> bool:
-    """Returns whether an error is deterministic: a restart would meet it again."""
+    """Whether an error is deterministic, so that a restart would meet it again."""
     status = str(error).partition(":")[0]
-    return status in LASTING or (isinstance(error, MISTAKES) and status not in PASSING)
+    if status in PERMANENT_STATUSES:
+        return True
+    return isinstance(error, PROGRAMMING_ERRORS) and status not in TRANSIENT_STATUSES
 
 
 def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Returns the known name that a name is most like, None if it is like none."""
+    """The known name most similar to `name`; None if the best similarity is below `cutoff`."""
     return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a clause that names the closest known name, or lists them all."""
+    """A clause for an error's fix: the known name most similar to `name`, or all of them."""
     choices = sorted(known)
     close = close_to(name.lower(), choices)
     return f"did you mean {close!r}?" if close else f"choose one of {', '.join(choices)}"

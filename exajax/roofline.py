@@ -1,23 +1,23 @@
-"""Where both roads meet: the roofline's least time of a step, and measured against simulated."""
+"""The roofline bound of a step, and the comparison of a measured with a simulated step time."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least time that a step can take on perfect hardware (Williams et al. 2009).
+    """Lower bounds on the time of a step, from the roofline model (Williams et al. 2009).
 
     Attributes:
-        compute_s: FLOPs over the peak.
-        memory_s: bytes over the peak bandwidth.
+        compute_s: FLOPs / peak FLOP/s.
+        memory_s: bytes moved / peak memory bandwidth.
     """
 
     compute_s: float
     memory_s: float
 
     def to_json(self) -> dict[str, float]:
-        """Returns both roofs and the higher one."""
+        """Both bounds, and the larger one, which is the bound on the step, in s."""
         return {
             "compute": self.compute_s,
             "memory": self.memory_s,
@@ -26,25 +26,33 @@ class Roofline:
 
 
 def roofline(flops: float, bytes_: float, peak_flops: float, bandwidth: float) -> Roofline:
-    """Returns the roofs over one device's share of a step.
+    """The roofline bounds on one device's share of a step.
 
     Args:
-        flops: FLOPs of one device.
-        bytes_: bytes one device reads and writes.
+        flops: FLOPs that the device computes.
+        bytes_: bytes that it reads and writes.
         peak_flops: its dense peak, FLOP/s.
         bandwidth: its peak memory bandwidth, bytes/s.
     """
     return Roofline(flops / peak_flops, bytes_ / bandwidth)
 
 
+class ComparisonJson(TypedDict):
+    """JSON of a `Comparison`; each time says whether it was measured or simulated."""
+
+    measured: dict[str, str | float]
+    simulated: dict[str, str | float]
+    error: float
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """One step time, measured and simulated, of the same job on the same machine.
+    """The step time of one job on one machine, both measured and simulated.
 
     Attributes:
         measured_s: median of the measured steps.
-        measured_p95_s: 95th percentile.
-        simulated_s: what was predicted.
+        measured_p95_s: their 95th percentile.
+        simulated_s: the predicted step time.
     """
 
     measured_s: float
@@ -56,8 +64,8 @@ class Comparison:
         """Simulated / measured - 1."""
         return self.simulated_s / self.measured_s - 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns both times, each with its kind, and the error."""
+    def to_json(self) -> ComparisonJson:
+        """Both times, each marked with its kind, and the relative error."""
         return {
             "measured": {
                 "kind": "measured",

@@ -1,1 +1,1 @@
-"""Files from outside: read within bounds, checked against one schema per kind of file."""
+"""Reading files from outside: bounded parsing, and one schema per kind of file."""

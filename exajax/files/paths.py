@@ -1,4 +1,4 @@
-"""Paths that people give with a flag."""
+"""Checks on paths that come from the user."""
 
 import errno
 import os
@@ -8,16 +8,16 @@ from exajax.errors import InputError, disk_errno
 from exajax.files.reading import shown_path
 
 
-def given(path: str, field: str, fix: str) -> Path:
-    """Returns the path of a file or folder that is there.
+def existing_path(path: str, field: str, fix: str) -> Path:
+    """The path of a file or folder, which is checked to exist.
 
     Args:
-        path: what a person wrote.
-        field: the flag that it was written with.
+        path: the path as the user wrote it.
+        field: the option that it was given for.
         fix: what to write instead, as an imperative.
 
     Raises:
-        InputError: it is empty or no path, nothing is there, or one may not look.
+        InputError: the path is empty or malformed, does not exist, or may not be looked at.
     """
     problem = _problem(path)
     if problem:
@@ -25,17 +25,17 @@ def given(path: str, field: str, fix: str) -> Path:
     return Path(path)
 
 
-def is_there(path: str) -> bool:
-    """Returns whether a path leads to a file or folder that one may look at."""
+def exists(path: str) -> bool:
+    """Whether a path leads to a file or folder that this process may look at."""
     return _problem(path) is None
 
 
 def too_many_open(path: Path, field: str) -> InputError:
-    """Returns the error of a process that may not open one more file.
+    """The error for a process that has reached its limit on open files.
 
     Args:
         path: the file that could not be opened.
-        field: the flag that it was given with.
+        field: the option that it was given for.
     """
     import resource
 
@@ -48,12 +48,12 @@ def too_many_open(path: Path, field: str) -> InputError:
 
 
 def is_too_many_open(error: BaseException) -> bool:
-    """Returns whether an error says that the process, or the machine, has too many files open."""
+    """Whether an error says that the process, or the machine, has too many files open."""
     return disk_errno(error) in (errno.EMFILE, errno.ENFILE)
 
 
 def _problem(path: str) -> str | None:
-    """Returns what is wrong with a path; None if something is there."""
+    """The reason why a path cannot be used; None for a file or folder that exists."""
     if not path:
         return "it is empty"
     name = shown_path(Path(path))

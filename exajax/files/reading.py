@@ -1,7 +1,7 @@
 """JSON and TOML read within bounds: size, nesting, digits and length of text.
 
-Whatever stands in a file, reading it ends in plain values or in one `Malformed`. Numbers are finite
-and whole numbers fit 64 bits: everything behind this file may count on both.
+Whatever a file contains, reading it ends in plain values or in one `Malformed`. Numbers are finite
+and integers fit 64 bits, and callers may rely on both.
 """
 
 import errno
@@ -16,23 +16,23 @@ from typing import Any
 from exajax.errors import InputError
 
 MOST_BYTES = 1 << 20
-"""Largest file that a person writes by hand; readers of larger kinds say so."""
+"""Size limit of a file that a person writes by hand; readers of larger kinds pass their own."""
 
 MOST_NESTING = 32
-"""Deepest list or table within another."""
+"""Limit on the depth of nested lists and tables."""
 
 MOST_CHARACTERS = 100_000
-"""Longest text, key or value."""
+"""Limit on the length of a text, key or value."""
 
 MOST_SHOWN = 60
 """Characters of a wrong value that an error quotes."""
 
 
-class Malformed(ValueError):  # noqa: N818 - what a file is
-    """The content of a file is not what its kind has to be.
+class Malformed(ValueError):  # noqa: N818 - reads as a predicate of the file
+    """The content of a file does not fit its schema.
 
     Args:
-        where: the field, such as `shards[3].bytes`; empty where it is the whole file.
+        where: the field, such as `shards[3].bytes`; empty for the whole file.
         problem: what is wrong with it.
         fix: what to write instead, as an imperative.
     """
@@ -42,17 +42,17 @@ class Malformed(ValueError):  # noqa: N818 - what a file is
         super().__init__(" ".join(f"{where} {problem}".split()))
 
     def within(self, field: str, path: Path) -> InputError:
-        """Returns the error for the person who gave the file.
+        """The same error for the user, with the option and the file that it is about.
 
         Args:
-            field: the flag or field that the file was given with.
+            field: the option that the file was given for.
             path: the file.
         """
         return InputError(field, f"{shown_path(path)}: {self}", self.fix)
 
 
 def shown(value: Any) -> str:
-    """Returns a value as an error quotes it: on one line, and not longer than a glance."""
+    """A value as an error quotes it: on one line, at most `MOST_SHOWN` characters."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
         return "a number of more than 18 digits"
     try:
@@ -63,17 +63,17 @@ def shown(value: Any) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """Returns a path as an error names it, without characters that cannot be printed."""
+    """A path as an error quotes it: printable, at most some 200 characters."""
     text = str(path).encode("utf8", "backslashreplace").decode()
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"
 
 
 def is_folder(path: Path) -> bool:
-    """Returns whether a path is a folder.
+    """Whether a path is a folder.
 
     Raises:
-        Malformed: it is no path, too long a one, or within a folder that one may not enter.
+        Malformed: the path is malformed or too long, or lies in a folder without permission.
     """
     try:
         return stat.S_ISDIR(path.stat().st_mode)
@@ -86,10 +86,10 @@ def is_folder(path: Path) -> bool:
 
 
 def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """Returns the content of a file.
+    """The content of a file of at most `most_bytes`.
 
     Raises:
-        Malformed: it is none, cannot be read, or is larger than `most_bytes`.
+        Malformed: the path is not a file, cannot be read, or the file is larger.
     """
     try:
         if path.is_dir():
@@ -108,41 +108,41 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Returns the value of a JSON text.
+    """The value of a JSON text.
 
     Raises:
-        Malformed: it is not JSON in UTF-8, or out of bounds.
+        Malformed: the text is not JSON in UTF-8, or exceeds a limit of this module.
     """
-    return _parsed(json.loads, content, "JSON")
+    return _parse_bounded(json.loads, content, "JSON")
 
 
 def parse_toml(content: bytes | str) -> dict[str, Any]:
-    """Returns the table of a TOML text.
+    """The table of a TOML text.
 
     Raises:
-        Malformed: it is not TOML in UTF-8, or out of bounds.
+        Malformed: the text is not TOML in UTF-8, or exceeds a limit of this module.
     """
-    table: dict[str, Any] = _parsed(
+    table: dict[str, Any] = _parse_bounded(
         lambda text: tomllib.loads(text.replace("\r\n", "\n")), content, "TOML"
     )
     return table
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
-    """Returns the value in a JSON file; raises `Malformed` as `parse_json` and `read_bytes` do."""
+    """The value in a JSON file; raises `Malformed` as `read_bytes` and `parse_json` do."""
     return parse_json(read_bytes(path, most_bytes))
 
 
 def read_toml(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """Returns the table in a TOML file; raises `Malformed` as `parse_toml` and `read_bytes` do."""
+    """The table in a TOML file; raises `Malformed` as `read_bytes` and `parse_toml` do."""
     return parse_toml(read_bytes(path, most_bytes))
 
 
-def inside(name: str) -> PurePosixPath:
-    """Returns a path that a file gives for another one in its own folder.
+def relative_path(name: str) -> PurePosixPath:
+    """The path by which a file refers to another one in its own folder, checked to stay in there.
 
     Raises:
-        Malformed: it leads out of the folder, or is no path.
+        Malformed: the path leads out of the folder, or is malformed.
     """
     path = PurePosixPath(name)
     if not name or not name.isprintable() or len(name) > 255:
@@ -152,7 +152,7 @@ def inside(name: str) -> PurePosixPath:
     return path
 
 
-def _parsed(parse: Callable[[str], Any], content: bytes | str, kind: str) -> Any:
+def _parse_bounded(parse: Callable[[str], Any], content: bytes | str, kind: str) -> Any:
     fix = f"give {kind} in UTF-8"
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -170,23 +170,23 @@ def _parsed(parse: Callable[[str], Any], content: bytes | str, kind: str) -> Any
 
 
 def _check_bounds(value: Any) -> None:
-    """Checks nesting, numbers and texts, without recursion."""
+    """Checks nesting, numbers and texts of a parsed value, without recursion."""
     pending: list[tuple[Any, str, int]] = [(value, "", 0)]
     while pending:
-        at, where, depth = pending.pop()
-        if isinstance(at, str):
-            _check_text(at, where)
-        elif isinstance(at, float) and not math.isfinite(at):  # `nan`, or `1e400`
-            raise Malformed(where, f"is {at}, not a finite number", "give a finite number")
-        elif isinstance(at, int) and not -(2**63) <= at < 2**63:
+        node, where, depth = pending.pop()
+        if isinstance(node, str):
+            _check_text(node, where)
+        elif isinstance(node, float) and not math.isfinite(node):  # `nan`, or `1e400`
+            raise Malformed(where, f"is {node}, not a finite number", "give a finite number")
+        elif isinstance(node, int) and not -(2**63) <= node < 2**63:
             raise Malformed(where, "does not fit 64 bits", "give a smaller number")
-        elif isinstance(at, (dict, list)):
+        elif isinstance(node, (dict, list)):
             if depth >= MOST_NESTING:
                 raise Malformed(where, f"is nested deeper than {MOST_NESTING}", "nest it less")
-            if isinstance(at, list):
-                pending += [(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(at)]
+            if isinstance(node, list):
+                pending += [(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(node)]
                 continue
-            for key, item in at.items():
+            for key, item in node.items():
                 _check_text(key, where)
                 pending.append((item, f"{where}.{key}" if where else key, depth + 1))
 

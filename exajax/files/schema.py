@@ -1,4 +1,4 @@
-"""What a kind of file has to look like, checked by pydantic, with errors to act on."""
+"""Schemas of files: pydantic models, whose errors name the field and what to write instead."""
 
 import dataclasses
 import functools
@@ -18,23 +18,24 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Schema(BaseModel):
-    """A kind of file, or of table in one, that people write: nothing unknown, nothing converted.
+    """Base class for a kind of file, or table in a file, that people write: strict.
 
-    A whole number passes where a number is expected; `"8"` and `true` do not pass as 8 and 1.
-    Subclass it for every kind of file, with `Field(ge=..., le=...)` ranges, and `Items` for lists.
+    Unknown fields are errors and nothing is converted: an integer passes where a number is
+    expected, but `"8"` and `true` do not pass as 8 and 1. Subclasses give ranges with
+    `Field(ge=..., le=...)`, and lists as `Items`.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Record(Schema):
-    """A table that this program wrote, perhaps in a later version: unknown fields are ignored."""
+    """Base class for a table that exajax wrote: fields of a later version are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 Items = Annotated[tuple[T, ...], Strict(False)]
-"""A list in the file, a tuple here: `Items[int]`."""
+"""A list in the file, read as a tuple: `Items[int]`."""
 
 
 def _printable(text: str) -> str:
@@ -44,49 +45,50 @@ def _printable(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
-"""Some words for people, on one line: a title, a source."""
+"""Prose on one line, such as a title or a source."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._+=,()-]*$"
 Name = Annotated[str, Field(max_length=64, pattern=NAME_PATTERN)]
-"""What something is called, safe as part of a file's name: no slash, no leading dot."""
+"""A name that is safe as part of a file name: no slash, no leading dot."""
 
 
 def checked(schema: type[T], value: Any) -> T:
-    """Returns a plain value as its schema's type.
+    """A parsed JSON or TOML value, validated and converted to its schema.
 
     Args:
-        schema: a `Schema`, or any type that pydantic knows.
-        value: what stood in the file.
+        schema: a `Schema`, or any type that pydantic supports.
+        value: the value as it was parsed.
 
     Raises:
-        Malformed: it is not; names the first field that is wrong.
+        Malformed: the value does not fit; names the first field that is wrong.
     """
     try:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             return schema.model_validate(value)
-        strict = not dataclasses.is_dataclass(schema)  # which would refuse tables, wanting objects
+        # In strict mode a dataclass accepts only an instance of itself, not a table.
+        strict = not dataclasses.is_dataclass(schema)
         return cast(T, _adapter(cast(Any, schema)).validate_python(value, strict=strict or None))
     except pydantic.ValidationError as error:
-        raise _malformed(_telling(error), schema) from error
+        raise _malformed(_main_error(error), schema) from error
     except RecursionError:
         raise Malformed("", "is nested too deeply", "nest it less") from None
 
 
-def record(content: bytes, kind: type[T]) -> T:
-    """Returns JSON that this program wrote, as the dataclass or type that it was written from.
+def decode_record(content: bytes, kind: type[T]) -> T:
+    """The dataclass, or other value, that exajax wrote as this JSON text.
 
     Args:
-        content: of a file, or a line of one.
-        kind: any type that pydantic knows; fields that it does not have are ignored.
+        content: a file, or a line of one.
+        kind: type that was written, any that pydantic supports; unknown fields are ignored.
 
     Raises:
-        Malformed: it is something else; names the first field that is wrong.
+        Malformed: the text does not fit; names the first field that is wrong.
     """
-    parse_json(content)  # the bounds
+    parse_json(content)  # checks the limits on nesting, numbers and texts
     try:
         return cast(T, _adapter(cast(Any, kind)).validate_json(content, strict=True))
     except pydantic.ValidationError as error:
-        raise _malformed(_telling(error), kind) from error
+        raise _malformed(_main_error(error), kind) from error
 
 
 @functools.cache
@@ -94,18 +96,18 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def parsed(schema: type[M], content: bytes) -> M:
-    """Returns a JSON text as its schema's type.
+def decode_json(schema: type[M], content: bytes) -> M:
+    """A JSON text, validated and converted to its schema while it is parsed.
 
-    What a `Record` does not know is passed over where it stands, neither kept in memory nor judged:
-    for files whose other fields are not ours, and for many small texts.
+    Fields that a `Record` does not know are skipped without being stored or checked: for files
+    whose other fields belong to other programs, and for many small texts.
 
     Args:
-        schema: what stands in the text.
+        schema: schema of the text.
         content: the text, in UTF-8.
 
     Raises:
-        Malformed: it is not JSON, or the first field that is wrong.
+        Malformed: the text is not JSON, or does not fit; names the first field that is wrong.
     """
     try:
         return schema.model_validate_json(content)
@@ -122,16 +124,16 @@ def parsed(schema: type[M], content: bytes) -> M:
 
 
 def load(path: Path, schema: type[T], field: str, most_bytes: int = MOST_BYTES) -> T:
-    """Returns a TOML or JSON file that a person gave, as its schema's type.
+    """A TOML or JSON file from the user, validated and converted to its schema.
 
     Args:
         path: the file; `.json` is JSON, anything else TOML.
-        schema: its kind.
-        field: the flag or field that it was given with.
-        most_bytes: size from which on it cannot be of that kind.
+        schema: schema of the file.
+        field: the option that the file was given for.
+        most_bytes: size limit of such a file.
 
     Raises:
-        InputError: it cannot be read or is not of that kind; names the flag, the file, the field
+        InputError: the file cannot be read or does not fit; names the option, the file, the field
             and the fix.
     """
     try:
@@ -141,7 +143,7 @@ def load(path: Path, schema: type[T], field: str, most_bytes: int = MOST_BYTES) 
         raise error.within(field, path) from error
 
 
-_WANTED = {
+_EXPECTED = {
     "int": "a whole number",
     "float": "a number",
     "string": "a text",
@@ -153,7 +155,7 @@ _WANTED = {
     "dataclass": "a table",
     "finite": "a finite number",
 }
-"""What to give instead, by the first word of pydantic's name for a wrong type."""
+"""The expected type in words, by the first word of pydantic's name of the error."""
 
 _BOUNDS = {
     "greater_than_equal": ("ge", "at least"),
@@ -161,15 +163,19 @@ _BOUNDS = {
     "less_than_equal": ("le", "at most"),
     "less_than": ("lt", "less than"),
 }
+"""Key of the bound in pydantic's error, and the bound in words, by the name of the error."""
+
+_UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
+"""Pydantic's names of the error of an unknown field."""
 
 
-_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+def _main_error(error: pydantic.ValidationError) -> ErrorDetails:
+    """The error to report of several: an unknown field, else the first.
 
-
-def _telling(error: pydantic.ValidationError) -> ErrorDetails:
-    """Returns the first error, or of a misspelt field that it is unknown, not what is missing."""
+    A misspelt field is both unknown and missing, and its misspelling is what the user can see.
+    """
     errors = error.errors(include_url=False)
-    return next((one for one in errors if one["type"] in _UNKNOWN), errors[0])
+    return next((detail for detail in errors if detail["type"] in _UNKNOWN_FIELD), errors[0])
 
 
 def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
@@ -177,7 +183,7 @@ def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
     where = _where(error["loc"])
     if kind == "missing":
         return Malformed(where, "is missing", "add it")
-    if kind in _UNKNOWN:
+    if kind in _UNKNOWN_FIELD:
         known = _fields_at(schema, error["loc"][:-1])
         return Malformed(
             where, "is unknown", nearest(str(error["loc"][-1]), known) if known else "leave it out"
@@ -198,17 +204,17 @@ def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
     if kind in ("value_error", "assertion_error"):
         problem = str(context.get("error", error["msg"]))
         return Malformed(where, f"{shown(value)} {problem}", "mend it")
-    wanted = _WANTED.get(kind.partition("_")[0])
-    if wanted and kind.endswith(("_type", "_number", "_parsing", "from_float")):
-        return Malformed(where, f"is {shown(value)}", f"give {wanted}")
+    expected = _EXPECTED.get(kind.partition("_")[0])
+    if expected and kind.endswith(("_type", "_number", "_parsing", "from_float")):
+        return Malformed(where, f"is {shown(value)}", f"give {expected}")
     return Malformed(where, f"is {shown(value)}", _imperative(error["msg"]))
 
 
 def _fields_at(schema: Any, path: tuple[int | str, ...]) -> list[str]:
-    """Returns the names of the fields of the table at a path; none where it is no such table."""
+    """Names of the fields of the table at a path within a schema; empty if there is no table."""
     for part in get_args(schema):
-        if found := _fields_at(part, path):
-            return found
+        if names := _fields_at(part, path):
+            return names
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         fields = schema.model_fields
     elif dataclasses.is_dataclass(schema):
@@ -217,7 +223,7 @@ def _fields_at(schema: Any, path: tuple[int | str, ...]) -> list[str]:
     else:
         return []
     named = {str(entry.validation_alias or name): entry for name, entry in fields.items()}
-    # Numbers and names of items are no fields.
+    # Skip list indices and the free keys of a dict, which are not fields.
     path = next((path[i:] for i, key in enumerate(path) if key in named), ())
     return _fields_at(named[str(path[0])].annotation, path[1:]) if path else [*named]
 
@@ -225,13 +231,13 @@ def _fields_at(schema: Any, path: tuple[int | str, ...]) -> list[str]:
 def _where(path: tuple[int | str, ...]) -> str:
     text = ""
     for key in path:
-        if key == "[key]":  # pydantic's mark of a wrong name in a table, which stands before it
+        if key == "[key]":  # pydantic appends it to the path of a dict's wrong key
             continue
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
     return text if text.isprintable() and len(text) <= 200 else shown(text)
 
 
 def _imperative(message: str) -> str:
-    """Returns pydantic's `Input should be ...`, `String should have ...` as what to do."""
+    """Pydantic's `Input should be ...`, `String should have ...` as a fix."""
     _, should, rest = message.partition(" should ")
     return f"it should {rest}" if should else message

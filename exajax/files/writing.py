@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, with the permissions that umask gives."""
+"""Atomic creation of files and folders, with the permissions that umask gives."""
 
 import os
 import secrets
@@ -6,17 +6,17 @@ from pathlib import Path
 
 
 def new_path(path: Path) -> Path:
-    """Returns a hidden name next to `path` that nothing has, for what will replace it."""
+    """An unused hidden path next to `path`, for the file or folder that will be renamed to it."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def new_folder_for(path: Path) -> Path:
-    """Makes an empty hidden folder next to `path`, to be renamed to it once it is complete.
+    """A new, empty, hidden folder next to `path`, to be renamed to it once it is complete.
 
-    `tempfile.mkdtemp` makes one for its owner alone, which the renamed folder would stay.
+    `tempfile.mkdtemp` would make one that only its owner can read, also after renaming.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     folder = new_path(path)
     folder.mkdir()
@@ -24,12 +24,12 @@ def new_folder_for(path: Path) -> Path:
 
 
 def grant_as_umask(file: Path) -> None:
-    """Gives a file the permissions that a plain `open` there gives, whatever a library gave it.
+    """Sets the permissions of a file to those that a plain `open` in its folder would give.
 
-    safetensors writes through a temporary file, which is for its owner alone.
+    safetensors writes through a temporary file, which only its owner can read.
 
     Raises:
-        OSError: its folder cannot be written.
+        OSError: the folder cannot be written.
     """
     plain = new_path(file)
     descriptor = os.open(plain, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)

@@ -14,7 +14,7 @@ from exajax.recipe.option import check, names, option
 from exajax.spmd.mesh import MeshSpec
 
 if TYPE_CHECKING:  # reading a recipe must not cost an import of jax
-    from exajax.spmd.step import Layout
+    pass
 
 PRECISIONS = ("fp32", "bf16", "pure-bf16", "fp8")
 REMATS = (
@@ -258,7 +258,7 @@ class Recipe:
         return [dataclasses.replace(self, zero=level) for level in range(4)]
 
     @property
-    def layout(self) -> "Layout":
+    def layout(self) -> "StepOptions":
         """What `TrainStep.of` is told beside workload and mesh; of one of the `levels`."""
         from exajax.spmd.sharding import RULES
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from exajax.files.reading import Malformed, read_bytes
-from exajax.files.schema import record
+from exajax.files.schema import decode_record
 from exajax.job.runtime import to_json
 from exajax.train.checkpoint.folder import steps_in
 
@@ -204,7 +204,7 @@ class Control:
 
 def _read(path: Path, kind: type[T]) -> T | None:
     with contextlib.suppress(Malformed):
-        return record(read_bytes(path), kind)
+        return decode_record(read_bytes(path), kind)
     return None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from exajax.errors import InputError
 from exajax.files.reading import Malformed, read_bytes
-from exajax.files.schema import record
+from exajax.files.schema import decode_record
 from exajax.job.runtime import to_json
 from exajax.resilience.control import alive, this_machine
 
@@ -159,7 +159,7 @@ class Lease:
 
 def _read(path: Path) -> Holder | None:
     with contextlib.suppress(Malformed):
-        return record(read_bytes(path), Holder)
+        return decode_record(read_bytes(path), Holder)
     return None
 
 

@@ -52,7 +52,7 @@ MASTER_DTYPES = {"pure-bf16": jnp.bfloat16}
 """Type of parameters and moments, where it is not fp32."""
 
 
-class Layout(TypedDict, total=False):
+class StepOptions(TypedDict, total=False):
     """How a workload is laid over a mesh: the options of `TrainStep.of`, explained there."""
 
     zero: int
@@ -91,7 +91,7 @@ class TrainStep:
     evaluate: Any
     weigh: accumulate.Weigh | None = None
     schedule: Schedule | None = None
-    layout: Layout = field(default_factory=Layout)
+    layout: StepOptions = field(default_factory=StepOptions)
 
     @classmethod
     def of(

@@ -21,7 +21,7 @@ from exajax.recipe import workloads
 from exajax.recipe.optimizer import stretched
 from exajax.recipe.recipe import Recipe
 from exajax.spmd import compiler_options
-from exajax.spmd.step import Layout, TrainStep
+from exajax.spmd.step import StepOptions, TrainStep
 from exajax.train import device_memory, inputs, summary
 from exajax.train.checkpoint import published_weights
 from exajax.train.data.image_batches import ImageBatches
@@ -132,7 +132,7 @@ class Attached:
         return str(self._devices[0].platform)
 
     def _step_of(self, recipe: Recipe) -> TrainStep:
-        layout: Layout = {**recipe.layout, "skip_bad": self._options.on_nan == "skip"}
+        layout: StepOptions = {**recipe.layout, "skip_bad": self._options.on_nan == "skip"}
         workload = self._process.hooks.workload(workloads.workload(recipe, self._platform))
         return TrainStep.of(workload, self._mesh, **layout)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from exajax.errors import InputError
-from exajax.files.reading import Malformed, inside, read_json, shown, shown_path
+from exajax.files.reading import Malformed, read_json, relative_path, shown, shown_path
 from exajax.files.schema import Record, checked
 from exajax.models.dimensions import ModelConfig
 from exajax.models.huggingface.tensors import PAIRS, Pair, names, tensors, their_shape, to_ours
@@ -81,11 +81,10 @@ def _part(
     get, dtype = files.__getitem__, np.dtype(array.dtype)
     if len(index) == len(pair.our_axes):
         return to_ours(pair, index, config, get, dtype)
-    (_, inside), (outer, inner) = array.shape[:2], index[:2]
-    start, stop, _ = inner.indices(inside)
+    (_, size), (outer, inner) = array.shape[:2], index[:2]
+    start, stop, _ = inner.indices(size)
     layers = [
-        slice(first * inside + start, first * inside + stop)
-        for first in range(array.shape[0])[outer]
+        slice(first * size + start, first * size + stop) for first in range(array.shape[0])[outer]
     ]
     return np.stack([to_ours(pair, (part, *index[2:]), config, get, dtype) for part in layers])
 
@@ -160,7 +159,7 @@ def _files(folder: Path, field: str) -> dict[Path, set[str]]:
 def _sibling(name: str, tensor: str) -> Path:
     """Returns the file that an index names for a tensor: in its own folder, whatever that links."""
     try:
-        return Path(inside(name))
+        return Path(relative_path(name))
     except Malformed as error:
         raise Malformed(f"weight_map[{shown(tensor)}]", error.problem, error.fix) from error
 

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from exajax.errors import InputError
-from exajax.files.reading import Malformed, inside, is_folder, parse_json, parse_toml, read_bytes
+from exajax.files.reading import (
+    Malformed,
+    is_folder,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    relative_path,
+)
 from exajax.files.schema import Items, Name, Record, Schema, Text, checked, load
 
 
@@ -174,8 +181,10 @@ def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
 )
 def test_paths_from_files_stay_inside(name: str) -> None:
     with pytest.raises(Malformed):
-        inside(name)
+        relative_path(name)
 
 
 def test_a_path_inside_is_itself() -> None:
-    assert str(inside("model-00001-of-00002.safetensors")) == "model-00001-of-00002.safetensors"
+    assert (
+        str(relative_path("model-00001-of-00002.safetensors")) == "model-00001-of-00002.safetensors"
+    )

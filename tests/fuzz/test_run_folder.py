@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exajax.errors import InputError
 from exajax.files.reading import Malformed
-from exajax.files.schema import record
+from exajax.files.schema import decode_record
 from exajax.job import goodput, run_folder, wall_time
 from exajax.job.events import read_events
 from exajax.job.runtime import to_json
@@ -199,7 +199,7 @@ def test_a_manifest_with_a_wrong_field_names_it() -> None:
             at = at[key]
         at[path[-1]] = value
         with pytest.raises(Malformed) as raised:
-            record(as_json(content), Manifest)
+            decode_record(as_json(content), Manifest)
         assert raised.value.where.startswith(path[0])
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, field_validator
 
-from exajax.files.reading import inside, read_json
+from exajax.files.reading import read_json, relative_path
 from exajax.files.schema import Record, checked
 
 NAME = "checksums.json"
@@ -64,7 +64,7 @@ class _Content(Record):
     @classmethod
     def _stay_inside(cls, files: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
         for file in files:
-            inside(file)
+            relative_path(file)
         return files
 
 

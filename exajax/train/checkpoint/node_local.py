@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from exajax.files.reading import Malformed, read_bytes
-from exajax.files.schema import record
+from exajax.files.schema import decode_record
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.train.checkpoint import checksums
 from exajax.train.checkpoint import folder as folders
@@ -160,7 +160,7 @@ def read_state(checkpoint: Path, step: TrainStep, saved: Manifest) -> TrainState
 def _index(checkpoint: Path) -> dict[str, dict[str, Count]]:
     """Returns where the parts of every array begin in `PARTS`, by name and place."""
     content = read_bytes(checkpoint / INDEX, checksums.MOST_BYTES)
-    return record(content, dict[str, dict[str, Count]])
+    return decode_record(content, dict[str, dict[str, Count]])
 
 
 def _distinct(array: jax.Array) -> dict[str, jax.Array]:

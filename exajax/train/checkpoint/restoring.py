@@ -14,7 +14,7 @@ import jax
 
 from exajax.errors import InputError
 from exajax.files.reading import Malformed, read_bytes
-from exajax.files.schema import record
+from exajax.files.schema import decode_record
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.spmd.workload import Tree
 from exajax.train.checkpoint import checksums, node_local, shared
@@ -126,11 +126,13 @@ def read_notes(checkpoint: Path, done: int) -> tuple[Manifest, dict[str, Any]] |
     """
     name = folders.MANIFEST
     try:
-        manifest = record(read_bytes(checkpoint / name, checksums.MOST_BYTES), Manifest)
+        manifest = decode_record(read_bytes(checkpoint / name, checksums.MOST_BYTES), Manifest)
         if manifest.step != done:
             return Damage(name, f"is of step {manifest.step}, and the folder is named {done}")
         name = folders.ABOUT
-        return manifest, dict(record(read_bytes(checkpoint / name, checksums.MOST_BYTES), About))
+        return manifest, dict(
+            decode_record(read_bytes(checkpoint / name, checksums.MOST_BYTES), About)
+        )
     except Malformed as error:
         return Damage(name, str(error))
 

@@ -203,7 +203,7 @@ def _file_of(vocabulary: Vocabulary, datasets: Mapping[str, Dataset]) -> bytes |
 
 def _weights(data: str | None) -> list[tuple[str | None, float]]:
     """Returns the paths of `data` with their shares of the samples."""
-    if data is None or ":" not in data or paths.is_there(data):
+    if data is None or ":" not in data or paths.exists(data):
         return [(data, 1.0)]
     found = []
     for item in data.split(","):

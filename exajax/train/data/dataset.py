@@ -13,7 +13,7 @@ from pydantic import Field
 
 from exajax.errors import InputError
 from exajax.files import paths
-from exajax.files.reading import Malformed, inside, read_json, shown, shown_path
+from exajax.files.reading import Malformed, read_json, relative_path, shown, shown_path
 from exajax.files.schema import Items, Record, checked
 from exajax.train.data.listing import Count, Listing
 from exajax.train.data.shard_readers import Readers
@@ -124,14 +124,14 @@ class Dataset:
 
 def is_dataset(path: str) -> bool:
     """Returns whether a path is a tokenised dataset, and not text of which a file is named so."""
-    if not paths.is_there(path) or not paths.is_there(str(Path(path) / MANIFEST)):
+    if not paths.exists(path) or not paths.exists(str(Path(path) / MANIFEST)):
         return False
     return next(Path(path).glob(SHARDS), None) is not None
 
 
 def check_not_part(path: str) -> None:
     """Raises an `InputError` if a path is a part of a dataset, or of one that is not finished."""
-    if not paths.is_there(path):
+    if not paths.exists(path):
         return
     at = Path(path)
     if at.is_dir() and next(at.glob(SHARDS), None):
@@ -148,7 +148,7 @@ def open_dataset(path: str) -> Dataset:
     Raises:
         InputError: the manifest or a shard is damaged, or of another version.
     """
-    folder = paths.given(path, "data", "give a folder of exajax tokenise")
+    folder = paths.existing_path(path, "data", "give a folder of exajax tokenise")
     try:
         content = read_json(folder / MANIFEST, MOST_MANIFEST_BYTES)
         if (version := checked(_Format, content).format) != FORMAT:
@@ -196,7 +196,7 @@ def _check_shards(folder: Path, manifest: _Manifest) -> None:
     for name in SPLITS:
         for number, shard in enumerate(getattr(manifest.splits, name)):
             where = f"splits.{name}[{number}]"
-            file = inside(shard.file)
+            file = relative_path(shard.file)
             if file in seen:
                 raise Malformed(where, f"names {shard.file}, which is named before", AGAIN)
             seen.add(file)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from exajax.errors import InputError
-from exajax.files.paths import given
+from exajax.files.paths import existing_path
 from exajax.files.reading import Malformed, shown_path
 from exajax.train.data import rows
 from exajax.train.data.finding import Finding
@@ -116,7 +116,7 @@ def scan(path: str | None, bad_lines: str = "refuse") -> Source:
         root, title = Path(sysconfig.get_paths()["stdlib"]), "Python standard library"
         looked = {file: look(file) for file in _standard_library(root)}
     else:
-        root, title = given(path, "data", FIX), shown_path(Path(path))
+        root, title = existing_path(path, "data", FIX), shown_path(Path(path))
         if root.is_dir():
             finding = Finding(root)
             left_out = finding.left_out

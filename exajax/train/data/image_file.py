@@ -53,7 +53,7 @@ def read(
     Raises:
         InputError: it is not such a file, or damaged.
     """
-    path = paths.given(given, "data", FIX)
+    path = paths.existing_path(given, "data", FIX)
     with _errors_named(path), zipfile.ZipFile(path) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         for name in ARRAYS:

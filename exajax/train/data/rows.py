@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from exajax.files.reading import Malformed
-from exajax.files.schema import Record, parsed
+from exajax.files.schema import Record, decode_json
 
 MOST_ROW_BYTES = 16 << 20
 """Largest row; the longest books have some 10 MB."""
@@ -41,7 +41,7 @@ def text_of(row: bytes | Malformed) -> str:
     """
     if isinstance(row, Malformed):
         raise row
-    text = parsed(_Document, row).text
+    text = decode_json(_Document, row).text
     if "\0" in text:
         raise Malformed("text", "holds a NUL character", "leave it out")
     return text
@@ -117,7 +117,7 @@ def has_texts(rows: Iterable[Row]) -> bool:
 
 def _is_with_text(row: bytes) -> bool:
     try:
-        parsed(_WithText, row)
+        decode_json(_WithText, row)
     except Malformed:
         return False
     return True

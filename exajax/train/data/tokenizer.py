@@ -165,7 +165,7 @@ def load_tokenizer(given: str) -> Tokenizer:
     """
     if given == BYTES:
         return ByteTokenizer()
-    path = paths.given(given, "tokenizer", FIX)
+    path = paths.existing_path(given, "tokenizer", FIX)
     try:
         content = read_bytes(path, MOST_BYTES)
     except Malformed as error:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from exajax import InputError, MeshSpec, Recipe
-from exajax.files.schema import record
+from exajax.files.schema import decode_record
 from exajax.recipe import language
 from exajax.spmd.step import TrainStep
 from exajax.train.checkpoint import checksums
@@ -178,7 +178,7 @@ def test_a_manifest_tells_what_is_there_and_where_it_came_from(folder):
     name = "params.stack.blocks.mlp.up.kernel"
     assert content["arrays"][name] == {"shape": [4, 64, 128], "dtype": "float32"}
     assert (content["samples"], content["seed"]) == (16, 0)
-    manifest = record(manifest_of(folder).read_bytes(), Manifest)
+    manifest = decode_record(manifest_of(folder).read_bytes(), Manifest)
     assert manifest == Manifest.of(on("fsdp=4"), 1, digests=manifest.digests)
     assert list(manifest.digests) == list(manifest.arrays)
 
@@ -233,7 +233,7 @@ def test_mesh_and_versions_are_no_difference_and_told_where_arrays_cannot_be_rea
     content = json.loads(manifest_of(folder).read_text())
     content["versions"]["jax"] = "99.0"
     manifest_of(folder).write_text(json.dumps(content))
-    saved = record(manifest_of(folder).read_bytes(), Manifest)
+    saved = decode_record(manifest_of(folder).read_bytes(), Manifest)
     assert difference(saved, Manifest.of(on("pipe=2"), 7)) is None
     for arrays in folder.glob("1/state/**/d"):
         for file in arrays.iterdir():
