@@ -3,13 +3,13 @@
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from exajax.machine.fabric import Times
+from exajax.machine.fabric import CollectiveTimes
 
 TOLERANCE = 0.04
 """Points of a table are left away while the lines between the others stay this close to all."""
 
 
-def fit_table(points: dict[float, float]) -> Times:
+def fit_table(points: dict[float, float]) -> CollectiveTimes:
     """Returns few points of a curve that never falls, close to all of them in the logarithm."""
     x = np.log(sorted(points))
     y = isotonic_regression(np.log([points[size] for size in sorted(points)])).x
@@ -21,10 +21,10 @@ def fit_table(points: dict[float, float]) -> Times:
             break
         kept.add(int(gaps.argmax()))
     order = sorted(kept)
-    return Times(tuple(np.exp(x[order]).round()), tuple(np.exp(y[order]).round(10)))
+    return CollectiveTimes(tuple(np.exp(x[order]).round()), tuple(np.exp(y[order]).round(10)))
 
 
-def tables_toml(times: dict[str, dict[int, Times]], source: str) -> str:
+def tables_toml(times: dict[str, dict[int, CollectiveTimes]], source: str) -> str:
     """Returns the tables of a fabric in TOML."""
     lines = ["", "# Of groups of so many devices: [bytes of the array, microseconds], ..."]
     for kind, by_ranks in times.items():

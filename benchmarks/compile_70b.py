@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no installation
 
 from exajax.job.provenance import machine, versions
-from exajax.machine import cluster as clusters
+from exajax.machine.cluster import load_cluster
 from exajax.models.presets import lookup
 from exajax.recipe.recipe import Recipe
 from exajax.spmd.mesh import MeshSpec
@@ -39,7 +39,7 @@ def compile_once(model: str, mesh: str) -> dict[str, float]:
     from exajax.recipe import language
     from exajax.spmd.step import TrainStep
 
-    cluster = clusters.load_cluster("dgx-h100")
+    cluster = load_cluster("dgx-h100")
     recipe = Recipe.of(lookup(model), MeshSpec.parse(mesh))
     mark("import")
     described = recipe.mesh.build(target.devices(cluster, recipe.mesh.devices))

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no ins
 import frontier_collectives
 from collective_tables import fit_table, tables_toml
 
-from exajax.machine.fabric import Fabric, Times
+from exajax.machine.fabric import CollectiveTimes, Fabric
 from exajax.simulate.collectives.in_node import in_node_time_s
 
 HERE = Path(__file__).parent
@@ -65,12 +65,12 @@ def left_out(cells: Iterable[Cell]) -> set[Cell]:
     return set(random.Random(SEED).sample(inner, round(LEFT_OUT * len(inner))))
 
 
-def fit_tables(cells: dict[Cell, list[float]]) -> dict[str, dict[int, Times]]:
+def fit_tables(cells: dict[Cell, list[float]]) -> dict[str, dict[int, CollectiveTimes]]:
     """Returns the tables of a fabric."""
     points: dict[tuple[str, int], dict[float, float]] = defaultdict(dict)
     for (kind, ranks, size), seconds in cells.items():
         points[kind, ranks][size] = math.exp(statistics.fmean(map(math.log, seconds)))
-    tables: dict[str, dict[int, Times]] = defaultdict(dict)
+    tables: dict[str, dict[int, CollectiveTimes]] = defaultdict(dict)
     for kind, ranks in sorted(points):
         tables[kind][ranks] = fit_table(points[kind, ranks])
     return dict(tables)

@@ -13,7 +13,7 @@ import numpy as np
 from collective_tables import fit_table, tables_toml
 from scipy.optimize import least_squares
 
-from exajax.machine.fabric import Fabric, Network, Times, Tree
+from exajax.machine.fabric import CollectiveTimes, Fabric, Network, Tree
 from exajax.simulate.collectives import between_nodes
 from exajax.simulate.collectives.between_nodes import Layout
 from exajax.simulate.collectives.in_node import in_node_time_s
@@ -185,7 +185,7 @@ def _by(
 
 def _write(
     fabrics: Path,
-    times: dict[str, dict[int, Times]],
+    times: dict[str, dict[int, CollectiveTimes]],
     bus: float,
     first_s: float,
     network: Network,

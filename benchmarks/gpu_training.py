@@ -22,7 +22,7 @@ from typing import Any
 from sides import batches, exajax_side, take_turn, torch_side
 
 from exajax.job.provenance import machine, versions
-from exajax.machine.cluster import chip_of_device
+from exajax.machine.chip_file import chip_of_device
 from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
 from exajax.recipe.recipe import Recipe

@@ -26,8 +26,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from scipy.optimize import least_squares
 
 from exajax.job.provenance import versions
-from exajax.machine import cluster as clusters
 from exajax.machine import software as stack
+from exajax.machine.cluster import load_cluster
 from exajax.machine.software import Stack
 from exajax.simulate import variability
 from exajax.simulate.prediction import Prediction
@@ -61,7 +61,7 @@ def predict(row: Row) -> Prediction:
     from exajax.recipe import workloads
 
     assert row.recipe is not None
-    machine = clusters.load_cluster(row.cluster)
+    machine = load_cluster(row.cluster)
     machine = dataclasses.replace(machine, stack=stack_of(row))
     recipe = row.recipe
     workload = workloads.workload(recipe, machine.chip.platform)

@@ -1,6 +1,6 @@
 """Constants of the models that predict, as they stand in the code or in the machine files."""
 
-from exajax.machine import cluster as clusters
+from exajax.machine.cluster import load_cluster
 from exajax.simulate import timeline
 from exajax.simulate import variability as spread
 from exajax.simulate.formulas.prediction import MARGIN
@@ -35,7 +35,7 @@ def draws() -> str:
 
 def variability() -> str:
     """How much devices and networks are assumed to differ, and from where that is known."""
-    machine = clusters.load_cluster("dgx-h100")
+    machine = load_cluster("dgx-h100")
     sigma = machine.variability
     return (
         f"On {machine.title} it is {100 * sigma.compute:.1f}% for compute "

@@ -18,8 +18,8 @@ import exajax
 from exajax import units
 from exajax.cli import dispatch, multihost
 from exajax.job import environment
-from exajax.machine import cluster as clusters
 from exajax.machine import software_of_rows
+from exajax.machine.cluster import cluster_names, load_cluster
 from exajax.models.presets import PRESETS
 from exajax.recipe import option
 from exajax.recipe.recipe import Recipe
@@ -222,11 +222,11 @@ def presets(_: str) -> str:
 def machines(_: str) -> str:
     """Machines by name."""
     names: dict[str, list[str]] = {}
-    for name in clusters.names():
-        names.setdefault(clusters.load_cluster(name).title, []).append(name)
+    for name in cluster_names():
+        names.setdefault(load_cluster(name).title, []).append(name)
     rows = []
     for title, aliases in names.items():
-        found = clusters.load_cluster(aliases[0])
+        found = load_cluster(aliases[0])
         proxy = f"that of {found.chip.proxy}" if found.chip.proxy else "its own"
         shown = ", ".join(f"`{name}`" for name in aliases)
         rows.append(
@@ -260,7 +260,7 @@ def _columns_that_ship() -> list[str]:
 def result(_: str) -> str:
     """A prediction as `exajax simulate --engine analytic --json` prints it, to four digits."""
     recipe = Recipe.of(PRESETS["llama2-7b"], MeshSpec(model=8))
-    found = prediction.predict(recipe, clusters.load_cluster("dgx-h100")).to_json()
+    found = prediction.predict(recipe, load_cluster("dgx-h100")).to_json()
     text = json.dumps(found, indent=2)
     short = re.sub(r"-?\d+\.\d+(e[+-]\d+)?", lambda match: f"{float(match[0]):.4g}", text)
     return f"```json\n{short}\n```"

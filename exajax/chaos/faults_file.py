@@ -20,7 +20,7 @@ from exajax.chaos.faults import COMMIT, KINDS, PHASES, ROLES, TARGETS, Fault, Ro
 from exajax.errors import InputError, nearest
 from exajax.files.reading import MOST_BYTES, Malformed
 from exajax.files.schema import Schema, load
-from exajax.machine.figures import number, one_of, whole
+from exajax.machine.sourced_values import integer, number, one_of
 
 MOST_FAULTS = 10_000
 
@@ -29,7 +29,7 @@ MOST_S = 1e9
 
 
 def _target(value: Any) -> int | str:
-    return one_of(value, TARGETS) if isinstance(value, str) else whole(value, 0, 10**6)
+    return one_of(value, TARGETS) if isinstance(value, str) else integer(value, 0, 10**6)
 
 
 Seconds = Annotated[float, BeforeValidator(lambda value: number(value, 0, MOST_S))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from exajax.cli import flag_types
 from exajax.errors import InputError
 from exajax.job import distributed, local_hosts, runtime
-from exajax.machine import cluster as clusters
+from exajax.machine.cluster import LOCAL, load_cluster
 from exajax.spmd.mesh import MeshSpec
 
 
@@ -30,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--out",
         type=flag_types.name,
-        default=str(clusters.LOCAL),
+        default=str(LOCAL),
         metavar="FILE",
         help="where to write the cluster",
     )
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         new = path.with_name(f"{path.stem}.new.toml")
         new.write_text(text)
         text += measure.stack_toml(
-            probes.fit(timed, clusters.load_cluster(str(new))), (probes.LEAST, probes.MOST)
+            probes.fit(timed, load_cluster(str(new))), (probes.LEAST, probes.MOST)
         )
         new.write_text(text)
         new.replace(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 from exajax.errors import InputError
 from exajax.job import distributed, provenance, runtime
-from exajax.machine import cluster
+from exajax.machine.cluster import cluster_names, load_cluster
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def findings() -> dict[str, Any]:
         "launcher": distributed.launcher(),
         "ahead_of_time": _ahead_of_time(),
         "mpi": _mpi(),
-        "clusters": cluster.names(),
+        "clusters": cluster_names(),
     }
 
 
@@ -57,7 +57,7 @@ def _ahead_of_time() -> str:
     from exajax.program.target import devices
 
     try:
-        devices(cluster.load_cluster("dgx-h100"), 8)
+        devices(load_cluster("dgx-h100"), 8)
     except InputError as error:
         return f"not possible: {error.problem}; {error.fix}"
     return "compiles for NVIDIA GPUs"

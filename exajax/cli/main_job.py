@@ -22,8 +22,7 @@ from exajax.errors import InputError
 from exajax.job import local_hosts, provenance
 from exajax.job.local_hosts import Process, StageFailed
 from exajax.job.run_folder import RunFolder
-from exajax.machine import cluster as clusters
-from exajax.machine.cluster import Cluster
+from exajax.machine.cluster import Cluster, load_cluster
 from exajax.recipe import weak_scaling
 from exajax.recipe.recipe import Recipe
 from exajax.recipe.small import small
@@ -109,7 +108,7 @@ def prepare(args: argparse.Namespace) -> Rehearsal:
         InputError: anything in the flags, the text or the run folder cannot be used.
     """
     recipe = flags.recipe_of(args)
-    cluster = clusters.load_cluster(args.cluster or CLUSTER)
+    cluster = load_cluster(args.cluster or CLUSTER)
     cluster.check(recipe.mesh.devices, recipe.precision)
     if args.init:
         raise InputError(
@@ -194,7 +193,7 @@ def calibrate(job: Rehearsal) -> None:
     argv = ["calibrate", f"--hosts={HOSTS}", "--devices-per-host=2", f"--out={job.local}", "--json"]
     processes = local_hosts.hosts(argv, HOSTS, job.logs, local_hosts.CPU)
     stage([dataclasses.replace(p, stdout=local_hosts.CAPTURE) for p in processes])
-    machine = clusters.load_cluster(str(job.local))
+    machine = load_cluster(str(job.local))
     say(
         f"  a device: {units.show(machine.chip.peak_flops['fp32'], 'FLOP/s')} fp32, "
         f"{units.show(machine.chip.memory_bandwidth, 'B/s')}; all-reduce in a process "

@@ -16,8 +16,7 @@ from exajax.cli import flag_types, flags
 from exajax.errors import InputError
 from exajax.job import runtime
 from exajax.job.provenance import provenance
-from exajax.machine import cluster as clusters
-from exajax.machine.cluster import Cluster
+from exajax.machine.cluster import Cluster, cluster_names, load_cluster
 from exajax.models.dimensions import FLOPS_CONVENTION
 from exajax.models.presets import PRESETS, lookup
 from exajax.recipe.recipe import PRECISIONS, Recipe
@@ -44,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
     parser.epilog = FLOPS_CONVENTION
-    machines = ", ".join([*clusters.names(), "local"])
+    machines = ", ".join([*cluster_names(), "local"])
     add(
         "--model",
         type=flag_types.name,
@@ -165,7 +164,7 @@ class Progress:
 
 def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
     """Returns what to plan and where; raises an `InputError` that names a flag."""
-    model, cluster = lookup(args.model), clusters.load_cluster(args.cluster)
+    model, cluster = lookup(args.model), load_cluster(args.cluster)
     cluster.chip.peak(args.precision)
     if args.devices > cluster.devices:
         raise InputError(

@@ -9,7 +9,7 @@ from exajax.cli import flag_types, flags
 from exajax.errors import InputError
 from exajax.job import runtime
 from exajax.job.provenance import provenance
-from exajax.machine import cluster as clusters
+from exajax.machine.cluster import Cluster, cluster_names, load_cluster
 from exajax.recipe.recipe import Recipe
 from exajax.report import plan_table, step_folder, step_table
 from exajax.simulate import advice, roofs, timeline
@@ -26,7 +26,7 @@ PARTS = ("parameters", "gradients", "optimizer", "activations", "batch", "tempor
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     flags.add_recipe_flags(parser)
-    machines = ", ".join([*clusters.names(), "local"])
+    machines = ", ".join([*cluster_names(), "local"])
     parser.add_argument(
         "--cluster",
         type=flag_types.name,
@@ -45,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the prediction."""
     recipe = flags.recipe_of(args)
-    cluster = clusters.load_cluster(args.cluster)
+    cluster = load_cluster(args.cluster)
     if args.engine == "analytic":
         return _run_analytic(args, recipe, cluster)
     cluster.check(recipe.mesh.devices, recipe.precision)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: clusters.Cluster) -> int:
+def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: Cluster) -> int:
     """Prints what the analytic engine predicts of the lowest ZeRO level that fits."""
     if args.out:
         raise InputError("out", "the analytic engine has no program", "leave it out")
@@ -89,7 +89,7 @@ def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: clusters.Cl
     return 0
 
 
-def predict(recipe: Recipe, cluster: clusters.Cluster) -> tuple[Recipe, Prediction]:
+def predict(recipe: Recipe, cluster: Cluster) -> tuple[Recipe, Prediction]:
     """Returns what is predicted, and for which ZeRO level: the lowest of the recipe's that fits."""
     for level in recipe.levels:
         recipe, prediction = level, predict_recipe(level, cluster)
@@ -100,7 +100,7 @@ def predict(recipe: Recipe, cluster: clusters.Cluster) -> tuple[Recipe, Predicti
 
 def in_json(
     recipe: Recipe,
-    cluster: clusters.Cluster,
+    cluster: Cluster,
     prediction: Prediction,
     rows: list[roofs.Row],
 ) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def in_json(
     }
 
 
-def describe(result: dict[str, Any], cluster: clusters.Cluster) -> str:
+def describe(result: dict[str, Any], cluster: Cluster) -> str:
     """Returns a prediction in words."""
     memory, spent = result["memory_bytes"], result["breakdown_s"]
     parts = {key: value for key, value in spent.items() if key != "exposed_communication"}

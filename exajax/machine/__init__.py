@@ -1,1 +1,1 @@
-"""What a machine is: chips, fabrics, clusters and software, as `meshes/` describes them."""
+"""Descriptions of machines: chips, fabrics, clusters and software, read from `meshes/`."""

@@ -1,4 +1,4 @@
-"""One device in TOML: its roofs, how much of them kernels reach, and what XLA is told of it."""
+"""One accelerator: its peak rates, the fraction of them that kernels reach, and XLA's target."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator
 
 from exajax.errors import InputError
 from exajax.files.reading import Malformed
-from exajax.machine.figures import (
+from exajax.machine.sourced_values import (
     FRACTION,
     TABLE,
     Coefficient,
@@ -19,42 +19,45 @@ from exajax.machine.figures import (
     Count,
     Curve,
     number,
-    values,
+    tuple_of,
 )
 
 CHIPS = Path(__file__).parents[1] / "meshes" / "chips"
 
 TILE_SIZES = (32768, 16384, 8192, 4096, 2048, 1024, 512)
-"""Elements of the tiles whose `Tiles.fractions` a chip gives, in this order."""
+"""Sizes of tiles, in elements, for which `Tiles.fractions` gives a fraction, in this order."""
 
 ByHead = dict[bool, dict[int, tuple[float, ...]]]
-"""Fractions of the peak by whether there is a causal mask, and by size of head."""
+"""Fractions of the peak, keyed by whether there is a causal mask, then by the size of a head."""
 
 
-def _fractions(given: Any) -> tuple[float, ...]:
-    found = values(given, lambda value: number(value, *FRACTION))
-    if len(found) != len(TILE_SIZES):
+def _fractions(value: Any) -> tuple[float, ...]:
+    fractions = tuple_of(value, lambda item: number(item, *FRACTION))
+    if len(fractions) != len(TILE_SIZES):
         sizes = ", ".join(map(str, TILE_SIZES))
-        raise Malformed("", f"has {len(found)} numbers", f"give one for each size of tile: {sizes}")
-    return found
+        raise Malformed(
+            "", f"has {len(fractions)} numbers", f"give one for each size of tile: {sizes}"
+        )
+    return fractions
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a device multiplies matrices: the coefficients of `exajax.simulate.matmul`.
+    """Coefficients of the model of matrix multiplication in `exajax.simulate.matmul`.
 
     Attributes:
-        cores: units that each work on one tile at a time.
-        fractions: of the peak that a core reaches within a tile of each of `TILE_SIZES`.
-        prologue: elements of the contracted dimension that starting and ending a tile costs.
-        rounding: share of a last round of tiles that is waited for though it is not full.
-        memory: fraction of the bandwidth that products reach.
-        spread: how much of the memory one tile for every core uses; 1 and more: all.
-        overlap: how well compute and memory overlap, from 1 (one after the other) up.
-        launch_s: time of a product without work.
-        split_s: time of adding up the parts of a product whose contracted dimension is cut.
-        slowdown: how much slower large products run, which draw the most power.
-        slowdown_flops: FLOPs of a product that is slower by half of it.
+        cores: processors of the device; each works on one tile at a time.
+        fractions: fraction of the peak that a core reaches within a tile, for each of `TILE_SIZES`.
+        prologue: fixed cost of a tile, as elements of the contracted dimension.
+        rounding: weight, 0 to 1, of the number of waves of tiles rounded up, against its fraction:
+            the cost of a last wave that does not fill all cores.
+        memory: fraction of the memory bandwidth that a product reaches.
+        spread: a product of w waves of tiles reaches sqrt(min(1, w x spread)) of that.
+        overlap: power p with which compute and memory time overlap, (c^p + m^p)^(1/p); 1 is none.
+        launch_s: time of an empty product.
+        split_s: time of summing the partial results where the contracted dimension is split.
+        slowdown: relative slowdown of the largest products, which draw the most power.
+        slowdown_flops: FLOPs of a product at which half of `slowdown` applies.
     """
 
     __pydantic_config__ = TABLE
@@ -74,12 +77,12 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Flash:
-    """Fraction of the peak that fused attention reaches.
+    """Fraction of the peak that fused (flash) attention reaches, by length of the sequence.
 
     Attributes:
-        lengths: of the sequence, ascending.
-        forward: fractions at each length.
-        backward: the same of the backward pass.
+        lengths: lengths of the sequence, ascending, in tokens.
+        forward: fractions in the forward pass, one for each length.
+        backward: fractions in the backward pass, one for each length.
     """
 
     lengths: tuple[float, ...]
@@ -89,26 +92,27 @@ class Flash:
 
 @dataclass(frozen=True)
 class Chip:
-    """One device.
+    """One accelerator, as JAX sees it: one device.
 
     Attributes:
         name: short name, such as `h100`.
-        title: what it is called in full.
-        platform: `cuda` or `cpu`: which of XLA's compilers makes its programs.
-        proxy: the chip that its programs are compiled for in its place, None for itself: XLA's
-            compiler of no other platform works without a device. Its roofs price the program.
-        device_kinds: what JAX calls it when it is attached.
+        title: full name.
+        platform: XLA backend that compiles its programs, `cuda` or `cpu`.
+        proxy: chip that programs are compiled for instead, because XLA's compilers for other
+            platforms need a device; None if it is compiled for itself. The program is priced with
+            the figures of this chip in any case.
+        device_kinds: values of `jax.Device.device_kind` when it is attached.
         peak_flops: dense matrix FLOP/s by precision (`fp32`, `bf16`, `fp8`).
-        memory_bytes: capacity.
+        memory_bytes: capacity of its memory.
         memory_bandwidth: peak bytes/s.
-        memory_efficiency: fraction of it that kernels reach.
-        matmul: how matrix products use the peak: by their sizes, or for a chip of which less is
-            known by their FLOPs alone.
-        attention: fraction of the peak that fused attention reaches, None if unknown.
-        launch_s: the least time an operation takes.
-        xla_target: facts that XLA compiles for, without which nothing can be compiled ahead.
-        sources: where each figure comes from.
-        power_w: rated power of a device, None if unknown.
+        memory_efficiency: fraction of the peak bandwidth that kernels reach.
+        matmul: speed of matrix products: a model of tiles, or for less measured chips a curve over
+            their FLOPs.
+        attention: speed of fused attention; None if unknown.
+        launch_s: least time of any operation.
+        xla_target: XLA's description of the device, needed to compile without it; empty if unknown.
+        sources: source of each figure, by its path of keys in the file.
+        power_w: rated power; None if unknown.
     """
 
     name: str
@@ -129,22 +133,22 @@ class Chip:
 
     @property
     def host_bandwidth(self) -> float:
-        """Bytes/s of copies to and from the memory of the host.
+        """Bytes/s of copies between the device's and the host's memory.
 
-        What XLA is told of the bus of the chip that it compiles for, a closer link (GH200) or not;
-        a CPU device shares the memory.
+        The bandwidth in XLA's target, of PCIe or a faster link (GH200); a CPU device shares the
+        host's memory.
         """
         return float(self.xla_target.get("pcie_bandwidth", self.memory_bandwidth))
 
     @property
     def calibration(self) -> str:
-        """Where what its kernels reach comes from."""
-        where = "matmul.tiles.source" if isinstance(self.matmul, Tiles) else "matmul.efficiency"
-        return self.sources[where]
+        """Source of the efficiency of its matrix products."""
+        key = "matmul.tiles.source" if isinstance(self.matmul, Tiles) else "matmul.efficiency"
+        return self.sources[key]
 
     def peak(self, precision: str) -> float:
-        """Returns the dense peak at a precision, FLOP/s; raises `InputError` if it is not known."""
-        precision = precision.removeprefix("pure-")  # says what the parameters are kept in
+        """Dense peak at a precision, FLOP/s; raises `InputError` if it is unknown."""
+        precision = precision.removeprefix("pure-")  # which is about the parameters, not products
         if precision not in self.peak_flops:
             raise InputError(
                 "precision",

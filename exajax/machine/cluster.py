@@ -1,6 +1,6 @@
-"""Machines described in TOML: chip, node and network, every figure with its unit and source.
+"""Clusters described in TOML: chip, node and network, every value with its unit and source.
 
-A figure is written `[value, source]`; a description without units or sources does not load.
+A value is written `[value, source]`; a description without units or sources does not load.
 """
 
 import functools
@@ -20,32 +20,38 @@ from exajax.files.schema import Items, Name, Schema, Text, checked
 from exajax.machine import chip_file
 from exajax.machine.chip import Chip
 from exajax.machine.chip_file import ChipFile
-from exajax.machine.chip_file import chip_of_device as chip_of_device
-from exajax.machine.fabric import BetweenNodes, Fabric, Link, Network, Variability, with_shared
-from exajax.machine.figures import Count, sources_of
+from exajax.machine.fabric import (
+    BetweenNodes,
+    Fabric,
+    Link,
+    Network,
+    Variability,
+    with_named_fabric,
+)
 from exajax.machine.software import AS_MEASURED, OfMachine, Stack
+from exajax.machine.sourced_values import Count, sources_of
 
 MESHES = Path(__file__).parents[1] / "meshes"
 
 COMPILERS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-"""Packages that bring XLA's CUDA compiler; any of them will do."""
+"""Packages that contain XLA's CUDA compiler; one of them is enough."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A machine to train on.
+    """A machine to train on: equal nodes of equal devices.
 
     Attributes:
         name: short name, such as `dgx-h100`.
-        title: what it is called in full.
-        chip: its devices.
-        devices_per_node: devices that share a node's links.
-        nodes: how many nodes there are.
-        link: between the devices of a node.
-        network: between nodes.
-        variability: how much what is equal on paper differs.
-        sources: where each figure comes from.
-        digest: hash of all figures; two machines with the same digest predict the same.
+        title: full name.
+        chip: the kind of its devices.
+        devices_per_node: devices of one node.
+        nodes: number of nodes.
+        link: interconnect between the devices of a node.
+        network: interconnect between nodes.
+        variability: spread of nominally equal times.
+        sources: source of each value, by its path of keys in the file.
+        digest: hash of all values; machines of equal digest give equal predictions.
         stack: the software that steps run with.
     """
 
@@ -63,11 +69,11 @@ class Cluster:
 
     @property
     def devices(self) -> int:
-        """Devices of the whole machine."""
+        """Number of devices of the whole machine."""
         return self.nodes * self.devices_per_node
 
     def check_mesh(self, devices: int, precision: str) -> None:
-        """Raises an `InputError` if a step cannot be priced for a mesh here."""
+        """Raises an `InputError` if this machine cannot price a step on so many devices."""
         self.chip.peak(precision)
         if devices > self.devices:
             raise InputError(
@@ -83,9 +89,9 @@ class Cluster:
             )
 
     def check(self, devices: int, precision: str) -> None:
-        """Raises an `InputError` if a step cannot be compiled and priced for a mesh here.
+        """Raises an `InputError` if a step on so many devices cannot be compiled and priced.
 
-        It imports no array library, so it can be asked before any work is done.
+        Does not import JAX, so that a command can check before it does any work.
         """
         self.check_mesh(devices, precision)
         if self.chip.platform == "cpu":
@@ -104,28 +110,28 @@ class Cluster:
             )
 
     def in_whole_nodes(self, devices: int) -> bool:
-        """Returns whether devices fill nodes, or are a part of one."""
+        """Whether a number of devices is a multiple of a node, or a part of one."""
         return devices < self.devices_per_node or devices % self.devices_per_node == 0
 
 
 class ClusterFile(Schema):
-    """A machine in TOML: `meshes/*.toml`, one of one's own, and what `exajax calibrate` writes.
+    """Schema of a cluster's file: `meshes/*.toml`, the user's own, or `exajax calibrate`'s.
 
     Attributes:
-        title: what it is called in full.
-        aliases: other names that it is known by, of the machines that come with the project.
-        chip: the name of a chip that comes with the project, or a table as `chip_file` has it.
-        devices_per_node: devices that share a node's links.
-        nodes: how many nodes there are.
-        link: between the devices of a node.
-        network: between nodes.
-        variability: how much what is equal on paper differs.
+        title: full name.
+        aliases: further names of a cluster that comes with exajax.
+        chip: name of a chip that comes with exajax, or a table (`ChipFile`).
+        devices_per_node: devices of one node.
+        nodes: number of nodes.
+        link: interconnect between the devices of a node.
+        network: interconnect between nodes.
+        variability: spread of nominally equal times.
         stack: the name of a software stack, or a table as `stack` has it.
     """
 
     title: Text
     aliases: Items[Name] = ()
-    chip: Annotated[ChipFile, BeforeValidator(chip_file.table_of)]
+    chip: Annotated[ChipFile, BeforeValidator(chip_file.chip_table)]
     devices_per_node: Count
     nodes: Count
     link: Link
@@ -134,7 +140,7 @@ class ClusterFile(Schema):
     stack: OfMachine = AS_MEASURED
 
     @model_validator(mode="after")
-    def _adds_up(self) -> "ClusterFile":
+    def _check_devices(self) -> "ClusterFile":
         devices = self.nodes * self.devices_per_node
         if devices > MOST_DEVICES:
             raise Malformed(
@@ -150,82 +156,85 @@ class ClusterFile(Schema):
 
 
 MOST_DEVICES = 10**8
+"""Limit on the devices of a described cluster."""
 
 LOCAL = Path("local.toml")
-"""Where `exajax calibrate` writes the machine that it runs on."""
+"""File in which `exajax calibrate` describes the machine that it runs on."""
 
 
 @functools.cache
-def _files() -> dict[str, Path]:
-    """The machines that come with the project, by name and by every alias."""
-    found: dict[str, Path] = {}
+def _files_by_name() -> dict[str, Path]:
+    """Files of the clusters that come with exajax, by name and alias."""
+    files: dict[str, Path] = {}
     for path in MESHES.glob("*.toml"):
-        found |= dict.fromkeys((path.stem, *read_toml(path).get("aliases", [])), path)
-    return found
+        files |= dict.fromkeys((path.stem, *read_toml(path).get("aliases", [])), path)
+    return files
 
 
-def names() -> list[str]:
-    """Returns the names of the machines that come with the project, aliases too."""
-    return sorted(_files())
+def cluster_names() -> list[str]:
+    """Names and aliases of the clusters that come with exajax, sorted."""
+    return sorted(_files_by_name())
 
 
 def load_cluster(name: str, flag: str = "cluster") -> Cluster:
-    """Reads a machine by name or alias, or from a TOML file of one's own.
+    """The cluster of a name or alias, or of the user's own TOML file.
 
-    `local` is what `exajax calibrate` wrote in the folder that this is called in.
+    Args:
+        name: a name, an alias, or a path that ends in `.toml`; `local` is the file `LOCAL` in the
+            working directory.
+        flag: field that errors name.
 
     Raises:
-        InputError: no such machine, or the file does not describe one; names the field.
+        InputError: there is no such cluster, or the file does not fit `ClusterFile`.
     """
     if name == "local":
         if not LOCAL.exists():
             raise InputError(flag, f"there is no {LOCAL} in this folder", "run exajax calibrate")
         name = str(LOCAL)
-    own = name.endswith(".toml")
-    if not own and name not in _files():
-        known = ", ".join([*names(), "local"])
+    is_path = name.endswith(".toml")
+    if not is_path and name not in _files_by_name():
+        known = ", ".join([*cluster_names(), "local"])
         fix = f"choose one of {known}, or give a file that ends in .toml"
         raise InputError(flag, f"unknown cluster {shown(name)}", fix)
-    path = Path(name) if own else _files()[name]
+    path = Path(name) if is_path else _files_by_name()[name]
     try:
-        return _described(shown_path(Path(path.stem)), read_toml(path))
+        return _build_cluster(shown_path(Path(path.stem)), read_toml(path))
     except Malformed as error:
         raise error.within(flag, path) from error
 
 
 TEMPLATE = "dgx-h100"
-"""The machine whose nodes and variability one has that is known by its chip alone."""
-
+"""Cluster that supplies the network and the variability of a machine known only by its chip."""
 
 RACKS = {"gb200": "gb200-nvl72", "gb300": "gb300-nvl72"}
-"""Machines of chips whose links join all nodes of a rack: what others call a node is a tray."""
+"""Cluster of each chip whose links join all nodes of a rack; publications call a tray a node."""
 
 PODS = {"tpu-v5p": "tpu-v5p", "tpu-v6e": "tpu-v6e"}
-"""Machines of chips that are joined without nodes."""
+"""Cluster of each chip that is connected as a torus, without nodes."""
 
 
 def machine_with(chip: str, devices_per_node: int, network: float | None) -> Cluster:
-    """Returns a machine of a chip that has no description: NVIDIA GPUs in nodes with switches.
+    """A cluster assumed for a published row that names only a chip: NVIDIA GPUs behind switches.
 
-    Where links join more than a node, the machine is that of the chip.
+    For the chips of `RACKS` and `PODS` it is their own cluster.
 
     Args:
-        chip: a chip that has measured links between its devices, or is one of `RACKS` or `PODS`.
-        devices_per_node: devices of a node.
-        network: of a node, bytes/s in one direction; None for that of the template.
+        chip: a chip with a measured `nvswitch-*` fabric, or one of `RACKS` or `PODS`.
+        devices_per_node: devices of one node.
+        network: network bandwidth of one node, bytes/s in one direction; None for `TEMPLATE`'s.
 
     Raises:
-        InputError: nothing is known of the chip, or of its links.
+        InputError: the chip, or the links between its devices, are unknown.
     """
-    chips = chip_file.names()
+    chips = chip_file.chip_names()
     if chip not in chips:
         raise InputError("chip", f"unknown chip {shown(chip)}", nearest(chip[:100], chips))
     if chip in PODS:
         return load_cluster(PODS[chip])
-    values = read_toml(_files()[RACKS.get(chip, TEMPLATE)])
-    nodes = 1.0
+    values = read_toml(_files_by_name()[RACKS.get(chip, TEMPLATE)])
+    nodes_per_rack = 1.0
     if chip in RACKS:
-        nodes = values["devices_per_node"][0] / devices_per_node
+        nodes_per_rack = values["devices_per_node"][0] / devices_per_node
     else:
         values |= {
             "title": f"nodes of {devices_per_node} x {chip}",
@@ -234,26 +243,26 @@ def machine_with(chip: str, devices_per_node: int, network: float | None) -> Clu
             "link": {"fabric": f"nvswitch-{chip.split('-')[0]}"},
         }
     if network:
-        values["network"] |= {"bandwidth": [f"{nodes * network:g} B/s", "the row"]}
+        values["network"] |= {"bandwidth": [f"{nodes_per_rack * network:g} B/s", "the row"]}
     try:
-        return _described(f"{chip} x {devices_per_node}", values)
+        return _build_cluster(f"{chip} x {devices_per_node}", values)
     except Malformed as error:
         raise InputError(f"chip {chip}", str(error), error.fix) from error
 
 
-def _described(name: str, table: dict[str, Any]) -> Cluster:
-    """Returns the machine that a table describes; raises `Malformed`, which names the field."""
+def _build_cluster(name: str, table: dict[str, Any]) -> Cluster:
+    """The cluster that a table describes; raises `Malformed` if it does not fit `ClusterFile`."""
     file = checked(ClusterFile, table)
-    chip_table = chip_file.table_of(table["chip"])
+    chip_table = chip_file.chip_table(table["chip"])
     chip_name = table["chip"] if isinstance(table["chip"], str) else name
     try:
-        chip = chip_file.chip_of(chip_name, file.chip, chip_table)
+        chip = chip_file.build_chip(chip_name, file.chip, chip_table)
     except Malformed as error:
         raise Malformed(f"chip.{error.where}", error.problem, error.fix) from error
-    whole = {key: value for key, value in table.items() if key != "aliases"}
-    whole |= {key: with_shared(whole[key]) for key in ("link", "network")}
-    # What a chip takes from another one's file stands in the chip alone.
-    figures = json.dumps([whole, chip_table, repr(chip), asdict(file.stack)], sort_keys=True)
+    merged = {key: value for key, value in table.items() if key != "aliases"}
+    merged |= {key: with_named_fabric(merged[key]) for key in ("link", "network")}
+    # `repr(chip)` covers the values that the chip's table refers to in other files.
+    hashed = json.dumps([merged, chip_table, repr(chip), asdict(file.stack)], sort_keys=True)
     return Cluster(
         name=name,
         title=file.title,
@@ -263,7 +272,7 @@ def _described(name: str, table: dict[str, Any]) -> Cluster:
         link=file.link,
         network=file.network,
         variability=file.variability,
-        sources=sources_of(whole),
-        digest=hashlib.sha256(figures.encode()).hexdigest()[:16],
+        sources=sources_of(merged),
+        digest=hashlib.sha256(hashed.encode()).hexdigest()[:16],
         stack=file.stack,
     )

@@ -16,15 +16,15 @@ from pydantic import Field, PlainValidator
 from exajax.errors import InputError, nearest
 from exajax.files.reading import Malformed, read_toml, shown
 from exajax.files.schema import Items, Name, Text, checked
-from exajax.machine.figures import (
+from exajax.machine.sourced_values import (
     TABLE,
     ElementBytes,
     Factor,
     Seconds,
-    Yes,
+    SourcedBool,
     one_of,
+    tuple_of,
     value_of,
-    values,
 )
 
 STACKS = Path(__file__).parents[1] / "meshes" / "stacks"
@@ -47,7 +47,7 @@ def _choice(known: tuple[str, ...]) -> PlainValidator:
 
 def _beside(pair: Any) -> tuple[str, ...]:
     given = value_of(pair)
-    return values(given, lambda name: one_of(name, BESIDE), len(BESIDE)) if given != [] else ()
+    return tuple_of(given, lambda name: one_of(name, BESIDE), len(BESIDE)) if given != [] else ()
 
 
 Level = Annotated[int, Field(strict=True, ge=0, le=3)]
@@ -94,7 +94,7 @@ class Stack:
     host_s: Annotated[Seconds, Field(validation_alias="host")] = 0.0
     host_collective_s: Annotated[Seconds, Field(validation_alias="host_collective")] = 0.0
     shards: Factor = 1.0
-    dropout: Yes = False
+    dropout: SourcedBool = False
     gradient_bytes: Annotated[ElementBytes, Field(validation_alias="gradient")] = 4.0
     remat: Annotated[str, PlainValidator(lambda pair: checked(Name, value_of(pair)))] = ""
     program: Annotated[str, _choice(PROGRAMS)] = "jax"

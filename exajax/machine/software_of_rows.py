@@ -11,7 +11,7 @@ from pathlib import Path
 from exajax.errors import nearest
 from exajax.files.reading import Malformed, shown
 from exajax.machine import software as stack
-from exajax.machine.columns import Columns, number
+from exajax.machine.published_columns import Columns, positive_number
 from exajax.machine.software import AS_MEASURED, Stack
 
 TABLES = Path(__file__).parents[1] / "meshes" / "published"
@@ -77,7 +77,7 @@ def _measured() -> tuple[frozenset[str], frozenset[str]]:
     for path in sorted(TABLES.glob("*.csv")):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                if number(row, "derived_iter_s"):
+                if positive_number(row, "derived_iter_s"):
                     zero = int(row["zero"]) if row["zero"].isdecimal() else None
                     chips.add(row["chip"])
                     profiles.add(profile_of(row["source"], _named(row), zero).name)

@@ -14,7 +14,7 @@ from exajax.recipe.option import check, names, option
 from exajax.spmd.mesh import MeshSpec
 
 if TYPE_CHECKING:  # reading a recipe must not cost an import of jax
-    pass
+    from exajax.spmd.step import StepOptions
 
 PRECISIONS = ("fp32", "bf16", "pure-bf16", "fp8")
 REMATS = (

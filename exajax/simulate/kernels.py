@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from exajax.machine.chip import Chip, Flash, Tiles
-from exajax.machine.figures import Curve
+from exajax.machine.sourced_values import Curve
 from exajax.program.costs import Attention, Product
 from exajax.program.operations import Operation
 from exajax.simulate import matmul

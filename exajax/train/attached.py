@@ -15,7 +15,8 @@ from exajax.job.compilation_cache import Compilation
 from exajax.job.events import read_events
 from exajax.job.provenance import machine, provenance
 from exajax.job.run_folder import RunFolder
-from exajax.machine import cluster as clusters
+from exajax.machine.chip_file import chip_of_device
+from exajax.machine.cluster import load_cluster
 from exajax.models import fp8
 from exajax.recipe import workloads
 from exajax.recipe.optimizer import stretched
@@ -83,8 +84,8 @@ class Attached:
 
     def _fit(self) -> Fit:
         process, options, recipe = self._process, self._options, self._recipe
-        chip = clusters.load_cluster(options.cluster).chip if options.cluster else None
-        chip = chip or clusters.chip_of_device(self._devices[0].device_kind)
+        chip = load_cluster(options.cluster).chip if options.cluster else None
+        chip = chip or chip_of_device(self._devices[0].device_kind)
         return fit(
             self._step,
             self._source,

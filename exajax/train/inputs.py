@@ -5,7 +5,7 @@ from typing import Any
 
 from exajax.errors import InputError
 from exajax.job import run_folder
-from exajax.machine import cluster as clusters
+from exajax.machine.cluster import load_cluster
 from exajax.recipe.recipe import Recipe
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.image_batches import ImageBatches
@@ -58,7 +58,7 @@ def check(
     if options.local_checkpoints:
         run_folder.check_writable(options.local_checkpoints, "local_checkpoints")
     if options.cluster:
-        clusters.load_cluster(options.cluster).chip.peak(recipe.precision)
+        load_cluster(options.cluster).chip.peak(recipe.precision)
     batches = open_data(recipe, options)
     if options.init:
         from exajax.train.checkpoint import published_weights  # it needs JAX

@@ -1,6 +1,6 @@
 """What stands in for the columns that a published row leaves empty, in words."""
 
-from exajax.machine.columns import Columns
+from exajax.machine.published_columns import Columns
 from exajax.models.dimensions import ModelConfig
 from exajax.validate import row_models
 

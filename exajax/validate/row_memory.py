@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from exajax.machine.columns import Columns, number
+from exajax.machine.published_columns import Columns, positive_number
 
 KINDS = {
     "peak_memory_allocated": "total",
@@ -31,7 +31,7 @@ class MeasuredMemory(NamedTuple):
 def measured_memory(values: Columns) -> MeasuredMemory | None:
     """Returns the memory that a row measures, None where it measures something else."""
     kind, unit = KINDS.get(values.get("measured_metric", "")), UNITS.get(values.get("unit", ""))
-    value = number(values, "measured_value")
+    value = positive_number(values, "measured_value")
     return MeasuredMemory(kind, value * unit) if kind and unit and value else None
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from exajax.machine.columns import Columns, InexpressibleError, number
+from exajax.machine.published_columns import Columns, InexpressibleError, positive_number
 from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
 
@@ -83,7 +83,7 @@ def named(values: Columns) -> ModelConfig | None:
 
 
 def _same_shape(values: Columns, model: ModelConfig) -> bool:
-    given = {column: number(values, column) for column in SHAPE}
+    given = {column: positive_number(values, column) for column in SHAPE}
     return all(size in (None, getattr(model, COLUMNS[column])) for column, size in given.items())
 
 

@@ -2,7 +2,12 @@
 
 from exajax.machine import software as stack
 from exajax.machine import software_of_rows
-from exajax.machine.columns import Columns, InexpressibleError, count, number
+from exajax.machine.published_columns import (
+    Columns,
+    InexpressibleError,
+    positive_integer,
+    positive_number,
+)
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.recipe import Recipe
 from exajax.spmd.mesh import MeshSpec
@@ -66,13 +71,13 @@ def recipe_of(values: Columns) -> Recipe:
     mesh, zero = layout_of(values)
     if mesh.expert > 1 and not model.experts:
         raise InexpressibleError(f"it has ep {mesh.expert}, and its experts are unknown")
-    interleave = count(values, "vpp_interleave", 1)
+    interleave = positive_integer(values, "vpp_interleave", 1)
     return Recipe.of(
         model,
         mesh,
         of_others=True,
-        global_batch=count(values, "global_batch"),
-        micro_batch=count(values, "micro_batch"),
+        global_batch=positive_integer(values, "global_batch"),
+        micro_batch=positive_integer(values, "micro_batch"),
         seq=model.seq,
         precision=PRECISIONS[values["dtype"]],
         remat=remat,
@@ -122,17 +127,17 @@ def model_of(values: Columns) -> ModelConfig:
     """
     known = row_models.named(values)
     values = row_models.completed(values, known)
-    heads = count(values, "heads")
+    heads = positive_integer(values, "heads")
     model = ModelConfig(
         name=values.get("model", "") or "unnamed",
         family="mixtral" if known and known.experts else family_of(values),
-        layers=count(values, "layers"),
-        width=count(values, "hidden"),
+        layers=positive_integer(values, "layers"),
+        width=positive_integer(values, "hidden"),
         heads=heads,
-        kv_heads=count(values, "kv_heads", heads),
-        ffn=count(values, "ffn"),
-        vocab=count(values, "vocab"),
-        seq=count(values, "seq"),
+        kv_heads=positive_integer(values, "kv_heads", heads),
+        ffn=positive_integer(values, "ffn"),
+        vocab=positive_integer(values, "vocab"),
+        seq=positive_integer(values, "seq"),
         source=values.get("where_found", ""),
         experts=known.experts if known else 0,
         top_k=known.top_k if known else 0,
@@ -142,7 +147,7 @@ def model_of(values: Columns) -> ModelConfig:
             f"its heads {model.heads} do not divide its width {model.width}, or its kv_heads "
             f"{model.kv_heads} not its heads"
         )
-    said = (number(values, "params_B") or 0.0) * 1e9
+    said = (positive_number(values, "params_B") or 0.0) * 1e9
     if model.parameters < LEAST_SIZE * said:
         raise InexpressibleError(
             f"its dimensions make {model.parameters / 1e9:.3g} G parameters, and it says "
@@ -160,13 +165,13 @@ def family_of(values: Columns) -> str:
     mlp = values.get("mlp", "")
     if mlp in FAMILIES:
         return FAMILIES[mlp]
-    said = (number(values, "params_B") or 0.0) * 1e9
-    width, layers = count(values, "hidden"), count(values, "layers")
-    heads = count(values, "heads")
-    grouped = count(values, "kv_heads", heads) / heads
-    outside = 2 * width * count(values, "vocab") + layers * 2 * width**2 * (1 + grouped)
+    said = (positive_number(values, "params_B") or 0.0) * 1e9
+    width, layers = positive_integer(values, "hidden"), positive_integer(values, "layers")
+    heads = positive_integer(values, "heads")
+    grouped = positive_integer(values, "kv_heads", heads) / heads
+    outside = 2 * width * positive_integer(values, "vocab") + layers * 2 * width**2 * (1 + grouped)
     for family, matrices in MATRICES.items():
-        size = outside + layers * matrices * width * count(values, "ffn")
+        size = outside + layers * matrices * width * positive_integer(values, "ffn")
         if not mlp and abs(size / said - 1 if said else 1.0) < SAME_SIZE:
             return family
     raise InexpressibleError(f"its feed-forward is {mlp or 'unknown'}")
@@ -188,9 +193,11 @@ def layout_of(values: Columns) -> tuple[MeshSpec, int]:
     Raises:
         InexpressibleError: the columns do not multiply to the devices.
     """
-    devices = count(values, "num_gpus")
-    data, fsdp = count(values, "dp", 1), count(values, "fsdp", 1)
-    tensor, pipe, context, expert = (count(values, axis, 1) for axis in ("tp", "pp", "cp", "ep"))
+    devices = positive_integer(values, "num_gpus")
+    data, fsdp = positive_integer(values, "dp", 1), positive_integer(values, "fsdp", 1)
+    tensor, pipe, context, expert = (
+        positive_integer(values, axis, 1) for axis in ("tp", "pp", "cp", "ep")
+    )
     if data == fsdp == devices:
         data = 1
     others = fsdp * tensor * pipe * context

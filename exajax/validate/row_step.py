@@ -2,7 +2,7 @@
 
 import re
 
-from exajax.machine.columns import Columns, InexpressibleError, number
+from exajax.machine.published_columns import Columns, InexpressibleError, positive_number
 
 OF_A_STEP = re.compile(
     r"(iteration|iter|step)(_?time)?(_(s|ms|us))?|(seconds|s|ms|us|time)_per_(iteration|iter|step)"
@@ -43,7 +43,10 @@ def measured_s(values: Columns) -> float:
     Raises:
         InexpressibleError: the row measures something else, or lacks what the time follows from.
     """
-    derived, measured = number(values, "derived_iter_s"), number(values, "measured_value")
+    derived, measured = (
+        positive_number(values, "derived_iter_s"),
+        positive_number(values, "measured_value"),
+    )
     if derived is not None:
         return derived
     metric, unit = (values.get(column, "").strip() for column in ("measured_metric", "unit"))
@@ -55,7 +58,7 @@ def measured_s(values: Columns) -> float:
     what, of_a_device = _rate(values) or ("", False)
     seconds = 1 / measured
     for column in (*OF_A_STEP_HAS[what], *(("num_gpus",) if of_a_device else ())):
-        size = number(values, column)
+        size = positive_number(values, column)
         if size is None:
             raise InexpressibleError(
                 f"it has no step time: it measures {metric or unit}, and its {column} is unknown"

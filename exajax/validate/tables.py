@@ -16,7 +16,7 @@ from exajax.errors import InputError
 from exajax.files.reading import Malformed, read_bytes, shown, shown_path
 from exajax.machine import software_of_rows
 from exajax.machine.cluster import Cluster, load_cluster, machine_with
-from exajax.machine.columns import InexpressibleError, number
+from exajax.machine.published_columns import InexpressibleError, positive_number
 from exajax.machine.software import Stack
 from exajax.recipe.recipe import Recipe
 from exajax.validate import assumed as published_assumed
@@ -149,11 +149,11 @@ def _check_columns(columns: Sequence[str]) -> None:
             raise Malformed("", f"has two columns {shown(name)}", "leave one out")
 
 
-def _checked(values: Mapping[str | None, Any], number: int) -> dict[str, str]:
+def _checked(values: Mapping[str | None, Any], positive_number: int) -> dict[str, str]:
     """Returns a row of a table; raises a `Malformed` that names row and column of nonsense."""
-    name = values.get("row_id") or number
-    where = f"row {name if str(name).isprintable() else number}"
-    if number > MOST_ROWS:
+    name = values.get("row_id") or positive_number
+    where = f"row {name if str(name).isprintable() else positive_number}"
+    if positive_number > MOST_ROWS:
         raise Malformed("", f"has more than {MOST_ROWS} rows", "give several tables")
     if None in values or None in values.values():
         raise Malformed(where, "has too few or too many cells", "mend the row")
@@ -192,7 +192,7 @@ def _row(values: Mapping[str, str]) -> Row:
         recipe = recipe_of(with_any_remat(values))
     except (InexpressibleError, InputError) as error:
         reasons.append(str(error))
-    network = number(values, "node_network_gbytes_per_s")
+    network = positive_number(values, "node_network_gbytes_per_s")
     memory = measured_memory(values)  # needs a recipe and no step time
     return Row(
         row_id=values["row_id"],
@@ -200,7 +200,7 @@ def _row(values: Mapping[str, str]) -> Row:
         measured_s=measured,
         cluster=values.get("cluster", ""),
         chip=values.get("chip", ""),
-        devices_per_node=int(number(values, "gpus_per_node") or 0),
+        devices_per_node=int(positive_number(values, "gpus_per_node") or 0),
         network=network * 1e9 if network else None,
         precision=values.get("precision", ""),
         software=values.get("software", ""),

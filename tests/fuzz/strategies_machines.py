@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from exajax.files.reading import read_toml
 from exajax.machine import cluster, software
-from exajax.machine.chip_file import table_of
-from exajax.machine.fabric import with_shared
+from exajax.machine.chip_file import chip_table
+from exajax.machine.fabric import with_named_fabric
 from tests.fuzz.mutations import mutated, paths, put
 
 FIGURES = (
@@ -22,8 +22,8 @@ NUMBERS = (1e-6, 1e-300, 1e-12, 0.999, 1.0, 1, 2, 7, 10**6, 10**7, 1e6, 1e15, 1e
 def described(name: str) -> dict[str, Any]:
     """Returns a machine that comes with the project, with all that it names in its own table."""
     table = read_toml(cluster.MESHES / f"{name}.toml")
-    table |= {key: with_shared(table[key]) for key in ("link", "network")}
-    table["chip"] = table_of(table["chip"])
+    table |= {key: with_named_fabric(table[key]) for key in ("link", "network")}
+    table["chip"] = chip_table(table["chip"])
     if "stack" not in table:
         table["stack"] = read_toml(software.STACKS / "pax-2024.toml")
     return table

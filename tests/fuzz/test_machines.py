@@ -35,7 +35,7 @@ def program() -> Any:
 def accepted(table: Any) -> Cluster | None:
     """Returns the machine that a table makes, None where it is refused as it should be."""
     try:
-        return cluster._described("drawn", table)
+        return cluster._build_cluster("drawn", table)
     except Malformed as error:
         told = f"{error}; {error.fix}"
         assert told.isprintable()

@@ -3,11 +3,12 @@ import pytest
 from exajax import InputError
 from exajax.calibrate import measure
 from exajax.machine import cluster
+from exajax.machine.chip_file import chip_of_device
 
 RATES = {"all-reduce": 2e8, "other": 4e8}
 
 
-@pytest.mark.parametrize("name", cluster.names())
+@pytest.mark.parametrize("name", cluster.cluster_names())
 def test_every_machine_loads_with_a_source_for_every_figure(name):
     machine = cluster.load_cluster(name)
     assert machine.devices == machine.nodes * machine.devices_per_node
@@ -62,7 +63,7 @@ def test_links_that_join_a_rack_make_it_the_node_of_a_row():
 
 
 def test_an_alias_is_the_same_machine_and_stands_in_the_list():
-    assert "selene" in cluster.names()
+    assert "selene" in cluster.cluster_names()
     assert cluster.load_cluster("selene") == cluster.load_cluster("dgx-a100")
     with pytest.raises(InputError, match="perlmutter, polaris, selene"):
         cluster.load_cluster("selena")
@@ -196,10 +197,10 @@ def test_the_digest_follows_the_figures(tmp_path):
 
 
 def test_an_attached_device_is_recognised_by_its_kind():
-    chip = cluster.chip_of_device("NVIDIA H100 80GB HBM3")
+    chip = chip_of_device("NVIDIA H100 80GB HBM3")
     assert chip is not None
     assert chip.name == "h100"
-    assert cluster.chip_of_device("abacus") is None
+    assert chip_of_device("abacus") is None
 
 
 def test_local_is_the_machine_that_was_calibrated_in_this_folder(tmp_path, monkeypatch):

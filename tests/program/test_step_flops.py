@@ -71,7 +71,7 @@ def test_micro_batches_run_every_pass_once(model, mesh, options):
 def described_clusters():
     """One machine of every chip that CUDA programs are compiled for; H100 and A100 in every run."""
     found = {}
-    for name in cluster.names():
+    for name in cluster.cluster_names():
         machine = cluster.load_cluster(name)
         if machine.chip.platform == "cuda":
             found.setdefault(machine.chip.name, name)

@@ -13,7 +13,7 @@ from exajax import load_cluster
 from exajax.files.reading import Malformed, read_toml
 from exajax.machine.chip import CHIPS, Tiles
 from exajax.machine.chip_file import read_chip
-from exajax.machine.figures import Curve
+from exajax.machine.sourced_values import Curve
 from exajax.models.presets import lookup
 from exajax.program.costs import Attention, Product
 from exajax.program.operations import Operation

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exajax.errors import InputError
-from exajax.machine.columns import InexpressibleError
+from exajax.machine.published_columns import InexpressibleError
 from exajax.validate import memory, step_times
 from exajax.validate.row_recipe import layout_of
 from exajax.validate.tables import read_table

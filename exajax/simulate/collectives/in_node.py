@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 
-from exajax.machine.fabric import Fabric, Times
+from exajax.machine.fabric import CollectiveTimes, Fabric
 
 PASSES = {"all-reduce": 2.0}
 """How often a ring moves the array; an all-reduce is a reduce-scatter and an all-gather."""
@@ -37,7 +37,7 @@ def in_node_time_s(kind: str, size: float, ranks: int, link: Fabric, arrays: int
         seconds = link.latency(kind) + moved / link.rate(kind)
     in_switch = kind == "all-reduce" and link.in_switch_from and ranks >= link.in_switch_from
     least = (size if in_switch else moved) / link.bandwidth
-    return max(seconds, least) + link.further_arrays(arrays)
+    return max(seconds, least) + link.further_arrays_s(arrays)
 
 
 def moved_bytes(kind: str, size: float, ranks: int) -> float:
@@ -47,7 +47,7 @@ def moved_bytes(kind: str, size: float, ranks: int) -> float:
     return PASSES.get(kind, 1.0) * size * (ranks - 1) / ranks
 
 
-def _interpolated(times: dict[int, Times], size: float, ranks: int) -> float:
+def _interpolated(times: dict[int, CollectiveTimes], size: float, ranks: int) -> float:
     """Returns a time between the two measured numbers of devices around `ranks`.
 
     Beyond them that of the nearest, by what a ring moves.

@@ -62,7 +62,7 @@ def collective_price(collective: Collective, cluster: Cluster) -> Price:
     )
     fabrics = (link, network) if layout.per_node > 1 else (network,)
     return Price(
-        seconds + sum(fabric.further_arrays(collective.arrays) for fabric in fabrics), algorithm
+        seconds + sum(fabric.further_arrays_s(collective.arrays) for fabric in fabrics), algorithm
     )
 
 
