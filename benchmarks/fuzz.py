@@ -3,7 +3,8 @@
     python benchmarks/fuzz.py --minutes 60
 
 Every round runs the tests in `tests/fuzz` with another seed. A failure is a traceback, NaN, a run
-of more than 20 s, or anything but a value or one line of error; its smallest example is printed.
+of more than 20 s (without those spent waiting for a core), or anything but a value or one line of
+error; its smallest example is printed.
 Writes `benchmarks/data/fuzz.json`.
 """
 
