@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from exajax.job import runtime
+from exajax.job import coordination, runtime
 from exajax.job.provenance import memory_bytes, processor
 from exajax.machine.software import Stack
 from exajax.spmd.mesh import MeshSpec
@@ -143,7 +142,7 @@ def _repeat_s(
     jax.block_until_ready(run(arrays))
     seconds = []
     for _ in range(3):
-        multihost_utils.sync_global_devices("before a measurement")
+        coordination.meet("before a measurement")
         started_s = time.perf_counter()
         jax.block_until_ready(run(arrays))
         seconds.append((time.perf_counter() - started_s) / times)

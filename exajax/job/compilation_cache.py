@@ -2,12 +2,11 @@
 
 The cache is JAX's own; here is where it lies, whether it helped, and where it must not be used. XLA
 leaves the order of collectives out of a program for CPU devices: it is put back when the program is
-read (`exajax.job.collective_order`).
+read (`exajax.job.jax_cache`, `exajax.job.collective_order`).
 """
 
 import contextlib
 import hashlib
-import logging
 import os
 import platform
 import time
@@ -19,21 +18,13 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import compilation_cache as jax_internals
-from jax._src.compilation_cache_interface import CacheInterface
-from jax.experimental import multihost_utils
-from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from exajax import units
-from exajax.job import collective_order, environment
+from exajax.job import coordination, environment, jax_cache
 
 T = TypeVar("T")
 
 SETTINGS: Any = jax.config  # its names are made at run time
-
-LOGGER = logging.getLogger(__name__)
-
-FILE_CACHE = jax_internals.get_file_cache
 
 MIN_COMPILE_S = 1.0
 """What compiles faster is not worth a file."""
@@ -55,44 +46,6 @@ class Compilation:
     def __str__(self) -> str:
         verb = "read" if self.cache == "hit" else "compiled"
         return f"step {verb} in {units.show(self.seconds, 's')}, compilation cache {self.cache}"
-
-
-class Store(CacheInterface):
-    """JAX's folder of compiled programs, which gives back what can be run.
-
-    Args:
-        kept: JAX's own.
-        anew: whether nothing is read, and what is compiled takes the place of what was there.
-    """
-
-    def __init__(self, kept: Any, anew: bool) -> None:
-        self._kept, self._anew = kept, anew
-        self._path = kept._path
-
-    def get(self, key: str) -> bytes | None:
-        """Returns the compressed program of a key, None if it has to be compiled."""
-        entry: bytes | None = None if self._anew else self._kept.get(key)
-        if entry is None or jax.default_backend() != "cpu":
-            return entry
-        try:
-            program, seconds = jax_internals.extract_executable_and_time(
-                jax_internals.decompress_executable(entry)
-            )
-            in_order = collective_order.put_back(program)
-        except Exception as error:  # of the decompression there are several kinds
-            LOGGER.warning("%s is compiled anew: what the cache has of it is %s", key, error)
-            return None
-        if in_order is program:
-            return entry
-        return jax_internals.compress_executable(
-            jax_internals.combine_executable_and_time(in_order, seconds)
-        )
-
-    def put(self, key: str, value: bytes) -> None:
-        """Keeps the compressed program of a key."""
-        if self._anew:
-            (self._path / f"{key}-cache").unlink(missing_ok=True)
-        self._kept.put(key, value)
 
 
 def enable(anew: bool = False) -> str:
@@ -119,23 +72,12 @@ def enable(anew: bool = False) -> str:
             return "no home folder is known"
         SETTINGS.update("jax_compilation_cache_dir", str(root / "jax" / host_kind()))
         SETTINGS.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
-    keep(anew)
+    jax_cache.keep(anew)
     folder = str(SETTINGS.jax_compilation_cache_dir)
     problem = None if "://" in folder else _problem(Path(folder))
     if problem:
         SETTINGS.update("jax_enable_compilation_cache", False)
     return problem or folder
-
-
-def keep(anew: bool = False) -> None:
-    """Lets JAX keep compiled programs in a `Store`, wherever its settings say."""
-
-    def file_cache(path: str) -> tuple[CacheInterface, str] | None:
-        kept = FILE_CACHE(path)
-        return kept and (Store(kept[0], anew), kept[1])
-
-    jax_internals.get_file_cache = file_cache
-    jax_cache.reset_cache()  # it asks once
 
 
 def _problem(folder: Path) -> str | None:
@@ -149,7 +91,7 @@ def _problem(folder: Path) -> str | None:
     if jax.process_count() > 1:
         seen = np.uint32(zlib.crc32(f"{usable} {entries}".encode()))
         with disabled():
-            everyone = multihost_utils.process_allgather(seen)
+            everyone = coordination.gather(seen)
         if len(set(everyone.tolist())) > 1:
             # Processes that compile for GPUs share out the tuning of kernels among them (XLA's
             # xla_gpu_shard_autotuning): one that reads instead would leave the others waiting.
@@ -174,7 +116,7 @@ def watch(compile: Callable[[], T]) -> tuple[T, Compilation]:
     events: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
-        events.append(event.rpartition("/")[2])
+        events.append(event)
 
     jax.monitoring.register_event_listener(listen)
     begin_s = time.perf_counter()
@@ -183,9 +125,7 @@ def watch(compile: Callable[[], T]) -> tuple[T, Compilation]:
     finally:
         jax.monitoring.unregister_event_listener(listen)
     seconds = time.perf_counter() - begin_s
-    if "compile_requests_use_cache" not in events:
-        return made, Compilation(seconds, "off")
-    return made, Compilation(seconds, "hit" if "cache_hits" in events else "miss")
+    return made, Compilation(seconds, jax_cache.outcome(events))
 
 
 @contextlib.contextmanager
@@ -197,9 +137,9 @@ def disabled() -> Iterator[None]:
     """
     before = SETTINGS.jax_enable_compilation_cache
     SETTINGS.update("jax_enable_compilation_cache", False)
-    jax_cache.reset_cache()  # it asks once whether it is enabled
+    jax_cache.settings_changed()
     try:
         yield
     finally:
         SETTINGS.update("jax_enable_compilation_cache", before)
-        jax_cache.reset_cache()
+        jax_cache.settings_changed()

@@ -268,11 +268,13 @@ def initialize(placement: Placement, mesh: MeshSpec) -> None:
     """
     import jax
 
+    from exajax.job import coordination
+
     check_share(placement, mesh)
     share = mesh.devices // placement.processes
     jax.config.update("jax_num_cpu_devices", share)
     # It catches SIGTERM, and what compiles or reads has nothing to save; see `StopRequest`.
-    jax.config.update("jax_enable_preemption_service", False)
+    coordination.leave_sigterm_alone()
     if placement.processes == 1:
         return
     cpu = getattr(jax.config, "jax_platforms", None) == "cpu"

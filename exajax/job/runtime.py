@@ -12,12 +12,11 @@ import subprocess
 import sys
 import threading
 import traceback
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from exajax.errors import InputError
-from exajax.job import accelerators, environment
+from exajax.job import accelerators, environment, xla_flags
 from exajax.spmd import compiler_options
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def import_jax() -> None:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-    _check_xla_flags()
+    xla_flags.check()
 
 
 def _load_compilers() -> None:
@@ -150,36 +149,6 @@ def _refused(error: Exception) -> InputError:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]
-
-
-def _check_xla_flags() -> None:
-    """Raises an `InputError` if XLA does not take `XLA_FLAGS`.
-
-    It ends the process that asks it, so a copy of this one asks: JAX is loaded, and nothing runs.
-    """
-    if not os.environ.get("XLA_FLAGS"):
-        return
-    from jaxlib import _jax
-
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the copy has no threads is what is wanted
-        child = os.fork()
-    if not child:
-        os.dup2(writer, 2)
-        _ = _jax.CompileOptions().executable_build_options.debug_options
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, errors="replace") as file:
-        said = file.read()
-    _, status = os.waitpid(child, 0)
-    if status:
-        telling = [x for x in said.splitlines() if "XLA_FLAGS" in x or "interpret value" in x]
-        lines = [line.rpartition("] ")[2] for line in telling]
-        why = next(iter(lines), "XLA ends where it reads it")[:300]
-        raise InputError(
-            "XLA_FLAGS", f"XLA does not take it ({why})", "correct it, leave the flag out or unset"
-        )
 
 
 def _end_with_parent() -> None:

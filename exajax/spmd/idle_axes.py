@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from exajax.spmd import jaxprs
 from exajax.spmd.mesh import idle_note
 from exajax.spmd.step import TrainStep
 
@@ -22,13 +23,14 @@ def idle_axes(step: TrainStep) -> tuple[str, ...]:
         left.pop(axis, None)
     if left:
         traced = jax.make_jaxpr(step.evaluate)(step.state.params, step.batch)
-        for axis in _axes_in(traced):
-            left.pop(axis, None)
+        for operation in jaxprs.operations(traced.jaxpr):
+            for axis in _axes_in(list(operation.params.values())):
+                left.pop(axis, None)
     return tuple(str(axis) for axis in left)
 
 
 def _axes_in(value: Any) -> Iterator[str]:
-    """Yields the mesh axes that a sharding names, or any sharding within a traced program."""
+    """Yields the mesh axes that shardings name."""
     if isinstance(value, NamedSharding):
         value = value.spec
     if isinstance(value, PartitionSpec):
@@ -37,11 +39,6 @@ def _axes_in(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _axes_in(one)
-    elif hasattr(value, "jaxpr"):
-        yield from _axes_in(value.jaxpr)
-    elif hasattr(value, "eqns"):
-        for equation in value.eqns:
-            yield from _axes_in(list(equation.params.values()))
 
 
 def warn_of_idle_axes(step: TrainStep) -> None:

@@ -5,12 +5,13 @@ this ratio over two micro-batches is another number than the ratio of both toget
 program shows it: it divides by one number for the whole batch that is computed from the batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from exajax.spmd.jaxprs import Jaxpr, JaxprEqn, Literal, carried, inside
 
 Tree = Any
 
@@ -84,7 +85,7 @@ def _followed(jaxpr: Jaxpr, given: Sequence[Origin]) -> tuple[list[Origin], bool
         if equation.primitive.name == "scan":
             results = _looped(equation, operands)
         else:
-            for inner in _inside(equation):
+            for inner in inside(equation):
                 same = len(inner.invars) == len(operands)
                 within = operands if same else [_mixed(operands)] * len(inner.invars)
                 ends, found_inside = _followed(inner, within)
@@ -101,16 +102,15 @@ def _looped(equation: JaxprEqn, operands: Sequence[Origin]) -> list[Origin]:
     What divides within the loop is one number of one turn, which may be that of a sample, and is
     not looked at.
     """
-    (body,) = _inside(equation)
-    first = equation.params["num_consts"]
-    carried = slice(first, first + equation.params["num_carry"])
+    (body,) = inside(equation)
+    handed_on = carried(equation)
     given = [Origin(one.batch, one.others) for one in operands]
     while True:
         ends, _ = _followed(body, given)
-        kept = [_mixed(pair) for pair in zip(given[carried], ends, strict=False)]
-        if kept == given[carried]:
+        kept = [_mixed(pair) for pair in zip(given[handed_on], ends, strict=False)]
+        if kept == given[handed_on]:
             return [Origin(one.batch, one.others) for one in ends]
-        given[carried] = kept
+        given[handed_on] = kept
 
 
 def _divides(equation: JaxprEqn, operands: Sequence[Origin]) -> bool:
@@ -124,13 +124,3 @@ def _divides(equation: JaxprEqn, operands: Sequence[Origin]) -> bool:
 def _mixed(parts: Sequence[Origin]) -> Origin:
     mixed = Origin.of(parts)
     return Origin(mixed.batch, mixed.others)
-
-
-def _inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """Yields the programs within an operation: of `jit`, of a loop, of branches."""
-    for parameter in equation.params.values():
-        for value in parameter if isinstance(parameter, tuple) else (parameter,):
-            if isinstance(value, ClosedJaxpr):
-                yield value.jaxpr
-            elif isinstance(value, Jaxpr):
-                yield value

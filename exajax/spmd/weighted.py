@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.interpreters.partial_eval import dce_jaxpr
 
 from exajax.errors import InputError
+from exajax.spmd import jaxprs
 
 Tree = Any
 
@@ -173,7 +172,7 @@ def weight_alone(loss: Callable[..., Any], others: Tree, batch: Tree) -> jax.Arr
     closed, described = jax.make_jaxpr(weight, return_shape=True)(others, batch)
     if described is None:
         return None
-    needed, used = dce_jaxpr(_silent(closed.jaxpr), [True])
+    used, run = jaxprs.needed_inputs(closed)
     flat = jax.tree.leaves(batch)
     count = len(used) - len(flat)
     if any(used[:count]):
@@ -182,38 +181,10 @@ def weight_alone(loss: Callable[..., Any], others: Tree, batch: Tree) -> jax.Arr
             "its weight depends on the parameters",
             "make it of the batch alone, and put what depends on them in the total",
         )
-    inputs = [x for x, is_used in zip(flat, used[count:], strict=True) if is_used]
-    (result,) = jax.core.eval_jaxpr(needed, closed.consts, *inputs)
-    return result
+    return run([x for x, is_used in zip(flat, used[count:], strict=True) if is_used])
 
 
 def _divided(total: jax.Array, weight: jax.Array) -> jax.Array:
     """Returns total / weight with a constant weight; 0 where it is 0."""
     weight = jax.lax.stop_gradient(weight)
     return total / jnp.where(weight == 0, jnp.inf, weight)
-
-
-def _silent(jaxpr: Jaxpr) -> Jaxpr:
-    """Returns a program without what has an effect and no result, such as `jax.debug.print`.
-
-    It would be kept as if it were needed.
-    """
-    equations = [
-        equation.replace(
-            params={name: _silent_inside(value) for name, value in equation.params.items()},
-            effects=set(),
-        )
-        for equation in jaxpr.eqns
-        if equation.outvars or not equation.effects
-    ]
-    return jaxpr.replace(eqns=equations, effects=set())
-
-
-def _silent_inside(value: Any) -> Any:
-    if isinstance(value, Jaxpr):
-        return _silent(value)
-    if isinstance(value, ClosedJaxpr):
-        return value.replace(jaxpr=_silent(value.jaxpr))
-    if isinstance(value, tuple) and any(isinstance(x, ClosedJaxpr) for x in value):
-        return tuple(map(_silent_inside, value))
-    return value

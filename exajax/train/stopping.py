@@ -6,8 +6,8 @@ import threading
 from types import FrameType
 
 import jax
-from jax._src import distributed
-from jax.experimental import multihost_utils
+
+from exajax.job import coordination
 
 
 class StopRequest:
@@ -28,9 +28,8 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._on_signal)
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._on_signal)
-        elif distributed.global_state.preemption_sync_manager is None:
-            jax.config.update("jax_enable_preemption_service", True)
-            distributed.global_state.initialize_preemption_sync_manager()
+        else:
+            coordination.catch_sigterm()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked and number == signal.SIGINT:  # SIGTERM may come to a whole tree, and twice
@@ -43,7 +42,7 @@ class StopRequest:
         """Returns whether to stop after this step. Every process must ask after every step."""
         if jax.process_count() == 1:
             return self._asked
-        return bool(multihost_utils.reached_preemption_sync_point(step))
+        return coordination.sigterm_ends_at(step)
 
     def close(self) -> None:
         """Gives the signals back."""

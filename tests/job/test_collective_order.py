@@ -11,14 +11,21 @@ from exajax import MeshSpec
 from exajax.job import collective_order
 from exajax.job.collective_order import SEQUENTIAL
 
+pytestmark = pytest.mark.jax_surface
 
-def serialized(function):
-    """Returns what JAX's cache would keep of a function of one array, sharded over 8 devices."""
+
+def lowered(function):
+    """Returns a function of one array, sharded over 8 devices, as JAX lowers it."""
     mesh = MeshSpec(data=8).build(jax.devices())
     spec = PartitionSpec("data")
     mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     described = jax.ShapeDtypeStruct((64, 256), jnp.float32)
-    return jax.jit(mapped).lower(described).compile().runtime_executable().serialize()
+    return jax.jit(mapped).lower(described)
+
+
+def serialized(function):
+    """Returns what JAX's cache would keep of a function of one array, sharded over 8 devices."""
+    return lowered(function).compile().runtime_executable().serialize()
 
 
 def collectives_in_a_loop_and_beside_it(x):

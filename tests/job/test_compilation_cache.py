@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from jax._src import compilation_cache as jax_internals
 
-from exajax.job import collective_order
+from exajax.job import collective_order, jax_cache
 from tests.jobs.processes import SMALL
 
 JOB = (f"--model={SMALL}", "--precision=fp32", "--metrics-port=0", "--json")
@@ -39,9 +38,7 @@ def test_a_second_run_reads_the_step_and_changes_no_bit(tmp_path, text):
 
 def loops_for_ever(entry):
     """Changes a program in the cache: every loop of it makes 2 ** 40 turns."""
-    program, seconds = jax_internals.extract_executable_and_time(
-        jax_internals.decompress_executable(entry.read_bytes())
-    )
+    program, seconds = jax_cache.unpacked(entry.read_bytes())
     begin = collective_order._program_begins(program)
     executable = collective_order._message("Executable")()
     executable.ParseFromString(program[begin:])
@@ -51,11 +48,7 @@ def loops_for_ever(entry):
     for loop in loops:
         loop.MergeFromString(b"\x1a" + bytes([len(turns)]) + turns)  # trip_count
     program = program[:begin] + executable.SerializeToString()
-    entry.write_bytes(
-        jax_internals.compress_executable(
-            jax_internals.combine_executable_and_time(program, seconds)
-        )
-    )
+    entry.write_bytes(jax_cache.packed(program, seconds))
 
 
 @pytest.mark.slow

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax._src import compilation_cache as jax_internals
 
 from exajax import MeshSpec, Recipe, TrainStep
-from exajax.job import compilation_cache
+from exajax.job import compilation_cache, jax_cache
 from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
 from exajax.recipe import language
@@ -98,13 +97,13 @@ def programs_kept_in(folder: Path) -> Iterator[None]:
     before = {name: getattr(jax.config, name) for name in changed}
     for name, value in changed.items():
         jax.config.update(name, value)
-    compilation_cache.keep()
+    jax_cache.keep()
     try:
         yield
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
-        compilation_cache.keep()
+        jax_cache.keep()
 
 
 @functools.cache
@@ -136,11 +135,10 @@ def assert_in_order(folder: Path) -> None:
 
     Whether those that can do hang depends on the machine's threads and on who is first.
     """
-    store, _ = jax_internals.get_file_cache(str(folder))
+    store = jax_cache.Store(jax_cache.OPEN(str(folder))[0], str(folder), anew=False)
     (entry,) = folder.glob("jit_update-*-cache")
     compressed = store.get(entry.name.removesuffix("-cache"))
-    data = jax_internals.decompress_executable(compressed)
-    assert not without_order(program(jax_internals.extract_executable_and_time(data)[0]))
+    assert not without_order(program(jax_cache.unpacked(compressed)[0]))
 
 
 def assert_close(got: Any, expected: Any) -> None:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-from jax._src import distributed
+from exajax.job import coordination
 
 LIMIT_S = 600.0
 GRACE_S = 30.0
@@ -55,10 +54,10 @@ class Agreement:
             NotAgreedError: a process did not come in time, which names it; or the first one failed.
             Exception: what `decide` raised, on the first process.
         """
-        if _state().num_processes == 1:
+        if coordination.processes() == 1:
             return decide([mine])
-        if _state().process_id:
-            self._set(f"{topic}/{_state().process_id}", mine)
+        if coordination.process():
+            self._set(f"{topic}/{coordination.process()}", mine)
             answer = self._get(f"{topic}/answer", 2 * limit_s + GRACE_S)
             if answer is None:
                 raise NotAgreedError(f"process 0 has not decided on {topic} in time")
@@ -79,23 +78,23 @@ class Agreement:
         Raises:
             NotAgreedError: a process did not come in time.
         """
-        if _state().process_id:
-            self._set(f"{topic}/{_state().process_id}", None)
-        elif _state().num_processes > 1:
+        if coordination.process():
+            self._set(f"{topic}/{coordination.process()}", None)
+        elif coordination.processes() > 1:
             self._gather(topic, None, limit_s)
             time.sleep(MOMENT_S)
 
     def forget(self, topic: str) -> None:
         """Frees what was said on a topic, once no process can ask for it any more."""
-        if _state().num_processes > 1 and not _state().process_id:
-            _client().key_value_delete(f"{self._name}/{topic}/")
+        if coordination.processes() > 1 and not coordination.process():
+            coordination.remove(f"{self._name}/{topic}")
 
     def _gather(self, topic: str, mine: Any, limit_s: float) -> list[Any]:
         """Returns what all processes say; the time limit is for all of them together."""
         deadline_s = time.monotonic() + limit_s
         said = [mine]
         absent = []
-        for process in range(1, _state().num_processes):
+        for process in range(1, coordination.processes()):
             left_s = max(deadline_s - time.monotonic(), 0.001)
             word = self._get(f"{topic}/{process}", left_s)
             if word is None:
@@ -109,25 +108,9 @@ class Agreement:
         return said
 
     def _set(self, key: str, value: Any) -> None:
-        _client().key_value_set(f"{self._name}/{key}", json.dumps([value]))
+        coordination.put(f"{self._name}/{key}", json.dumps([value]))
 
     def _get(self, key: str, limit_s: float) -> list[Any] | None:
         """Waits for what a process says, and returns it in a list; None if it says nothing."""
-        try:
-            text = _client().blocking_key_value_get(f"{self._name}/{key}", int(1000 * limit_s) + 1)
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" in str(error):
-                return None
-            raise
-        return list(json.loads(text))
-
-
-def _state() -> Any:
-    """Returns what JAX knows of the job; to ask JAX itself would start the devices."""
-    return distributed.global_state
-
-
-def _client() -> Any:
-    client = _state().client
-    assert client  # there is one wherever there are several processes
-    return client
+        text = coordination.wait_for(f"{self._name}/{key}", limit_s)
+        return None if text is None else list(json.loads(text))

@@ -19,9 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from exajax.job import coordination
 from exajax.spmd.mesh import AXES
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.spmd.workload import Batch, Tree
@@ -191,4 +191,4 @@ def _gathered(mine: np.ndarray) -> np.ndarray:
     """Returns the arrays of all processes, [processes, ...]."""
     if jax.process_count() == 1:
         return mine[None]
-    return np.asarray(multihost_utils.process_allgather(mine))
+    return coordination.gather(mine)
