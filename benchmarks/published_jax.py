@@ -3,9 +3,9 @@
     python benchmarks/published_jax.py [--tables ../shared/published] [--rows TEXT ...]
 
 Every row that can be expressed is compiled ahead of time for the machine it ran on and priced. A
-software stack's factors are fitted on the rows that `meshes/stacks/*.toml` names, and on no other;
-errors are those of the rows that no factor was fitted on. `--fit pax-2024` fits a stack's factors
-again and prints them.
+software profile's factors are fitted on the rows that `meshes/software/*.toml` names, and on no
+other; errors are those of the rows that no factor was fitted on. `--fit pax-2024` fits a profile's
+factors again and prints them.
 """
 
 import argparse
@@ -26,9 +26,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from scipy.optimize import least_squares
 
 from exajax.job.provenance import versions
-from exajax.machine import software as stack
+from exajax.machine import software
 from exajax.machine.cluster import load_cluster
-from exajax.machine.software import Stack
+from exajax.machine.software import SoftwareProfile
 from exajax.simulate import variability
 from exajax.simulate.prediction import Prediction
 from exajax.simulate.timeline import lay_out
@@ -47,22 +47,22 @@ AMENDED = {
 
 
 LIMITS = ([1.0, 1.0, 0.0], [2.0, 2.0, 0.2])
-"""What the factors of a stack (`matmul`, `memory`, `step_s`) may be."""
+"""What the factors of a software profile (`matmul`, `memory`, `step_s`) may be."""
 
 
-def stack_of(row: Row) -> Stack:
-    """Returns the software stack of a row, by its source: Pax has one of its own."""
-    return stack.load("pax-2024", "stack") if "Pax" in row.source else stack.AS_MEASURED
+def software_of(row: Row) -> SoftwareProfile:
+    """Returns the software profile of a row, by its source: Pax has one of its own."""
+    return software.load("pax-2024", "software") if "Pax" in row.source else software.AS_MEASURED
 
 
 def predict(row: Row) -> Prediction:
-    """Compiles and prices a row's recipe on its machine, with its stack."""
+    """Compiles and prices a row's recipe on its machine, with its software profile."""
     import exajax
     from exajax.recipe import workloads
 
     assert row.recipe is not None
     machine = load_cluster(row.cluster)
-    machine = dataclasses.replace(machine, stack=stack_of(row))
+    machine = dataclasses.replace(machine, software=software_of(row))
     recipe = row.recipe
     workload = workloads.workload(recipe, machine.chip.platform)
     return exajax.predict(workload, recipe.mesh, machine, **recipe.layout)
@@ -72,7 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tables", type=Path, default=Path("../shared/published"))
     parser.add_argument("--rows", nargs="*", default=[""], help="rows whose id has one of these")
-    parser.add_argument("--fit", metavar="STACK", help="fit the factors of a stack, and end")
+    parser.add_argument(
+        "--fit", metavar="PROFILE", help="fit the factors of a software profile, and end"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     if not args.tables.is_dir():
@@ -80,7 +82,9 @@ def main() -> None:
     tables = [published.read_table(args.tables / table, AMENDED) for table in TABLES]
     rows = [row for table in tables for row in table]
     if args.fit:
-        print(fit([row for row in rows if row.row_id in stack.load(args.fit, "--fit").fitted_on]))
+        print(
+            fit([row for row in rows if row.row_id in software.load(args.fit, "--fit").fitted_on])
+        )
         return
     results = []
     for row in rows:
@@ -114,21 +118,21 @@ def compare(row: Row) -> dict[str, Any]:
     return result | {
         "predicted_s": prediction.step_time_s,
         "error": prediction.step_time_s / row.measured_s - 1,
-        "stack": machine.stack.name,
-        "used_for_calibration": row.row_id in machine.stack.fitted_on,
+        "profile": machine.software.name,
+        "used_for_calibration": row.row_id in machine.software.fitted_on,
         "memory_bytes": prediction.compiled.memory.total,
         "breakdown_s": dataclasses.asdict(spent),
     }
 
 
-def fit(rows: Sequence[Row]) -> Stack:
+def fit(rows: Sequence[Row]) -> SoftwareProfile:
     """Returns the factors with the least squares of the relative errors on some rows."""
     predictions = [predict(row) for row in rows]
 
-    def with_factors(factors: Sequence[float]) -> Stack:
+    def with_factors(factors: Sequence[float]) -> SoftwareProfile:
         matmul, memory, step_s = (float(factor) for factor in factors)
         fitted_on = tuple(row.row_id for row in rows)
-        return Stack("fitted", "", matmul, memory, step_s, fitted_on=fitted_on)
+        return SoftwareProfile("fitted", "", matmul, memory, step_s, fitted_on=fitted_on)
 
     def errors(factors: Sequence[float]) -> list[float]:
         return [
@@ -139,9 +143,9 @@ def fit(rows: Sequence[Row]) -> Stack:
     return with_factors(least_squares(errors, [1.1, 1.1, 0.02], bounds=LIMITS).x)
 
 
-def repriced(prediction: Prediction, software: Stack) -> float:
-    """Returns the step time of a compiled program with another stack."""
-    machine = dataclasses.replace(prediction.cluster, stack=software)
+def repriced(prediction: Prediction, software: SoftwareProfile) -> float:
+    """Returns the step time of a compiled program with another software profile."""
+    machine = dataclasses.replace(prediction.cluster, software=software)
     compiled = prediction.compiled
     spent = lay_out(compiled.program, machine, compiled.bubble)
     return float(variability.of(spent, compiled.devices, machine)["p50_s"])
@@ -159,12 +163,12 @@ def line(result: dict[str, Any]) -> str:
 
 
 def summarise(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns errors by stack and precision, of rows that were not fitted on."""
+    """Returns errors by software profile and precision, of rows that were not fitted on."""
     found: dict[str, list[float]] = {}
     for result in results:
         if result["error"] is not None and not result["used_for_calibration"]:
             precision = "fp8" if "fp8" in result["software"] else "bf16"
-            key = f"{result['source'].split(':')[0]}, {result['stack']}, {precision}"
+            key = f"{result['source'].split(':')[0]}, {result['profile']}, {precision}"
             found.setdefault(key, []).append(result["error"])
     return {
         key: {

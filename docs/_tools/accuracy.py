@@ -55,7 +55,7 @@ def published_jax() -> str:
     """Compiled predictions against published JAX steps, by source and precision."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in _published():
-        key = (row["source"], row["stack"], row["software"].split()[0])
+        key = (row["source"], row["profile"], row["software"].split()[0])
         groups.setdefault(key, []).append(row["error"])
     rows = [
         (
@@ -91,7 +91,7 @@ def _sources() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns the errors of sources that ship, as of today, and of others, as they were measured."""
     shipped = [one for one in _shipped()[0] if one["mape"] is not None]
     here = {one["source"] for one in _shipped()[0]}
-    kept = data("fit_stacks.json")["sources"]
+    kept = data("fit_software.json")["sources"]
     return shipped, [s for s in kept if s["mape"] is not None and s["source"] not in here]
 
 
@@ -112,7 +112,7 @@ def sources() -> str:
         rows,
         "Step times *simulated* by the analytic engine against *published* ones, on the rows that "
         "nothing was fitted on; the null model is one efficiency for everything. Those that ship are "
-        f"computed anew for this page, the others are from {link('fit_stacks.json')}, with the sources "
+        f"computed anew for this page, the others are from {link('fit_software.json')}, with the sources "
         "of which no row can be expressed.",
     )
 
@@ -160,7 +160,7 @@ def profiles() -> str:
         rows,
         "Factors on the time of matrix products, of operations that wait for memory, and of gathering "
         "parameters; what the host adds to a kernel, a collective and a step. Fitted to the *published*"
-        " steps that each file in `meshes/stacks/` names.",
+        " steps that each file in `meshes/software/` names.",
     )
 
 

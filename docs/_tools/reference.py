@@ -149,8 +149,8 @@ def schema(path: str) -> str:
 
 
 def _alias(field: Any) -> str | None:
-    if getattr(field, "validation_alias", None):
-        return str(field.validation_alias)
+    if alias := getattr(field, "validation_alias", None):
+        return str(getattr(alias, "choices", [alias])[0])
     found = re.search(r"validation_alias='(\w+)'", repr(getattr(field, "type", "")))
     return found[1] if found else None
 

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from exajax.job import coordination, runtime
 from exajax.job.provenance import memory_bytes, processor
-from exajax.machine.software import Stack
+from exajax.machine.software import SoftwareProfile
 from exajax.spmd.mesh import MeshSpec
 
 MATMUL_SIZES = (32, 64, 128, 256, 512, 1024)
@@ -80,24 +80,24 @@ def measure(hosts: int, devices_per_host: int) -> str:
     )
 
 
-def stack_toml(stack: Stack, limits: tuple[float, float]) -> str:
-    """Returns a fitted software stack as TOML, to stand behind the machine that it was fitted to.
+def software_toml(software: SoftwareProfile, limits: tuple[float, float]) -> str:
+    """Returns a fitted software profile as TOML, to stand behind the machine that it was fitted to.
 
     Args:
-        stack: factors between kernels as `measure` times them and steps.
+        software: factors between kernels as `measure` times them and steps.
         limits: between which they were looked for; one that ends there says so.
     """
     source = "least squares over the steps of fitted_on, timed together with the figures above"
     matmul, memory = (
         f'[{factor:.4g}, "{source}{"; at its limit" * bool(np.isclose(factor, limits).any())}"]'
-        for factor in (stack.matmul, stack.memory)
+        for factor in (software.matmul, software.memory)
     )
     return f"""
-[stack] # seconds in a step over those of the figures above
-title = "{stack.title}"
+[software] # seconds in a step over those of the figures above
+title = "{software.title}"
 matmul = {matmul}
 memory = {memory}
-fitted_on = {json.dumps(stack.fitted_on)}
+fitted_on = {json.dumps(software.fitted_on)}
 """
 
 

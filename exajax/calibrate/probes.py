@@ -1,4 +1,4 @@
-"""Small training steps that are timed, to fit the software stack of the machine they run on."""
+"""Small training steps that are timed, to fit the software profile of the machine they run on."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from exajax.machine.cluster import Cluster
-from exajax.machine.software import PRODUCTS, Stack
+from exajax.machine.software import PRODUCTS, SoftwareProfile
 from exajax.models.dimensions import ModelConfig
 from exajax.program import hlo, operations
 from exajax.program.operations import Program, flatten
@@ -88,7 +88,7 @@ def _measure(model: ModelConfig, mesh: MeshSpec, remat: str) -> Probe:
     return Probe(f"{model.name}, remat {remat}", program, statistics.median(seconds[WARM_UP:]))
 
 
-def fit(probes: Sequence[Probe], cluster: Cluster) -> Stack:
+def fit(probes: Sequence[Probe], cluster: Cluster) -> SoftwareProfile:
     """Returns the factors with which a machine's kernels add up to the steps measured on it.
 
     Least squares of the relative errors, each factor from `LEAST` to `MOST`, products held to 1 by
@@ -101,7 +101,7 @@ def fit(probes: Sequence[Probe], cluster: Cluster) -> Stack:
         rest.append(1 - waits_s / probe.measured_s)
     matmul, memory = lsq_linear(np.array(rows), np.array(rest), (LEAST, MOST)).x
     names = tuple(f"{probe.name}: {probe.measured_s * 1e3:.1f} ms" for probe in probes)
-    return Stack(
+    return SoftwareProfile(
         "own", "XLA on this machine", matmul=float(matmul), memory=float(memory), fitted_on=names
     )
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if placement.process == 0:
         new = path.with_name(f"{path.stem}.new.toml")
         new.write_text(text)
-        text += measure.stack_toml(
+        text += measure.software_toml(
             probes.fit(timed, load_cluster(str(new))), (probes.LEAST, probes.MOST)
         )
         new.write_text(text)

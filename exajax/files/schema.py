@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, TypeAdapter
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, Strict, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -222,10 +222,17 @@ def _fields_at(schema: Any, path: tuple[int | str, ...]) -> list[str]:
         fields = {name: FieldInfo.from_annotation(hint) for name, hint in hints.items()}
     else:
         return []
-    named = {str(entry.validation_alias or name): entry for name, entry in fields.items()}
+    named = {key: entry for name, entry in fields.items() for key in _keys(name, entry)}
     # Skip list indices and the free keys of a dict, which are not fields.
     path = next((path[i:] for i, key in enumerate(path) if key in named), ())
     return _fields_at(named[str(path[0])].annotation, path[1:]) if path else [*named]
+
+
+def _keys(name: str, field: FieldInfo) -> list[str]:
+    """Names that a field may have in a file, its present one first."""
+    if isinstance(field.validation_alias, AliasChoices):
+        return [str(choice) for choice in field.validation_alias.choices]
+    return [str(field.validation_alias or name)]
 
 
 def _where(path: tuple[int | str, ...]) -> str:

@@ -85,8 +85,9 @@ def provenance(
         "xla_options_left_out": list(left_out),
         "cluster": cluster and {"name": cluster.name, "sha256": cluster.digest},
         "calibration": cluster and cluster.chip.calibration,
-        "unvalidated": cluster and unvalidated(cluster.chip.name, cluster.stack.name),
-        "stack": cluster and {"name": cluster.stack.name, "fitted_on": cluster.stack.fitted_on},
+        "unvalidated": cluster and unvalidated(cluster.chip.name, cluster.software.name),
+        "stack": cluster
+        and {"name": cluster.software.name, "fitted_on": cluster.software.fitted_on},
     }
 
 

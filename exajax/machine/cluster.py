@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
 from exajax.errors import InputError, nearest
 from exajax.files.reading import Malformed, read_toml, shown, shown_path
@@ -28,7 +28,7 @@ from exajax.machine.fabric import (
     Variability,
     with_named_fabric,
 )
-from exajax.machine.software import AS_MEASURED, OfMachine, Stack
+from exajax.machine.software import AS_MEASURED, OfMachine, SoftwareProfile
 from exajax.machine.sourced_values import Count, sources_of
 
 MESHES = Path(__file__).parents[1] / "meshes"
@@ -52,7 +52,7 @@ class Cluster:
         variability: spread of nominally equal times.
         sources: source of each value, by its path of keys in the file.
         digest: hash of all values; machines of equal digest give equal predictions.
-        stack: the software that steps run with.
+        software: the software profile that steps run with.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Cluster:
     variability: Variability
     sources: dict[str, str] = field(repr=False)
     digest: str = ""
-    stack: Stack = AS_MEASURED
+    software: SoftwareProfile = AS_MEASURED
 
     @property
     def devices(self) -> int:
@@ -126,7 +126,8 @@ class ClusterFile(Schema):
         link: interconnect between the devices of a node.
         network: interconnect between nodes.
         variability: spread of nominally equal times.
-        stack: the name of a software stack, or a table as `stack` has it.
+        software: name of a software profile, or a table (`SoftwareProfile`); `stack` in older
+            files.
     """
 
     title: Text
@@ -137,7 +138,9 @@ class ClusterFile(Schema):
     link: Link
     network: BetweenNodes
     variability: Variability
-    stack: OfMachine = AS_MEASURED
+    software: Annotated[OfMachine, Field(validation_alias=AliasChoices("software", "stack"))] = (
+        AS_MEASURED
+    )
 
     @model_validator(mode="after")
     def _check_devices(self) -> "ClusterFile":
@@ -262,7 +265,7 @@ def _build_cluster(name: str, table: dict[str, Any]) -> Cluster:
     merged = {key: value for key, value in table.items() if key != "aliases"}
     merged |= {key: with_named_fabric(merged[key]) for key in ("link", "network")}
     # `repr(chip)` covers the values that the chip's table refers to in other files.
-    hashed = json.dumps([merged, chip_table, repr(chip), asdict(file.stack)], sort_keys=True)
+    hashed = json.dumps([merged, chip_table, repr(chip), asdict(file.software)], sort_keys=True)
     return Cluster(
         name=name,
         title=file.title,
@@ -274,5 +277,5 @@ def _build_cluster(name: str, table: dict[str, Any]) -> Cluster:
         variability=file.variability,
         sources=sources_of(merged),
         digest=hashlib.sha256(hashed.encode()).hexdigest()[:16],
-        stack=file.stack,
+        software=file.software,
     )

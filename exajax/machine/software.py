@@ -1,8 +1,8 @@
-"""Software stacks: how the kernels of a program compare with those a chip was measured with.
+"""Software profiles: how the kernels of a program compare with those a chip was measured with.
 
 A chip's figures are of kernels measured one by one. In a step they run warm, throttled and beside
 each other, and another release of the libraries has other kernels. What is left between the sum of
-the kernels and the step is a few factors, fitted on few measured steps; a stack says on which.
+the kernels and the step is a few factors, fitted on few measured steps; a profile says on which.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from exajax.machine.sourced_values import (
     value_of,
 )
 
-STACKS = Path(__file__).parents[1] / "meshes" / "stacks"
+PROFILES = Path(__file__).parents[1] / "meshes" / "software"
 
 
 PRODUCTS = ("matmul", "attention")
@@ -54,8 +54,8 @@ Level = Annotated[int, Field(strict=True, ge=0, le=3)]
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A software stack: a `[stack]`, or a file in `meshes/stacks`.
+class SoftwareProfile:
+    """A software profile: a `[software]` of a machine, or a file in `meshes/software`.
 
     Attributes:
         name: short name, such as `jax-2025`.
@@ -112,39 +112,41 @@ class Stack:
         return self.matmul if kind in PRODUCTS else self.memory
 
 
-AS_MEASURED = Stack("as-measured", "kernels as they were measured, one by one")
+AS_MEASURED = SoftwareProfile("as-measured", "kernels as they were measured, one by one")
 
 
 def names() -> list[str]:
-    """Returns the stacks that come with the project."""
-    return sorted(path.stem for path in STACKS.glob("*.toml"))
+    """Returns the profiles that come with the project."""
+    return sorted(path.stem for path in PROFILES.glob("*.toml"))
 
 
-def load(name: str, where: str) -> Stack:
-    """Reads a stack by name; raises an `InputError` that names `where` it was asked for."""
+def load(name: str, where: str) -> SoftwareProfile:
+    """Reads a profile by name; raises an `InputError` that names `where` it was asked for."""
     if name not in names():
-        raise InputError(where, f"unknown stack {shown(name)}", nearest(name[:100], names()))
-    return read(name, read_toml(STACKS / f"{name}.toml"))
+        raise InputError(
+            where, f"unknown software profile {shown(name)}", nearest(name[:100], names())
+        )
+    return read(name, read_toml(PROFILES / f"{name}.toml"))
 
 
 @functools.cache
-def of_source(source: str, zero: int | None = None) -> Stack:
-    """Returns the stack that the rows of a published source ran with; `AS_MEASURED` if unknown."""
-    known = [load(name, "stack") for name in names()]
+def of_source(source: str, zero: int | None = None) -> SoftwareProfile:
+    """The profile that a published source's rows ran with; `AS_MEASURED` where it is unknown."""
+    known = [load(name, "software") for name in names()]
     fitting = [one for one in known if any(part in source for part in one.sources)]
     of_level = [one for one in fitting if one.zero is not None and one.zero == zero]
     return next(iter(of_level + [one for one in fitting if one.zero is None]), AS_MEASURED)
 
 
-def read(name: str, table: Any) -> Stack:
-    """Reads a stack from a table: factors with their source, and what they were fitted on.
+def read(name: str, table: Any) -> SoftwareProfile:
+    """Reads a profile from a table: factors with their source, and what they were fitted on.
 
     Args:
-        name: of the stack.
+        name: of the profile.
         table: as it stands in a file.
 
     Raises:
-        Malformed: it is no stack; names the field.
+        Malformed: it is no profile; names the field.
     """
     if not isinstance(table, dict):
         raise Malformed("", f"is {shown(table)}", "give a table")
@@ -154,15 +156,15 @@ def read(name: str, table: Any) -> Stack:
     for key in ("name", "source"):
         if key in table:
             raise Malformed(key, "is unknown", "leave it out")
-    found = checked(Stack, table | {"name": name})
+    found = checked(SoftwareProfile, table | {"name": name})
     return dataclasses.replace(found, source=table["matmul"][1])
 
 
-def _named_or_own(given: Any) -> Stack:
+def _named_or_own(given: Any) -> SoftwareProfile:
     if not isinstance(given, str):
         return read("own", given)
-    return read(one_of(given, names()), read_toml(STACKS / f"{given}.toml"))
+    return read(one_of(given, names()), read_toml(PROFILES / f"{given}.toml"))
 
 
-OfMachine = Annotated[Stack, PlainValidator(_named_or_own)]
-"""The stack that a machine names, or describes in a table of its own."""
+OfMachine = Annotated[SoftwareProfile, PlainValidator(_named_or_own)]
+"""The profile that a machine names, or describes in a table of its own."""

@@ -1,7 +1,8 @@
 """Which software profile a published row ran with, and what committed measurements validate.
 
-The row's own `software` column says it, or the name of its source does (`Stack.sources`). Where
-neither does, programs of JAX are priced as our own, and others as `DEFAULT`.
+The row's own `software` column says it, or the name of its source does
+(`SoftwareProfile.sources`). Where neither does, programs of JAX are priced as our own, and others
+as `DEFAULT`.
 """
 
 import csv
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from exajax.errors import nearest
 from exajax.files.reading import Malformed, shown
-from exajax.machine import software as stack
+from exajax.machine import software
 from exajax.machine.published_columns import Columns, positive_number
-from exajax.machine.software import AS_MEASURED, Stack
+from exajax.machine.software import AS_MEASURED, SoftwareProfile
 
 TABLES = Path(__file__).parents[1] / "meshes" / "published"
 """Published measurements that come with the project."""
@@ -32,11 +33,11 @@ llm-foundry 19 and 17%; but Megatron-LLaMA 11 and 31%, nanoGPT 1 and 13%."""
 def check(values: Columns) -> None:
     """Raises `Malformed` if a row names a profile that there is not."""
     name = _named(values)
-    if name and name not in (known := [AS_MEASURED.name, *stack.names()]):
+    if name and name not in (known := [AS_MEASURED.name, *software.names()]):
         raise Malformed("software", f"is {shown(name)}", nearest(name[:99], known))
 
 
-def profile_of(source: str, named: str = "", zero: int | None = None) -> Stack:
+def profile_of(source: str, named: str = "", zero: int | None = None) -> SoftwareProfile:
     """Returns the software profile of a row.
 
     Args:
@@ -45,16 +46,16 @@ def profile_of(source: str, named: str = "", zero: int | None = None) -> Stack:
         zero: the level of ZeRO that it ran with.
     """
     if named:
-        return AS_MEASURED if named == AS_MEASURED.name else stack.load(named, "software")
-    found = stack.of_source(source, zero)
+        return AS_MEASURED if named == AS_MEASURED.name else software.load(named, "software")
+    found = software.of_source(source, zero)
     if found is AS_MEASURED and not any(word in source for word in OURS):
-        return stack.load(DEFAULT, "software")
+        return software.load(DEFAULT, "software")
     return found
 
 
 def assumed(source: str, named: str) -> str:
     """Returns what is assumed of a row's software in words, empty where it or its source says."""
-    if named or stack.of_source(source) is not AS_MEASURED:
+    if named or software.of_source(source) is not AS_MEASURED:
         return ""
     return f"software = {profile_of(source).name} (default: no profile names this source)"
 

@@ -57,9 +57,9 @@ def simulated(title: str, program: Program, events: Sequence[Event], cluster: Cl
     if len(events) > len(kept):
         note = f"cut here: {len(events) - len(kept):,} of {len(events):,} events are left out"
         slices.append(_complete(note, "compute", _end(kept[-1]), 0.0, {}))
-    if cluster.stack.step_s:
+    if cluster.software.step_s:
         ends_s = max(map(_end, events), default=0.0)
-        slices.append(_complete("host", "compute", ends_s, cluster.stack.step_s, {}))
+        slices.append(_complete("host", "compute", ends_s, cluster.software.step_s, {}))
     return process(f"simulated: {title}", THREADS, [*trips.slices(), *slices])
 
 

@@ -45,13 +45,14 @@ def described(result: Plan, cluster: Cluster) -> str:
 
 def _held(cluster: Cluster) -> str:
     """Returns how far the kernels' prices may be trusted."""
-    rows, chip = len(cluster.stack.fitted_on), cluster.chip
+    rows, chip = len(cluster.software.fitted_on), cluster.chip
     if chip.proxy and not rows:
         return f"unvalidated: {chip.title} has another chip's efficiencies, and no measured step"
-    if any(what.startswith("chip") for what in unvalidated(chip.name, cluster.stack.name)):
+    if any(what.startswith("chip") for what in unvalidated(chip.name, cluster.software.name)):
         return f"unvalidated: no measured step of the project is of {chip.title}"
     if rows:
-        return f"kernels as slow as in {rows} published steps (stack {cluster.stack.name})"
+        profile = f"software profile {cluster.software.name}"
+        return f"kernels as slow as in {rows} published steps ({profile})"
     return "exajax validate holds simulated steps against published ones"
 
 

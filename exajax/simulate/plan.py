@@ -177,7 +177,7 @@ def _price(work: Workload, cluster: Cluster, layouts: Layouts) -> tuple[Floats, 
         "precision": work.precision,
     }
     times = engine.times(work.model, cluster, layouts, **how)
-    return times.step_s, footprint(work.model, cluster.stack, layouts, cluster.chip, **how).total
+    return times.step_s, footprint(work.model, cluster.software, layouts, cluster.chip, **how).total
 
 
 def smallest_that_fits(

@@ -111,8 +111,8 @@ def operations(events: Iterable[Event], cluster: Cluster) -> list[Row]:
         else _computed(op, counts[name], spent[name]["compute"], cluster)
         for name, op in ops.items()
     ]
-    if cluster.stack.step_s:
-        rows.append(_host(cluster.stack.step_s))
+    if cluster.software.step_s:
+        rows.append(_host(cluster.software.step_s))
     return sorted(rows, key=lambda row: (-row.lost_s, row.name))
 
 

@@ -102,7 +102,7 @@ def lay_out(program: Program, cluster: Cluster, bubble: float = 0.0) -> Breakdow
     """
     device = _Device(cluster, bubble)
     device.run(program)
-    device.spent.other += cluster.stack.step_s
+    device.spent.other += cluster.software.step_s
     return device.spent
 
 
@@ -187,7 +187,7 @@ class _Device:
 
     def _compute(self, op: Operation, idle: float) -> None:
         priced = self._price(op)
-        alone_s = priced.seconds * self.cluster.stack.factor(op.kind)
+        alone_s = priced.seconds * self.cluster.software.factor(op.kind)
         beside_s = max(0.0, self.busy_until_s["communication"] - self.clock_s)
         if alone_s * self.slowdown <= beside_s:
             lasts_s = alone_s * self.slowdown

@@ -68,7 +68,7 @@ def _predicted(row: Row, kind: str) -> float:
     layouts = Layouts.of_recipes([recipe], flash=machine.chip.attention is not None)
     found = footprint(
         recipe.model,
-        machine.stack,
+        machine.software,
         layouts,
         global_batch=recipe.global_batch,
         seq=recipe.seq,

@@ -1,6 +1,6 @@
 """What a published row ran, as a recipe."""
 
-from exajax.machine import software as stack
+from exajax.machine import software as profiles
 from exajax.machine import software_of_rows
 from exajax.machine.published_columns import (
     Columns,
@@ -90,7 +90,7 @@ def recipe_of(values: Columns) -> Recipe:
 
 
 def remat_of(values: Columns) -> str:
-    """Returns what is recomputed: as the row says, or its source's files, or its stack assumes.
+    """What a row recomputes: as it says, or its source's files do, or its profile assumes.
 
     Raises:
         InexpressibleError: it is unknown, or unknown to a recipe.
@@ -116,7 +116,7 @@ def _policy_of_source(values: Columns) -> str:
     )
     # The default profile says nothing of a source that it is only assumed for.
     profile = software_of_rows.profile_of(source, software) if software else None
-    return next(of_source, (profile or stack.of_source(source)).remat)
+    return next(of_source, (profile or profiles.of_source(source)).remat)
 
 
 def model_of(values: Columns) -> ModelConfig:

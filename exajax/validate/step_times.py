@@ -16,7 +16,7 @@ from exajax.validate.tables import Row
 
 NULL_EFFICIENCY = 0.4493
 """Of the null model: the mean over the ten rows of table 1 of arXiv:2104.04473
-(`benchmarks/fit_stacks.py --null`)."""
+(`benchmarks/fit_software.py --null`)."""
 
 Price = Callable[[Recipe, Cluster], float]
 """Predicts the seconds of a step; raises `InputError` where it cannot."""
@@ -91,7 +91,7 @@ def check(row: Row, price: Price | None = None) -> Checked:
         null_s = null_step_s(row.recipe, machine)
     except InputError as error:
         return Checked(row, None, None, False, str(error))
-    calibrated = row.row_id in machine.stack.fitted_on
+    calibrated = row.row_id in machine.software.fitted_on
     return Checked(row, predicted_s, null_s, calibrated, "")
 
 
@@ -143,7 +143,7 @@ def null_step_s(recipe: Recipe, machine: Cluster, efficiency: float = NULL_EFFIC
 
 
 def summary(checked: Iterable[Checked]) -> list[dict[str, Any]]:
-    """Returns the errors of every source on rows that no stack was fitted on."""
+    """Returns the errors of every source on rows that no software profile was fitted on."""
     by_source: dict[str, list[Checked]] = {}
     for one in checked:
         by_source.setdefault(one.row.source, []).append(one)

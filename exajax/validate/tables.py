@@ -17,7 +17,7 @@ from exajax.files.reading import Malformed, read_bytes, shown, shown_path
 from exajax.machine import software_of_rows
 from exajax.machine.cluster import Cluster, load_cluster, machine_with
 from exajax.machine.published_columns import InexpressibleError, positive_number
-from exajax.machine.software import Stack
+from exajax.machine.software import SoftwareProfile
 from exajax.recipe.recipe import Recipe
 from exajax.validate import assumed as published_assumed
 from exajax.validate import row_models, row_step
@@ -84,7 +84,7 @@ class Row:
     assumed: tuple[str, ...] = ()
 
     @property
-    def profile(self) -> Stack:
+    def profile(self) -> SoftwareProfile:
         """The software profile that it is priced with."""
         zero = 3 if self.recipe and sharded(self.recipe) else 0
         return software_of_rows.profile_of(self.source, self.software, zero)
@@ -95,7 +95,7 @@ class Row:
         return software_of_rows.unvalidated(self.chip, self.profile.name)
 
     def machine(self) -> Cluster:
-        """Returns the machine that it ran on, with its software stack.
+        """Returns the machine that it ran on, with its software profile.
 
         Raises:
             InputError: there is no description of it.
@@ -105,7 +105,7 @@ class Row:
             if self.cluster
             else machine_with(self.chip, self.devices_per_node or 8, self.network)
         )
-        return dataclasses.replace(machine, stack=self.profile)
+        return dataclasses.replace(machine, software=self.profile)
 
 
 def read_table(

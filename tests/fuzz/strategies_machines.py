@@ -24,8 +24,8 @@ def described(name: str) -> dict[str, Any]:
     table = read_toml(cluster.MESHES / f"{name}.toml")
     table |= {key: with_named_fabric(table[key]) for key in ("link", "network")}
     table["chip"] = chip_table(table["chip"])
-    if "stack" not in table:
-        table["stack"] = read_toml(software.STACKS / "pax-2024.toml")
+    if "software" not in table:
+        table["software"] = read_toml(software.PROFILES / "pax-2024.toml")
     return table
 
 

@@ -210,3 +210,13 @@ def test_local_is_the_machine_that_was_calibrated_in_this_folder(tmp_path, monke
     described = (cluster.MESHES / "dgx-a100.toml").read_text().replace('["selene"]', "[]")
     (tmp_path / "local.toml").write_text(described)
     assert cluster.load_cluster("local").devices_per_node == 8
+
+
+def test_a_machine_that_was_written_before_software_was_its_word_is_read_alike(tmp_path):
+    aurora = (cluster.MESHES / "aurora.toml").read_text()
+    (tmp_path / "older.toml").write_text(aurora.replace("[software]", "[stack]"))
+    (tmp_path / "both.toml").write_text('stack = "pax-2024"\n' + aurora)
+    older = cluster.load_cluster(str(tmp_path / "older.toml"))
+    assert older.software == cluster.load_cluster("aurora").software
+    with pytest.raises(InputError, match="stack"):
+        cluster.load_cluster(str(tmp_path / "both.toml"))

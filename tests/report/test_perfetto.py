@@ -107,8 +107,8 @@ def test_a_step_of_too_many_events_is_cut_and_says_so(monkeypatch):
     assert len(slices(traced())) - len(slices(traced(), "loops")) == 5
 
 
-def test_what_a_stack_takes_for_every_step_ends_it():
-    slow = dataclasses.replace(H100, stack=dataclasses.replace(H100.stack, step_s=0.25))
+def test_what_a_software_profile_takes_for_every_step_ends_it():
+    slow = dataclasses.replace(H100, software=dataclasses.replace(H100.software, step_s=0.25))
     compute = slices(perfetto.simulated("x", STEP, events(STEP, slow), slow), "compute")
     assert_nothing_overlaps(compute)
     assert (compute[-1]["name"], compute[-1]["dur"]) == ("host", 0.25e6)

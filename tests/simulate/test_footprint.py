@@ -38,7 +38,7 @@ def published(name, remat, sequence_parallel):
         remat=REMATS.index(remat),
         sequence_parallel=sequence_parallel,
     )
-    given = software.load("megatron-2021", "stack")
+    given = software.load("megatron-2021", "software")
     batch = 512 * micro_batch
     return model, footprint(model, given, how, global_batch=batch, seq=2048, precision="bf16")
 
@@ -85,7 +85,7 @@ def test_parameters_and_optimizer_are_those_of_korthikanti(name, gib):
 def test_peaks_are_those_measured_on_b200(name, layers, axes, gib):
     model = dataclasses.replace(PRESETS[name], layers=layers)
     how = Layouts.of(**axes, zero=1, flash=True, sequence_parallel=True)
-    given = software.load("megatron-core-2025", "stack")
+    given = software.load("megatron-core-2025", "software")
     found = footprint(model, given, how, global_batch=16, seq=4096, precision="bf16")
     assert found.total / GIB == pytest.approx(gib, rel=0.05)
 

@@ -139,7 +139,7 @@ def test_the_bubble_is_that_of_the_schedule():
 def test_a_host_that_is_slow_is_waited_for():
     slow = dataclasses.replace(software.AS_MEASURED, host_s=1e-3)
     how = Layouts.of(micro_batch=1, flash=True)
-    spent = times("gpt3-13b", how, dataclasses.replace(H100, stack=slow))
+    spent = times("gpt3-13b", how, dataclasses.replace(H100, software=slow))
     assert spent.other[0] > (spent.compute + spent.memory_bound)[0]
     assert times("gpt3-13b", how).other[0] == 0
 
@@ -171,7 +171,7 @@ def test_steps_that_megatron_took_on_selene(size, remat):
         sequence_parallel=remat == "attention",
     )
     cluster = dataclasses.replace(
-        load_cluster("selene"), stack=software.load("megatron-2021", "stack")
+        load_cluster("selene"), software=software.load("megatron-2021", "software")
     )
     spent = engine.times(model, cluster, how, global_batch=batch, seq=SEQ, precision="bf16")
     assert spent.step_s[0] == pytest.approx(MEASURED[remat][size], rel=0.08)

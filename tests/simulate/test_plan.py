@@ -135,8 +135,8 @@ def test_options_that_the_formulas_do_not_know_are_refused(flags):
 
 
 def test_the_kernels_of_others_do_not_change_what_our_step_keeps_in_memory():
-    stack = dataclasses.replace(H100.stack, program="megatron")
-    theirs = dataclasses.replace(H100, stack=stack)
+    megatron = dataclasses.replace(H100.software, program="megatron")
+    theirs = dataclasses.replace(H100, software=megatron)
     work = plan.Workload(PRESETS["llama2-7b"], 64, 4096, "bf16")
     assert plan.search(work, theirs, 8).bytes == pytest.approx(plan.search(work, H100, 8).bytes)
 

@@ -103,8 +103,8 @@ def test_a_hop_between_nodes_has_the_lane_of_one_device():
     assert least_traffic(across, H100)[1] == H100.network.bandwidth / 8
 
 
-def test_what_a_stack_takes_for_every_step_has_a_row():
-    slow = dataclasses.replace(H100, stack=dataclasses.replace(H100.stack, step_s=0.25))
+def test_what_a_software_profile_takes_for_every_step_has_a_row():
+    slow = dataclasses.replace(H100, software=dataclasses.replace(H100.software, step_s=0.25))
     program = (Operation("p", MLP, "matmul", 1e12, 0, "bf16"),)
     rows = operations(events(program, slow), slow)
     assert sum(row.seconds for row in rows) == pytest.approx(lay_out(program, slow).total_s)

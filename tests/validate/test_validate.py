@@ -34,7 +34,7 @@ def test_no_source_is_worse_than_the_null_model(result):
         assert source["mape"] < source["null_mape"], source
 
 
-def test_rows_that_a_stack_was_fitted_on_are_told_and_not_counted(result):
+def test_rows_that_a_software_profile_was_fitted_on_are_told_and_not_counted(result):
     [sc21] = [s for s in result["sources"] if "2104.04473" in s["source"]]
     fitted = [r for r in result["rows"] if r["source"] == sc21["source"]]
     fitted = [row["row_id"] for row in fitted if row["used_for_calibration"]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from exajax.machine.chip import Chip
-from exajax.machine.software import Stack
+from exajax.machine.software import SoftwareProfile
 from exajax.models.dimensions import ModelConfig
 from exajax.simulate.formulas.kernels import Product, bytes_s, flash_s, product_s
 from exajax.simulate.formulas.layouts import Bools, Floats, Layouts, distinct
@@ -125,10 +125,12 @@ class _Part:
     kernels: tuple[int, int] = (0, 0)
 
 
-def block(model: ModelConfig, shard: Shard, chip: Chip, precision: str, stack: Stack) -> Block:
+def block(
+    model: ModelConfig, shard: Shard, chip: Chip, precision: str, software: SoftwareProfile
+) -> Block:
     """Returns the time of one block, on average where some of them are mixtures."""
     forward_s, backward_s, products_s, kernels = {}, {}, {}, {}
-    for name, part in _parts(model, shard, stack).items():
+    for name, part in _parts(model, shard, software).items():
         ahead = back = np.zeros(len(shard.tokens))
         if part.products:
             ahead = product_s(part.products, chip, precision)
@@ -138,13 +140,13 @@ def block(model: ModelConfig, shard: Shard, chip: Chip, precision: str, stack: S
             ahead, back = (
                 np.where(shard.flash, f, p) for f, p in zip(fused, (ahead, back), strict=True)
             )
-        ahead, back = stack.matmul * ahead, stack.matmul * back
+        ahead, back = software.matmul * ahead, software.matmul * back
         moved = (
             part.forward_bytes + _casts(part, precision, 0),
             part.backward_bytes + _casts(part, precision, 1),
         )
         waits = [
-            stack.memory * (bytes_s(np.asarray(bytes_), chip) + count * chip.launch_s)
+            software.memory * (bytes_s(np.asarray(bytes_), chip) + count * chip.launch_s)
             for bytes_, count in zip(moved, part.kernels, strict=True)
         ]
         share = _share(model, name)
@@ -175,11 +177,11 @@ def _casts(part: _Part, precision: str, backward: int) -> Floats | float:
     return sum(4.0 * p.batch * p.m * (p.n if backward else p.k) for p in weights)
 
 
-def _parts(model: ModelConfig, shard: Shard, stack: Stack) -> dict[str, _Part]:
+def _parts(model: ModelConfig, shard: Shard, software: SoftwareProfile) -> dict[str, _Part]:
     biased = model.family in ("gpt", "vit")
     T, t = shard.tokens, shard.tensor
     D, F, E = model.width, model.ffn / t, ELEMENT
-    mask = MASK if stack.dropout else 0.0
+    mask = MASK if software.dropout else 0.0
     heads = model.head_dim * model.heads / t
     kv = model.head_dim * model.kv_heads / t
     between = shard.tokens_between * D
@@ -192,7 +194,7 @@ def _parts(model: ModelConfig, shard: Shard, stack: Stack) -> dict[str, _Part]:
     bias = E * T if biased else 0.0  # its gradient is a sum over what has been written just now
     gates = 1 if biased else 2
     # Ours multiply with one matrix after the other, others with all that read the same at once.
-    apart = stack.program == "jax"
+    apart = software.program == "jax"
     qkv = (dense(heads, D), dense(kv, D), dense(kv, D)) if apart else (dense(heads + 2 * kv, D),)
     up = gates * (dense(F, D),) if apart else (dense(gates * F, D),)
     parts = {
@@ -208,7 +210,7 @@ def _parts(model: ModelConfig, shard: Shard, stack: Stack) -> dict[str, _Part]:
         "out": _Part((dense(D, heads),), 0.0, bias * D, (0, 1)),
     }
     if model.mixture_share:
-        parts |= {"experts": _experts(model, shard, stack)}
+        parts |= {"experts": _experts(model, shard, software)}
     if model.mixture_share < 1:
         acting = {1: (2, 3), 2: (3, 5)}[gates]
         parts |= {
@@ -246,10 +248,10 @@ def _fused_s(model: ModelConfig, shard: Shard, chip: Chip, precision: str) -> tu
     return ahead, flash_s(*shape, chip, precision, backward=True)
 
 
-def _experts(model: ModelConfig, shard: Shard, stack: Stack) -> _Part:
+def _experts(model: ModelConfig, shard: Shard, software: SoftwareProfile) -> _Part:
     """The experts of a mixture that a device holds, and the way of tokens to and from them."""
     here = np.maximum(1.0, model.experts / shard.expert)
-    routed = shard.tokens * model.top_k * (CAPACITY if stack.program == "jax" else 1.0)
+    routed = shard.tokens * model.top_k * (CAPACITY if software.program == "jax" else 1.0)
     each = routed * shard.expert / model.experts
     F, D = model.ffn / shard.tensor, np.full_like(each, model.width)
     router = Product(np.ones_like(each), shard.tokens, D * 0 + model.experts, D, weight=False)

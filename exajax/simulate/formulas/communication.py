@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from exajax.machine.software import Stack
+from exajax.machine.software import SoftwareProfile
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas.blocks import ELEMENT, REMADE
@@ -36,7 +36,9 @@ class Sent:
     scattered: Floats
 
 
-def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed: Timed) -> Sent:
+def of_block(
+    model: ModelConfig, layouts: Layouts, seq: int, software: SoftwareProfile, timed: Timed
+) -> Sent:
     """Returns what a block sends.
 
     Tensor-parallel sublayers add up their results: an all-reduce, or where the sequence is divided
@@ -51,7 +53,7 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
     gathered = timed("all-gather", whole, np.where(parallel, tensor, 1), 1)
     scattered = timed("reduce-scatter", whole, np.where(parallel, tensor, 1), 1)
     sublayer = np.where(parallel, gathered + scattered, reduced)
-    again = np.where(parallel, 2 * gathered, 0.0) * (1 - stack.hides("regathers"))
+    again = np.where(parallel, 2 * gathered, 0.0) * (1 - software.hides("regathers"))
     remade_out = _remade(layouts, ("out", "down", "experts"))
     remade_in = _remade(layouts, ("qkv", "up", "experts"))
     remade = np.where(parallel, remade_in * gathered + remade_out * scattered, remade_out * reduced)
@@ -62,7 +64,7 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
     ring = turn * (layouts.context - 1)
 
     # Ours sends whole tokens; others, where the sequence is divided, each device its own part.
-    ours = stack.program == "jax"
+    ours = software.program == "jax"
     apart = np.where(parallel & (not ours), tensor, 1)
     room = CAPACITY if ours else 1.0
     routed = tokens / apart * room * model.top_k * model.width * ELEMENT if model.experts else 0.0
@@ -74,8 +76,9 @@ def of_block(model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, timed
         (2 * sublayer, 2 * sublayer + again, remade),
         (ring, 2 * ring),
         (exchanged, exchanged, exchanged * _remade(layouts, ("experts",))),
-        stack.shards * timed("all-gather", 2.0 * parameters, shards, stride),
-        stack.shards * timed("reduce-scatter", stack.gradient_bytes * parameters, shards, stride),
+        software.shards * timed("all-gather", 2.0 * parameters, shards, stride),
+        software.shards
+        * timed("reduce-scatter", software.gradient_bytes * parameters, shards, stride),
     )
 
 
@@ -108,21 +111,21 @@ def end_parameters(model: ModelConfig) -> float:
 
 
 def of_gradients(
-    layouts: Layouts, parameters: Floats, stack: Stack, timed: Timed
+    layouts: Layouts, parameters: Floats, software: SoftwareProfile, timed: Timed
 ) -> tuple[Floats, Floats]:
     """Returns the seconds in which replicas add up gradients, and gather what each has updated.
 
     Args:
         layouts: how.
         parameters: of a device before the axes of the batch shard them, shape [N].
-        stack: says how wide gradients are.
+        software: says how wide gradients are.
         timed: prices collectives.
     """
     inner = layouts.tensor
     sharded = layouts.weight_shards
     alike = layouts.batch_shards * layouts.context // sharded  # devices with the same parameters
     stride = np.where(sharded > 1, sharded * layouts.expert * layouts.context * inner, inner)
-    size = parameters * stack.gradient_bytes / sharded
+    size = parameters * software.gradient_bytes / sharded
     divided = (layouts.zero >= 1) & (layouts.zero < 3)
     reduced = timed("all-reduce", size, np.where(divided, 1, alike), stride)
     scattered = timed("reduce-scatter", size, np.where(divided, alike, 1), stride)

@@ -38,20 +38,20 @@ def times(
 
     Args:
         model: its dimensions.
-        cluster: where, and with which software stack.
+        cluster: where, and with which software profile.
         layouts: ways to lay it over devices.
         global_batch: sequences of a step.
         seq: tokens of each.
         precision: what the passes compute in.
     """
-    if cluster.stack.program == "jax":
+    if cluster.software.program == "jax":
         return step.times(
             model, cluster, layouts, global_batch=global_batch, seq=seq, precision=precision
         )
     timed = partial(group_s, cluster=cluster)
     shard, which = Shard.distinct(layouts, seq)
     work = work_of(model, cluster, layouts, shard, which, precision)
-    sent = communication.of_block(model, layouts, seq, cluster.stack, timed)
+    sent = communication.of_block(model, layouts, seq, cluster.software, timed)
     turn = turn_of(work, sent, layouts, cluster)
     ends = ends_of(model, shard, cluster, precision, which)
 
@@ -70,7 +70,7 @@ def times(
     parameters = deepest * communication.block_parameters(model, layouts) + (
         communication.end_parameters(model) / layouts.tensor * held
     )
-    update_s = cluster.stack.memory * bytes_s(
+    update_s = cluster.software.memory * bytes_s(
         UPDATE_BYTES * parameters / layouts.state_shards, cluster.chip
     )
     share = slowest_share(layouts, cluster)
@@ -78,7 +78,7 @@ def times(
         compute=products,
         memory_bound=computing - products,
         optimizer=update_s,
-        other=blocks * turn.host + cluster.stack.step_s,
+        other=blocks * turn.host + cluster.software.step_s,
         tensor=blocks * turn.tensor,
         context=blocks * turn.context,
         expert=blocks * turn.expert,
@@ -104,15 +104,15 @@ def _gradients(
     Gradients are on their way while the last micro-batch goes back through the other blocks,
     updated parameters while the first one goes ahead, as far as nothing else is.
     """
-    stack = cluster.stack
-    reduced, updated = communication.of_gradients(layouts, parameters, stack, timed)
+    software = cluster.software
+    reduced, updated = communication.of_gradients(layouts, parameters, software, timed)
     ahead, back = turn.free
-    behind = (deepest - 1) * back * stack.hides("gradients")
-    before = deepest * ahead * stack.hides("parameters")
+    behind = (deepest - 1) * back * software.hides("gradients")
+    before = deepest * ahead * software.hides("parameters")
     waits = sum_of_waits(((reduced, behind), (updated, before)))
     if model.family != "gpt":
         return waits
-    table = model.width * model.padded_vocab / layouts.tensor * stack.gradient_bytes
+    table = model.width * model.padded_vocab / layouts.tensor * software.gradient_bytes
     apart = layouts.devices // layouts.pipe * (layouts.pipe - 1)
     return waits + timed("all-reduce", table, np.minimum(layouts.pipe, 2), apart)
 
@@ -127,5 +127,5 @@ def _stages(
     hop = group_s("collective-permute", sent, layouts.pipe, apart, cluster)
     whole = group_s("all-gather", sent * layouts.tensor, layouts.tensor, 1, cluster)
     hop = hop + np.where(layouts.sequence_parallel | (layouts.pipe == 1), 0.0, whole)
-    shown = 0 if cluster.stack.hides("stages") else 1
+    shown = 0 if cluster.software.hides("stages") else 1
     return 2 * hop * (shown * m * layouts.interleave + layouts.pipe - 1)

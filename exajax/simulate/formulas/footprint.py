@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exajax.machine.chip import Chip
-from exajax.machine.software import Stack
+from exajax.machine.software import SoftwareProfile
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas import saved, weights
@@ -41,7 +41,7 @@ class Footprint:
 
 def footprint(
     model: ModelConfig,
-    stack: Stack,
+    software: SoftwareProfile,
     layouts: Layouts,
     chip: Chip | None = None,
     *,
@@ -53,7 +53,7 @@ def footprint(
 
     Args:
         model: its dimensions.
-        stack: the software; what it keeps goes by its `program`.
+        software: the software; what it keeps goes by its `program`.
         layouts: ways to lay it over devices.
         chip: the device whose memory XLA's scheduler may fill with what it could do without; None
             is one with room for everything.
@@ -62,14 +62,14 @@ def footprint(
         precision: what the passes compute in.
     """
     micro_batches = layouts.micro_batches(global_batch)
-    block = saved.by_part(model, layouts, seq, stack, precision)
-    if stack.program == "megatron":
-        return _of_megatron(model, layouts, seq, stack, micro_batches, block.total)
-    found = _of_jax(model, layouts, seq, stack, precision, micro_batches, block)
+    block = saved.by_part(model, layouts, seq, software, precision)
+    if software.program == "megatron":
+        return _of_megatron(model, layouts, seq, software, micro_batches, block.total)
+    found = _of_jax(model, layouts, seq, software, precision, micro_batches, block)
     if chip is None or not saved.in_two_orders(layouts).any():
         return found
     # The second order of the stream is kept only where there is room for it.
-    once = saved.by_part(model, layouts, seq, stack, precision, orders=1)
+    once = saved.by_part(model, layouts, seq, software, precision, orders=1)
     kept = _kept(once, np.ceil(model.layers / layouts.pipe), layouts, micro_batches)
     activations = np.where(has_room(found, chip), found.activations, kept)
     return dataclasses.replace(found, activations=activations)
@@ -102,7 +102,7 @@ def _of_jax(
     model: ModelConfig,
     layouts: Layouts,
     seq: int,
-    stack: Stack,
+    software: SoftwareProfile,
     precision: str,
     micro_batches: np.ndarray,
     block: saved.Saved,
@@ -138,7 +138,7 @@ def _of_jax(
     logits = logits + np.where(divided, 2 * table, 0.0)
     work = narrow / 2 * _work(model, layouts, seq) + current
     if model.moe_every > 1:
-        work = work + _of_group(model, layouts, seq, stack, precision)
+        work = work + _of_group(model, layouts, seq, software, precision)
     levels = (layouts.zero == 1) | (layouts.zero == 2)
     updated = np.where(levels & (layouts.data > 1), 4 * mine, 0) - copy - kept
     gathered = _gathered(held[:2], model, layouts, narrow / blocks)
@@ -180,11 +180,11 @@ def _gathered(
 
 
 def _of_group(
-    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, precision: str
+    model: ModelConfig, layouts: Layouts, seq: int, software: SoftwareProfile, precision: str
 ) -> Floats:
     """Returns what the other layers of a group keep while it is made again as one."""
     everything = dataclasses.replace(layouts, remat=np.full_like(layouts.remat, NOTHING_AGAIN))
-    again = saved.of_block(model, everything, seq, stack, precision)
+    again = saved.of_block(model, everything, seq, software, precision)
     return (model.moe_every - 1) * np.where(saved.carried(layouts), again, 0.0)
 
 
@@ -214,7 +214,7 @@ def _of_megatron(
     model: ModelConfig,
     layouts: Layouts,
     seq: int,
-    stack: Stack,
+    software: SoftwareProfile,
     micro_batches: np.ndarray,
     block: Floats,
 ) -> Footprint:
@@ -248,7 +248,7 @@ def _of_megatron(
     loss = (layouts.pipe == 1) | (last + at_end > first + work)
     return Footprint(
         parameters=2.0 * share("parameters"),
-        gradients=stack.gradient_bytes * share("gradients"),
+        gradients=software.gradient_bytes * share("gradients"),
         optimizer=12.0 * share("optimizer"),
         activations=np.where(loss, last, first),
         temporaries=np.where(loss, at_end, work),

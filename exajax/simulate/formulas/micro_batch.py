@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exajax.machine.cluster import Cluster
-from exajax.machine.software import Stack
+from exajax.machine.software import SoftwareProfile
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas import communication
@@ -56,7 +56,7 @@ def work_of(
     precision: str,
 ) -> Work:
     """Returns what a device does for a block and a micro-batch, given the shards that differ."""
-    one = block(model, shard, cluster.chip, precision, cluster.stack)
+    one = block(model, shard, cluster.chip, precision, cluster.software)
 
     def sum_of(parts: Iterable[Floats]) -> Floats:
         return np.sum(list(parts), axis=0)[which]
@@ -123,9 +123,9 @@ def turn_of(work: Work, sent: communication.Sent, layouts: Layouts, cluster: Clu
     scattered; what takes longer than that is waited for. So are keys and values of a ring longer
     than attention, and everything that a sublayer needs at once.
     """
-    stack = cluster.stack
+    software = cluster.software
     back = work.back + work.remade
-    hidden = 1.0 if stack.hides("parameters") else 0.0
+    hidden = 1.0 if software.hides("parameters") else 0.0
     both = sent.gathered + sent.scattered
     # Keys and values are on their way beside attention, and nothing else then.
     free_ahead, free_back = (
@@ -143,7 +143,7 @@ def turn_of(work: Work, sent: communication.Sent, layouts: Layouts, cluster: Clu
     return Turn(
         work.ahead + back + slowed,
         work.products,
-        waiting_for_host(work.kernels, busy, layouts, stack),
+        waiting_for_host(work.kernels, busy, layouts, software),
         ahead_sent + back_sent + remade_sent,
         ring,
         sent.expert[0] + sent.expert[1] + sent.expert[2],
@@ -153,7 +153,7 @@ def turn_of(work: Work, sent: communication.Sent, layouts: Layouts, cluster: Clu
 
 
 def waiting_for_host(
-    kernels: Sequence[Floats], busy_s: Sequence[Floats], layouts: Layouts, stack: Stack
+    kernels: Sequence[Floats], busy_s: Sequence[Floats], layouts: Layouts, software: SoftwareProfile
 ) -> Floats:
     """Returns the seconds in which a device waits for what its host has not started yet.
 
@@ -162,12 +162,12 @@ def waiting_for_host(
         busy_s: seconds that the device has to do in each.
         layouts: how; tensor-parallel passes have two collectives, or four where they divide the
             sequence.
-        stack: says how long the host takes.
+        software: says how long the host takes.
     """
     collectives = np.where(layouts.tensor > 1, np.where(layouts.sequence_parallel, 4, 2), 0)
     idle = np.zeros(len(layouts))
     for count, seconds in zip(kernels, busy_s, strict=True):
-        host_s = stack.host_s * count + stack.host_collective_s * collectives
+        host_s = software.host_s * count + software.host_collective_s * collectives
         idle += np.maximum(0.0, host_s - seconds)
     return idle
 
@@ -191,18 +191,18 @@ def ends_of(
     model: ModelConfig, shard: Shard, cluster: Cluster, precision: str, which: Index
 ) -> Ends:
     """Returns what the first and the last stage do besides their blocks."""
-    chip, stack = cluster.chip, cluster.stack
+    chip, software = cluster.chip, cluster.software
     used = "bf16" if precision == "fp8" else precision
     ones = np.ones_like(shard.tokens)
     images = model.family == "vit"
     rows = shard.sequences if images else shard.tokens
     columns = model.padded_vocab / shard.tensor
     logits = Product(ones, rows, columns * ones, model.width * ones)
-    products = stack.matmul * product_s([logits, *logits.backward()], chip, used)
-    moved = bytes_s(LOSS_BYTES[stack.program] * rows * columns, chip) + 6 * chip.launch_s
+    products = software.matmul * product_s([logits, *logits.backward()], chip, used)
+    moved = bytes_s(LOSS_BYTES[software.program] * rows * columns, chip) + 6 * chip.launch_s
     stream = shard.tokens * model.width * ELEMENT
-    table = stack.memory * (bytes_s(5 * stream, chip) + 4 * chip.launch_s)
+    table = software.memory * (bytes_s(5 * stream, chip) + 4 * chip.launch_s)
     if images:  # the stream begins with a product, whose input has no gradient
         patches = Product(ones, shard.tokens, model.width * ones, model.patch_size * ones)
-        table += stack.matmul * product_s([patches, patches.backward()[1]], chip, used)
-    return Ends((products + stack.memory * moved)[which], products[which], table[which])
+        table += software.matmul * product_s([patches, patches.backward()[1]], chip, used)
+    return Ends((products + software.memory * moved)[which], products[which], table[which])

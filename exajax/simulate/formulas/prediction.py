@@ -20,8 +20,10 @@ from exajax.spmd.mesh import MeshSpec
 
 
 def ours(cluster: Cluster) -> Cluster:
-    """Returns a machine with our own training step, whoever's kernels its stack speaks of."""
-    return dataclasses.replace(cluster, stack=dataclasses.replace(cluster.stack, program="jax"))
+    """Returns a machine with our own training step, whatever program its software profile is of."""
+    return dataclasses.replace(
+        cluster, software=dataclasses.replace(cluster.software, program="jax")
+    )
 
 
 def capacity_bytes(cluster: Cluster) -> int:
@@ -114,7 +116,10 @@ def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
     }
     times = engine.times(recipe.model, cluster, layouts, **how)
     return Prediction(
-        recipe, cluster, times, footprint(recipe.model, cluster.stack, layouts, cluster.chip, **how)
+        recipe,
+        cluster,
+        times,
+        footprint(recipe.model, cluster.software, layouts, cluster.chip, **how),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exajax.machine.software import Stack
+from exajax.machine.software import SoftwareProfile
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas.layouts import Bools, Floats, Ints, Layouts
@@ -109,17 +109,17 @@ class Saved:
 
 
 def of_block(
-    model: ModelConfig, layouts: Layouts, seq: int, stack: Stack, precision: str
+    model: ModelConfig, layouts: Layouts, seq: int, software: SoftwareProfile, precision: str
 ) -> Floats:
     """Returns the bytes that a block keeps of one micro-batch, shape [N]."""
-    return by_part(model, layouts, seq, stack, precision).total
+    return by_part(model, layouts, seq, software, precision).total
 
 
 def by_part(
     model: ModelConfig,
     layouts: Layouts,
     seq: int,
-    stack: Stack,
+    software: SoftwareProfile,
     precision: str,
     *,
     orders: int = 2,
@@ -130,15 +130,15 @@ def by_part(
         model: its dimensions.
         layouts: how.
         seq: tokens of a sequence.
-        stack: the software.
+        software: the software.
         precision: what the passes compute in.
         orders: in how many the stream is kept where XLA likes two (`in_two_orders`).
     """
     gates = 1 if model.family in ("gpt", "vit") else 2
     by_remat = dict(of_jax(gates))
-    ours = stack.program == "jax"
+    ours = software.program == "jax"
     if not ours:
-        by_remat |= of_megatron(gates, stack.dropout)
+        by_remat |= of_megatron(gates, software.dropout)
 
     def column(name: str) -> Floats:
         return np.array([getattr(by_remat[remat], name) for remat in REMATS])[layouts.remat]

@@ -166,7 +166,7 @@ def of_block(
     unfused = np.where(layouts.context > 1, 0.0, scores(model, layouts, seq))
     numbers = np.stack([between * model.width, T * kv, feed_forward, unfused])
     kept = np.where(
-        layouts.pipe > 1, saved.of_block(model, layouts, seq, cluster.stack, precision), 0.0
+        layouts.pipe > 1, saved.of_block(model, layouts, seq, cluster.software, precision), 0.0
     )
     slots = T * mixture * model.width
     ring = of_ring(model, layouts, seq)

@@ -133,7 +133,7 @@ def sharded_s(
         gathered += timed("all-gather", size, ways, stride)
         scattered += timed("reduce-scatter", size, ways, stride)
         scattered += timed("all-reduce", size, np.where(ways == 1, wanted, 1), stride)
-    shards = cluster.stack.shards
+    shards = cluster.software.shards
     twice = (layouts.remat == REMATS.index("full")) & (layouts.tensor > 1)
     return shards * gathered, shards * np.where(twice, TWICE, 1.0) * gathered, shards * scattered
 

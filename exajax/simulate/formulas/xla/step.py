@@ -63,12 +63,12 @@ def passes_of(
     parameters: elementwise.OfParameters,
 ) -> Passes:
     """Returns what a device does for a block and a micro-batch."""
-    chip, stack = cluster.chip, cluster.stack
+    chip, software = cluster.chip, cluster.software
     shard, which = Shard.distinct(layouts, seq)
-    parts = block(model, shard, chip, precision, stack).products_s
+    parts = block(model, shard, chip, precision, software).products_s
     ring = layouts.context > 1
     scores = np.where(ring, 0.0, elementwise.scores(model, layouts, seq))
-    ring_s = [stack.matmul * s[which] for s in ring_products_s(model, shard, chip, precision)]
+    ring_s = [software.matmul * s[which] for s in ring_products_s(model, shard, chip, precision)]
 
     def products(part: str, side: int) -> Floats:
         seconds = parts[part][side][which]
@@ -86,7 +86,7 @@ def passes_of(
                     back = back + np.where(chosen, products(part, 0), 0.0)
     bytes_ = elementwise.of_block(model, layouts, seq, precision, cluster)
     memory_s = [
-        stack.memory
+        software.memory
         * (
             bytes_s(bytes_[side] + parameters.block[side], chip)
             + (KERNELS[side] + RING_KERNELS[side] * (layouts.context - 1)) * chip.launch_s
@@ -94,7 +94,7 @@ def passes_of(
         for side in (0, 1)
     ]
     moved_s = bytes_s(np.sum(elementwise.of_ring(model, layouts, seq), axis=0), chip)
-    attention = np.where(ring, ring_s[0] + ring_s[1] + stack.memory * moved_s, 0.0)
+    attention = np.where(ring, ring_s[0] + ring_s[1] + software.memory * moved_s, 0.0)
     return Passes(ahead + memory_s[0], back + memory_s[1], ahead + back, attention)
 
 
@@ -152,10 +152,10 @@ def times(
     All stages of a pipeline take every turn of it, and what only the first and the last have to do
     is a part of each (`exajax.spmd.pipeline`).
     """
-    chip, stack = cluster.chip, cluster.stack
+    chip, software = cluster.chip, cluster.software
     timed = partial(group_s, cluster=cluster)
     needed = footprint(
-        model, stack, layouts, chip, global_batch=global_batch, seq=seq, precision=precision
+        model, software, layouts, chip, global_batch=global_batch, seq=seq, precision=precision
     )
     room = has_room(needed, chip)
     micro_batches = layouts.micro_batches(global_batch)
@@ -163,11 +163,11 @@ def times(
     held = exposed.Held.of(model, layouts)
     parameters = elementwise.of_parameters(held, layouts, several, precision)
     passes = passes_of(model, cluster, layouts, seq, precision, parameters)
-    sent = communication.of_block(model, layouts, seq, stack, timed)
+    sent = communication.of_block(model, layouts, seq, software, timed)
     shard, which = Shard.distinct(layouts, seq)
     ends = ends_of(model, shard, cluster, precision, which)
     tables = exposed.tables_s(model, held, layouts, timed)
-    at_ends = ends.head + ends.table + stack.memory * bytes_s(parameters.ends, chip)
+    at_ends = ends.head + ends.table + software.memory * bytes_s(parameters.ends, chip)
 
     hidden = overlap.seconds(layouts, chip, passes.ahead, passes.back, room)
     of_blocks = exposed.sharded_s(held, layouts, cluster, timed)
@@ -181,7 +181,7 @@ def times(
     ring = exposed.context_s(sent, held, layouts, passes.ring, room, timed)
     busy = (passes.ahead + sent.tensor[0], passes.back + sent.tensor[1])
     kernels = [np.full(len(layouts), count) for count in KERNELS]
-    host = waiting_for_host(kernels, busy, layouts, stack)
+    host = waiting_for_host(kernels, busy, layouts, software)
     host = host + exposed.offloaded_s(model, layouts, seq, cluster)
     hop = _hop(model, layouts, seq, timed)
 
@@ -193,15 +193,15 @@ def times(
     waited = blocks * (tensor + expert + host) + sharded + context + items * 2 * hop
     bubble = (computed + waited) * (layouts.pipe - 1) / items
     products = blocks * passes.products + items * ends.products
-    once = stack.memory * bytes_s(parameters.step, chip)
+    once = software.memory * bytes_s(parameters.step, chip)
     update = np.where(several, UPDATE_BYTES[1], UPDATE_BYTES[0])
     updated = update * weights.share(held.parts, layouts, "optimizer")
-    optimizer = stack.memory * bytes_s(updated, chip)
+    optimizer = software.memory * bytes_s(updated, chip)
     return Times(
         compute=products,
         memory_bound=computed - products + once,
         optimizer=optimizer,
-        other=stack.step_s + blocks * host,
+        other=software.step_s + blocks * host,
         tensor=blocks * tensor,
         context=context,
         expert=blocks * expert,

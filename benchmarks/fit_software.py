@@ -1,12 +1,12 @@
-"""Fits the factors of software stacks to measured steps, with the analytic engine.
+"""Fits the factors of software profiles to measured steps, with the analytic engine.
 
-    python benchmarks/fit_stacks.py [STACK ...] [--tables ../shared/published]
+    python benchmarks/fit_software.py [PROFILE ...] [--tables ../shared/published]
 
-Only the rows that a stack names under `fitted_on` are used, and only the factors that it has are
+Only the rows that a profile names under `fitted_on` are used, and only the factors that it has are
 fitted: least squares of relative errors, within `LIMITS`. Prints them as they stand in
-`exajax/meshes/stacks/STACK.toml`, and writes benchmarks/data/fit_stacks.json: the fits, and the
-errors of every source of the tables on rows that nothing was fitted on, with the factors that the
-TOML files have. `--null` prints the efficiency of the null model instead.
+`exajax/meshes/software/PROFILE.toml`, and writes benchmarks/data/fit_software.json: the fits,
+and the errors of every source of the tables on rows that nothing was fitted on, with the factors
+that the TOML files have. `--null` prints the efficiency of the null model instead.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from scipy.optimize import least_squares
 
 from exajax.files.reading import read_toml
 from exajax.machine import software
-from exajax.machine.software import STACKS, Stack
+from exajax.machine.software import PROFILES, SoftwareProfile
 from exajax.validate import step_times, tables
 from exajax.validate.tables import Row
 
@@ -43,18 +43,18 @@ FIELDS = {"host": "host_s", "host_collective": "host_collective_s", "step": "ste
 STARTS = (0.02, 0.1, 0.2, 0.4)
 """Shares of the way from the least to the most that fits begin at."""
 
-OUT = Path(__file__).parent / "data" / "fit_stacks.json"
+OUT = Path(__file__).parent / "data" / "fit_software.json"
 
 NULL_TABLE, NULL_ROWS = "megatron_sc21.csv", "sc21-t1-"
 
 
-def fit(name: str, rows: Sequence[Row]) -> tuple[Stack, float]:
-    """Returns a stack with the factors that fit some rows best, and what is left on average."""
-    values = read_toml(STACKS / f"{name}.toml")
+def fit(name: str, rows: Sequence[Row]) -> tuple[SoftwareProfile, float]:
+    """Returns a profile with the factors that fit some rows best, and what is left on average."""
+    values = read_toml(PROFILES / f"{name}.toml")
     free = [key for key in LIMITS if key in values]
-    base = software.load(name, "stack")
+    base = software.load(name, "software")
 
-    def with_factors(factors: Sequence[float]) -> Stack:
+    def with_factors(factors: Sequence[float]) -> SoftwareProfile:
         changes = {
             FIELDS.get(key, key): float(value) * LIMITS[key][2]
             for key, value in zip(free, factors, strict=True)
@@ -70,7 +70,7 @@ def fit(name: str, rows: Sequence[Row]) -> tuple[Stack, float]:
             assert row.recipe
             assert row.measured_s
             predicted_s = step_times.step_s(
-                row.recipe, dataclasses.replace(machine, stack=with_them)
+                row.recipe, dataclasses.replace(machine, software=with_them)
             )
             found.append(predicted_s / row.measured_s - 1)
         return found
@@ -88,9 +88,9 @@ def _from(share: float, errors: Any, least: Sequence[float], most: Sequence[floa
     return least_squares(errors, start, bounds=(least, most), x_scale="jac", diff_step=1e-2)
 
 
-def shown(fitted: Stack, name: str) -> str:
+def shown(fitted: SoftwareProfile, name: str) -> str:
     """Returns the factors as lines of TOML."""
-    values = read_toml(STACKS / f"{name}.toml")
+    values = read_toml(PROFILES / f"{name}.toml")
     units = {"host": "us", "host_collective": "us", "step": "ms"}
     lines = []
     for key, (*_, unit) in LIMITS.items():
@@ -115,7 +115,7 @@ def null_efficiency(rows: Sequence[Row]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("stacks", nargs="*", metavar="STACK", help="default: all")
+    parser.add_argument("profiles", nargs="*", metavar="PROFILE", help="default: all")
     parser.add_argument("--tables", type=Path, default=Path("../shared/published"))
     parser.add_argument("--null", action="store_true", help="the null model's efficiency instead")
     args = parser.parse_args()
@@ -127,11 +127,11 @@ def main() -> None:
         return
     rows = [row for path in sorted(args.tables.glob("*.csv")) for row in tables.read_table(path)]
     fits: dict[str, Any] = {}
-    for name in args.stacks or software.names():
+    for name in args.profiles or software.names():
         chosen = [
             row
             for row in rows
-            if row.recipe and row.row_id in software.load(name, "stack").fitted_on
+            if row.recipe and row.row_id in software.load(name, "software").fitted_on
         ]
         fitted, left = fit(name, chosen)
         print(
@@ -143,8 +143,8 @@ def main() -> None:
             "factors": {key: getattr(fitted, FIELDS.get(key, key)) for key in LIMITS},
         }
     errors = step_times.summary(step_times.check(row) for row in rows)
-    result = {"kind": "simulated against published", "stacks": fits, "sources": errors}
-    if not args.stacks:
+    result = {"kind": "simulated against published", "profiles": fits, "sources": errors}
+    if not args.profiles:
         OUT.write_text(json.dumps(result, indent=1) + "\n")
         print(f"written to {OUT}")
 
