@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exajax.errors import InputError
+from exajax.files.reading import shown
 from exajax.job.environment import WALL_TIME_ENDS
 from exajax.job.events import read_events
 
@@ -23,20 +24,45 @@ left when a job starts, or a short allocation would be over before it has begun.
 MEASURE_EVERY_S = 15.0
 
 
+_BELOW_60 = r"[0-5]?\d"
+_BELOW_24 = r"[01]?\d|2[0-3]"
+_FRACTION = r"(?:\.\d{1,9})?"
+TIME = re.compile(
+    rf"(?P<seconds>\d{{1,9}}{_FRACTION})"
+    rf"|(?:(?P<hours>\d{{1,9}}):(?P<min>{_BELOW_60})|(?P<minutes>\d{{1,9}}))"
+    rf":(?P<sec>{_BELOW_60}{_FRACTION})"
+    rf"|(?P<days>\d{{1,5}})-(?P<hour>{_BELOW_24})"
+    rf"(?::(?P<minute>{_BELOW_60})(?::(?P<second>{_BELOW_60}{_FRACTION}))?)?",
+    re.ASCII,
+)
+"""A length of time as batch systems write it. Behind a larger unit, none may reach the next."""
+
+UNITS_S = {
+    1.0: ("seconds", "sec", "second"),
+    60.0: ("minutes", "min", "minute"),
+    3600.0: ("hours", "hour"),
+    86400.0: ("days",),
+}
+"""Seconds of the units that `TIME` names."""
+
+
 def parse(text: str) -> float:
-    """Returns the seconds of `HH:MM:SS`, `MM:SS` or plain seconds.
+    """Returns the seconds of `HH:MM:SS`, `MM:SS`, `D-HH:MM:SS`, `D-HH:MM`, `D-HH` or plain seconds.
+
+    These are the forms of PBS (pbs_resources(7B)) and of Slurm (sbatch(1), --time), but that a
+    plain number is seconds, as to PBS, where Slurm takes it for minutes.
 
     Raises:
         InputError: it is none of them, or not positive.
     """
-    parts = text.split(":")
-    if len(parts) <= 3 and all(
-        re.fullmatch(r"\d{1,9}(\.\d{1,9})?", part, re.ASCII) for part in parts
-    ):
-        seconds = sum(float(part) * 60**power for power, part in enumerate(reversed(parts)))
+    if found := TIME.fullmatch(text):
+        units = ((unit_s, found[name]) for unit_s, names in UNITS_S.items() for name in names)
+        seconds = sum(unit_s * float(value) for unit_s, value in units if value)
         if seconds > 0:
             return seconds
-    raise InputError("wall_time", f"{text!r} is not a time", "give HH:MM:SS or seconds")
+    raise InputError(
+        "wall_time", f"{shown(text)} is not a time", "give HH:MM:SS, D-HH:MM:SS or seconds"
+    )
 
 
 def announce(given: str | None, save_before_end_s: float | None) -> None:

@@ -76,7 +76,7 @@ class JobOptions:
     wall_time: str | None = option(
         "save and end in time for the end of an allocation of this length, counted from now",
         None,
-        unit="HH:MM:SS",
+        unit="[D-]HH:MM:SS",
         scope="host",
         derived="what Slurm or PBS say",
     )

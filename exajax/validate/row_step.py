@@ -36,9 +36,8 @@ def measures_a_step(values: Columns) -> bool:
 def measured_s(values: Columns) -> float:
     """Returns the measured seconds of a step: `derived_iter_s`, or what follows from the metric.
 
-    A step takes what it has over the rate: tokens, or sequences, of the global batch. FLOP/s and
-    MFU are no step times: which FLOPs their sources count (recomputed ones, the masked half of
-    attention, the logits) differs, and no column says it.
+    A step takes what it has over the rate: tokens, or sequences, of the global batch. What follows
+    from FLOP/s and MFU needs a recipe: see `row_flops`.
 
     Raises:
         InexpressibleError: the row measures something else, or lacks what the time follows from.

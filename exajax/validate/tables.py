@@ -20,7 +20,7 @@ from exajax.machine.published_columns import InexpressibleError, positive_number
 from exajax.machine.software import SoftwareProfile
 from exajax.recipe.recipe import Recipe
 from exajax.validate import assumed as published_assumed
-from exajax.validate import row_models, row_step
+from exajax.validate import row_flops, row_models, row_step
 from exajax.validate.row_memory import KINDS as MEMORY_KINDS
 from exajax.validate.row_memory import MeasuredMemory, measured_memory, with_any_remat
 from exajax.validate.row_recipe import assumed_policy, recipe_of, sharded
@@ -158,7 +158,11 @@ def _checked(values: Mapping[str | None, Any], positive_number: int) -> dict[str
     if None in values or None in values.values():
         raise Malformed(where, "has too few or too many cells", "mend the row")
     row = {str(column): text.strip() for column, text in values.items()}
-    known = row_step.measures_a_step(row) or row.get("measured_metric") in MEMORY_KINDS
+    known = (
+        row_step.measures_a_step(row)
+        or row_flops.counts_flops(row)
+        or row.get("measured_metric") in MEMORY_KINDS
+    )
     measured = {"measured_value": MOST_MEASURED} if known else {}
     for column, most in (NUMBERS | measured).items():
         text = row.get(column, "")
@@ -170,6 +174,7 @@ def _checked(values: Mapping[str | None, Any], positive_number: int) -> dict[str
             )
     try:
         software_of_rows.check(row)
+        row_flops.check(row)
     except Malformed as error:
         raise Malformed(f"{where}, column {error.where}:", error.problem, error.fix) from error
     return row
@@ -183,21 +188,16 @@ def _is_number(text: str, most: float) -> bool:
 
 
 def _row(values: Mapping[str, str]) -> Row:
-    recipe, measured, reasons = None, None, []
-    try:
-        measured = row_step.measured_s(values)
-    except InexpressibleError as error:
-        reasons.append(str(error))
+    recipe, reason = None, ""
     try:
         recipe = recipe_of(with_any_remat(values))
     except (InexpressibleError, InputError) as error:
-        reasons.append(str(error))
+        reason = str(error)
     network = positive_number(values, "node_network_gbytes_per_s")
-    memory = measured_memory(values)  # needs a recipe and no step time
-    return Row(
+    row = Row(
         row_id=values["row_id"],
         source=values["source"],
-        measured_s=measured,
+        measured_s=None,
         cluster=values.get("cluster", ""),
         chip=values.get("chip", ""),
         devices_per_node=int(positive_number(values, "gpus_per_node") or 0),
@@ -205,10 +205,29 @@ def _row(values: Mapping[str, str]) -> Row:
         precision=values.get("precision", ""),
         software=values.get("software", ""),
         recipe=recipe,
-        reason="" if not reasons else reasons[-1] if memory else reasons[0],
-        memory=memory,
+        reason=reason,
+        memory=measured_memory(values),  # needs a recipe and no step time
         assumed=_assumed(values),
     )
+    return _timed(row, values)
+
+
+def _timed(row: Row, values: Mapping[str, str]) -> Row:
+    """Returns a row with its step time, or why it has none."""
+    try:
+        if positive_number(values, "derived_iter_s") or not row_flops.counts_flops(values):
+            return dataclasses.replace(row, measured_s=row_step.measured_s(values))
+        if row.recipe is None:  # whose FLOPs are unknown
+            return row
+        precision = row.recipe.precision
+        seconds, convention = row_flops.measured_s(
+            values, row.recipe, lambda: row.machine().chip.peak(precision)
+        )
+        return dataclasses.replace(row, measured_s=seconds, assumed=(*row.assumed, convention))
+    except (InexpressibleError, InputError) as error:
+        # What hinders a figure of memory is its recipe's reason.
+        reason = row.reason if row.memory and row.reason else str(error)
+        return dataclasses.replace(row, reason=reason)
 
 
 def _assumed(values: Mapping[str, str]) -> tuple[str, ...]:

@@ -23,13 +23,44 @@ SHOWN = """Job Id: 4711.polaris-pbs
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("1:30", 90), ("02:00:30", 7230), ("0.5", 0.5)]
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("1:30", 90),
+        ("90:00", 5400),
+        ("02:00:30", 7230),
+        ("100:59:59", 363_599),
+        ("0.5", 0.5),
+        ("0:0:1.5", 1.5),
+        ("1-0", 86_400),
+        ("0-23:59", 86_340),
+        ("2-03:04:05", 183_845),
+    ],
 )
 def test_times_are_read_as_batch_systems_write_them(text, seconds):
     assert wall_time.parse(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "1h", "-5", "0", "1:2:3:4", "nan"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "1h",
+            "-5",
+            "0",
+            "1:2:3:4",
+            "nan",
+            "1e3",
+            "0:00",
+            "1.5:00",
+            "\uff11\uff10",
+            "1-",
+            "-1:00",
+        ),
+        *("99:99:99", "1:60", "0:60:00", "1:00:60", "1:00:99.5", "1-24", "1-00:60", "1-00:00:60"),
+    ],
+)
 def test_other_texts_are_no_times(text):
     with pytest.raises(InputError, match="wall_time"):
         wall_time.parse(text)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exajax.errors import InputError
+from exajax.machine import software_of_rows
 from exajax.machine.published_columns import InexpressibleError
 from exajax.validate import memory, step_times
 from exajax.validate.row_recipe import layout_of
@@ -37,6 +38,7 @@ ROW = {
     "measured_metric": "",
     "measured_value": "",
     "unit": "",
+    "flops_convention": "",
     "derived_iter_s": "0.74",
     "precision": "bf16",
     "recompute_policy": "save_qkv",
@@ -119,12 +121,6 @@ def test_a_step_follows_from_a_time_or_a_rate(tmp_path, metric, value, unit, mea
 @pytest.mark.parametrize(
     ("metric", "unit", "reason"),
     [
-        (
-            "model_tflops_per_gpu",
-            "TFLOP/s/chip",
-            "it measures model_tflops_per_gpu in TFLOP/s/chip",
-        ),
-        ("mfu", "%", "it measures mfu in %"),
         ("layer_forward_time", "ms", "it measures layer_forward_time in ms"),
         ("startup_init_time", "s", "it measures startup_init_time in s"),
         ("iteration_time", "fortnights", "it measures iteration_time in fortnights"),
@@ -136,6 +132,88 @@ def test_what_is_no_step_time_says_what_it_is(tmp_path, metric, unit, reason):
     unknown = {"derived_iter_s": "", "global_batch": ""}
     [row] = read_table(table(tmp_path / "t.csv", measured | unknown))
     assert row.reason == f"it has no step time: {reason}"
+    assert row.measured_s is None
+
+
+PER_TOKEN = 6 * 6_607_077_376
+"""FLOPs of a token of `ROW` in its matrices: 32 x (4 x 4,096^2 + 3 x 4,096 x 11,008) parameters in
+blocks, and 4,096 x 32,000 in the logits."""
+
+SCORES = 12 * 32 * 4096 * 4096
+"""Those of its attention, if none is hidden."""
+
+AGAIN = 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11_008) + SCORES / 3
+"""Those of its blocks' forward pass, which `full` recomputes."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "flops_a_token", "says"),
+    [
+        ({"flops_convention": "palm"}, PER_TOKEN + SCORES, "all scores, nothing recomputed"),
+        ({"flops_convention": "causal"}, PER_TOKEN + SCORES / 2, "scores that the mask shows"),
+        ({"source": "MaxText at work"}, PER_TOKEN + SCORES, "as its source's own times show"),
+        (
+            {"flops_convention": "hardware", "recompute_policy": "full"},
+            PER_TOKEN + SCORES + AGAIN,
+            "and what is recomputed",
+        ),
+        (
+            {"flops_convention": "hardware", "recompute_policy": "selective"},
+            PER_TOKEN + SCORES * 4 / 3,
+            "and what is recomputed",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("metric", "value", "unit", "flops_per_s"),
+    [
+        ("model_tflops_per_gpu", "400", "TFLOP/s/chip", 400e12),
+        ("tflops_per_tile", "400", "TFLOP/s", 400e12),
+        ("mfu", "40", "%", 0.4 * 989e12),
+        ("mfu", "0.4", "", 0.4 * 989e12),
+        ("pflops_per_s", "6.4", "PFLOP/s/GPU", 6.4e15),
+    ],
+)
+def test_a_step_follows_from_the_flops_that_its_source_counts(
+    tmp_path, metric, value, unit, flops_per_s, changes, flops_a_token, says
+):
+    measured = {"measured_metric": metric, "measured_value": value, "unit": unit}
+    [row] = read_table(table(tmp_path / "t.csv", measured | {"derived_iter_s": ""} | changes))
+    tokens, devices = 32 * 4096, 16
+    assert row.reason == ""
+    assert row.measured_s == pytest.approx(flops_a_token * tokens / devices / flops_per_s)
+    assert says in row.assumed[-1]
+
+
+def test_rates_of_flops_give_the_times_that_a_paper_derives(tmp_path):
+    """Equation 3 of arXiv:2104.04473 was evaluated for the table that ships, row by row."""
+    path = software_of_rows.TABLES / "megatron_sc21.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"derived_iter_s": ""} for row in rows)
+    pairs = zip(read_table(tmp_path / "t.csv"), rows, strict=True)
+    times = [(row.measured_s, float(given["derived_iter_s"])) for row, given in pairs if row.recipe]
+    assert len(times) == 22
+    assert all(found == pytest.approx(given, rel=1e-4) for found, given in times)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "which FLOPs count is unknown; give a column flops_convention with causal, palm"),
+        ({"flops_convention": "palm", "measured_value": "140"}, "mfu 140 in % is no share"),
+        ({"flops_convention": "palm", "unit": "dB"}, "mfu 40 in db is no share of a peak"),
+        ({"flops_convention": "palm", "measured_metric": "tflops", "unit": ""}, "of a device or"),
+        ({"measured_metric": "hfu"}, "which of its FLOPs count as recomputed is unknown"),
+    ],
+)
+def test_a_rate_of_flops_that_says_too_little_is_no_step_time(tmp_path, changes, reason):
+    measured = {"measured_metric": "mfu", "measured_value": "40", "unit": "%"}
+    [row] = read_table(table(tmp_path / "t.csv", measured | {"derived_iter_s": ""} | changes))
+    assert reason in row.reason
     assert row.measured_s is None
 
 
@@ -255,6 +333,7 @@ def test_a_table_is_read_as_spreadsheets_write_it(tmp_path, mark, encoding, newl
         ({"global_batch": "1e15"}, "column global_batch: '1e15'"),
         ({"derived_iter_s": "0,74"}, "column derived_iter_s: '0,74'"),
         ({"derived_iter_s": "1e-320"}, "column derived_iter_s: '1e-320'"),
+        ({"flops_convention": "pal"}, "column flops_convention: is 'pal'; did you mean 'palm'?"),
         ({"software": "nemo-2042"}, "column software: is 'nemo-2042'; did you mean 'nemo-2024'?"),
     ],
 )
