@@ -60,6 +60,11 @@ class Attached:
         if process.recipe.precision == "fp8":
             fp8.check(self._devices[0])
         self._mesh = process.recipe.mesh.build(self._devices)
+        if process.first:  # it may take minutes, to say in the end that it does not fit
+            process.say(
+                f"compiling the step of {process.recipe.model.described}, "
+                f"{process.recipe.tokens:,} tokens on mesh {process.recipe.mesh}"
+            )
         self._recipe, self._step = device_memory.first_that_fits(
             process.recipe.levels,
             self._step_of,

@@ -181,6 +181,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     flags = ("--mesh", "1x8", "--model", "llama2-70b", "--run-dir", tmp_path / "run")
     result = command("train", *flags)
     assert result.returncode == 2
+    assert "compiling the step of llama2-70b" in result.stdout
     assert "--mesh: a device needs" in result.stderr
     assert not (tmp_path / "run").exists()
 

@@ -8,6 +8,7 @@ Documents are read as a stream of pieces, so that a corpus or a single document 
 the memory.
 """
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -32,7 +33,17 @@ from exajax.train.data.kinds import (
     look,
     opened,
 )
-from exajax.train.data.listing import CARD, DATA, EMPTY, LICENCE, NO_FILE, POINTER, Listing, count
+from exajax.train.data.listing import (
+    AS_TEXT,
+    CARD,
+    DATA,
+    EMPTY,
+    LICENCE,
+    NO_FILE,
+    POINTER,
+    Listing,
+    count,
+)
 from exajax.train.data.tokenizer import Tokenizer
 
 BAD_LINES = ("refuse", "skip")
@@ -200,12 +211,17 @@ def _standard_library(root: Path) -> Iterator[Path]:
 
 
 def _given_file(path: Path) -> DataFile | str:
-    """Returns a file that was given itself: one of text is read whatever its name promises."""
+    """Returns a file that was given itself: one of text is read whatever its name promises.
+
+    Its kind says so, as whoever gives JSON or CSV seldom means to learn its commas and braces.
+    """
     found = look(path)
     if isinstance(found, DataFile) or found in (POINTER, NO_FILE, EMPTY):
         return found
     text = as_text(path)
-    return text if isinstance(text, DataFile) else found
+    if not isinstance(text, DataFile):
+        return found
+    return dataclasses.replace(text, kind=found + AS_TEXT)
 
 
 def _cards(root: Path, looked: dict[Path, DataFile | str]) -> list[Path]:

@@ -31,6 +31,9 @@ OUTWARD_LINK = "link to a folder above"
 NO_FILE = "pipe or device"
 HUB_CACHE = "Hub cache"
 
+AS_TEXT = " as plain text"
+"""Behind the kind of a file that is read as one document of text, whatever it looks like."""
+
 _TO_JSONL = (
     "python -c \"import pandas, sys; [pandas.{read}(f).to_json(f + '.jsonl', "
     "orient='records', lines=True) for f in sys.argv[1:]]\" FILES"
@@ -92,7 +95,8 @@ class Listing(Record):
             text += "; left out " + _counts(self.left_out)
         if self.bad_lines:
             text += "; " + self.skipped()
-        return "\n".join([text, *(f"  {k}: {ADVICE[k]}" for k in self.left_out if k in ADVICE)])
+        kinds = [kind.removesuffix(AS_TEXT) for kind in (*self.read, *self.left_out)]
+        return "\n".join([text, *(f"  {kind}: {ADVICE[kind]}" for kind in kinds if kind in ADVICE)])
 
     def skipped(self) -> str:
         """Returns in words how many lines were skipped, and why the first."""

@@ -96,6 +96,24 @@ def test_a_text_that_is_given_itself_is_read_whatever_its_name(tmp_path: Path, n
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", '{"data": [{"text": "a"}]}', "1 JSON without texts as plain text (25 B)"),
+        ("a.json", '{\n"text": "a"}', "1 JSON without texts as plain text"),
+        ("a.json", "just text", "1 JSON without texts as plain text"),
+        ("a.csv", "text\na\n", "1 CSV as plain text"),
+    ],
+)
+def test_rows_of_another_form_that_are_read_as_text_are_named_with_what_to_do(
+    tmp_path: Path, name: str, content: str, says: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    read, advice = scan(str(tmp_path / name)).listing.describe().splitlines()
+    assert says in read
+    assert ("read_csv" if name == "a.csv" else 'objects with a "text"') in advice
+
+
+@pytest.mark.parametrize(
     ("name", "content", "says", "fix"),
     [
         ("a.parquet", b"PAR1\0\0", "Parquet", "read_parquet"),
