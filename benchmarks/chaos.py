@@ -295,7 +295,7 @@ def table(shown: Mapping[str, Any]) -> str:
             f"checkpoint half written; at {dict(shown['kills_by_phase'])}",
             f"{shown['survived']} of {shown['runs']} runs survived, {shown['identical']} of "
             f"{shown['identity_promised']} identical; samples {shown['samples_missing']} missing, "
-            f"{shown['samples_repeated']} repeated; {shown['replayed_steps']} steps made again; "
+            f"{shown['samples_repeated']} repeated; {shown['replayed_steps']} steps recomputed; "
             f"{shown['orphans']} orphans, {shown['half_checkpoints']} half checkpoints, "
             f"{shown['stale_locks']} stale locks",
         ]
@@ -322,7 +322,7 @@ def line(report: Mapping[str, Any]) -> str:
     late = [fault["kind"] for fault in report["faults"] if not fault["in_time"]]
     return (
         f"{report['group']} seed {report['seed']}: {len(report['faults'])} faults in "
-        f"{report['wall_s']:.0f} s, {state}, {report['replayed_steps']} steps made again"
+        f"{report['wall_s']:.0f} s, {state}, {report['replayed_steps']} steps recomputed"
         + (f"; not in time: {', '.join(late)}" if late else "")
         + (f"; it was over before {later} more" if (later := len(report["not_injected"])) else "")
         + ("" if held(report) else "; NOT PASSED")

@@ -59,7 +59,7 @@ def measure(hosts: int, devices_per_host: int) -> str:
         hosts: host processes of the job; the `data` axis runs over them.
         devices_per_host: devices of each; the `model` axis runs over them.
     """
-    mesh = MeshSpec(data=hosts, model=devices_per_host).build(runtime.devices())
+    mesh = MeshSpec(data=hosts, model=devices_per_host).build(runtime.job_devices())
     products = [(2.0 * n**3, _matmul_s(mesh, n)) for n in MATMUL_SIZES]
     rates_by_flops = {flops: flops / seconds for flops, seconds in products}
     peak = max(rates_by_flops.values())
@@ -142,7 +142,7 @@ def _repeat_s(
     jax.block_until_ready(run(arrays))
     seconds = []
     for _ in range(3):
-        coordination.meet("before a measurement")
+        coordination.barrier("before a measurement")
         started_s = time.perf_counter()
         jax.block_until_ready(run(arrays))
         seconds.append((time.perf_counter() - started_s) / times)

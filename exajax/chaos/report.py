@@ -67,7 +67,7 @@ def _accounted(
 ) -> dict[str, Any]:
     """Returns what the faults cost, and how soon each was noticed."""
     events = read_events(disturbed)
-    accounts = goodput.total(events)
+    accounts = goodput.goodput_of_events(events)
     events = sorted([*events, *read_events(disturbed.parent)], key=lambda event: event["time"])
     found = outcomes(events, ended.began_s, deadlines, _startup_s(undisturbed))
     return {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from exajax.cli import flag_types
 from exajax.errors import InputError
-from exajax.job import distributed, local_hosts, runtime
+from exajax.job import distributed, launchers, local_hosts, runtime
 from exajax.machine.cluster import LOCAL, load_cluster
 from exajax.spmd.mesh import MeshSpec
 
@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.out)
     if not path.absolute().parent.is_dir():
         raise InputError("out", f"there is no folder {path.parent}", "make it, or give another")
-    if distributed.launcher() == "single":
-        processes = local_hosts.hosts(args.argv, args.hosts, env=local_hosts.CPU)
-        return local_hosts.verdict(code for code, _ in local_hosts.run(processes))
+    if launchers.launcher() == "single":
+        processes = local_hosts.host_processes(args.argv, args.hosts, env=local_hosts.CPU)
+        return local_hosts.exit_code(code for code, _ in local_hosts.run_together(processes))
     out = runtime.claim_stdout()
-    placement = distributed.find()
+    launch = launchers.detect()
     mesh = MeshSpec(data=args.hosts, model=args.devices_per_host)
-    distributed.initialize(placement, mesh)
+    distributed.initialize(launch, mesh)
 
     from exajax.calibrate import measure, probes
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if probes.HEADS % args.devices_per_host:  # then the batch is divided instead
         mesh = MeshSpec(data=args.hosts * args.devices_per_host)
     timed = probes.measure(mesh)
-    if placement.process == 0:
+    if launch.process == 0:
         new = path.with_name(f"{path.stem}.new.toml")
         new.write_text(text)
         text += measure.software_toml(
@@ -65,5 +65,5 @@ def run(args: argparse.Namespace) -> int:
         new.write_text(text)
         new.replace(path)
         result = {"kind": "measured", "cluster": str(path)}
-        print(runtime.to_json(result) if args.json else f"wrote {path}\n\n{text}", file=out)
+        print(runtime.json_text(result) if args.json else f"wrote {path}\n\n{text}", file=out)
     return 0

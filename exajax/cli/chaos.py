@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{time.monotonic() - began_s:8.1f} s  {line}", file=sys.stderr, flush=True)
 
     report = _report(job, schedule, path, tell)
-    print(runtime.to_json(report) if args.json else describe(report), file=out, flush=True)
+    print(runtime.json_text(report) if args.json else describe(report), file=out, flush=True)
     return int(not report["passed"])
 
 
@@ -157,7 +157,7 @@ def _report(
     tell("compares")
     deadlines = Deadlines.parse(job.supervision.deadlines or "")
     report = reports.report(undisturbed, disturbed, job.recipe.steps, ended, deadlines)
-    (path / "chaos.json").write_text(runtime.to_json(report, indent=1) + "\n")
+    (path / "chaos.json").write_text(runtime.json_text(report, indent=1) + "\n")
     return report
 
 
@@ -204,7 +204,7 @@ def describe(report: dict[str, Any]) -> str:
     lines += [
         f"{'survived' if report['survived'] else 'did not survive'}: {same} as undisturbed; "
         f"samples: {report['samples_missing']} missing, {report['samples_repeated']} repeated",
-        f"{report['replayed_steps']} steps made again, {report['starts']} starts, "
+        f"{report['replayed_steps']} steps recomputed, {report['starts']} starts, "
         f"{report['attempts']} attempts in {report['wall_s']:.0f} s, "
         f"goodput {report['goodput']:.1%}",
     ]

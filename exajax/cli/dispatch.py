@@ -8,8 +8,9 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from exajax.cli.flags import Formatter, Parser, as_flags, with_flags
+from exajax.cli.terminal import log_to_terminal
 from exajax.errors import FAILED, InputError, RunFailed, disk_failure, recurs
-from exajax.job import distributed, environment, interrupts, runtime
+from exajax.job import distributed, environment, interrupts, launchers, runtime
 from exajax.job.local_hosts import Interrupted, StageFailed
 
 MOST_SHOWN = 300
@@ -86,9 +87,10 @@ def front_door(argv: Sequence[str] | None = None) -> int:
 
 def _prepared() -> bool:
     """Sets this process up and checks its `EXAJAX_*` variables; returns whether they are valid."""
+    log_to_terminal()
     try:
         environment.check()
-        runtime.prepare()
+        runtime.prepare_process()
     except InputError as error:
         print(f"exajax: error: {error}", file=sys.stderr)
         return False
@@ -103,7 +105,7 @@ def _guarded(run: Run, args: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # while it was saying why it has failed
         code = interrupts.INTERRUPTED
     if code == interrupts.INTERRUPTED:
-        interrupts.say()
+        interrupts.report_interrupt()
     interrupts.leave_at_once()
     interrupted, joined = code == interrupts.INTERRUPTED, distributed.joined()
     # To leave in order is to wait for this process's threads; in a job of several processes, to
@@ -122,7 +124,7 @@ def _code(run: Run, args: argparse.Namespace) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except InputError as error:
-        if not _reported(args, error) and distributed.speaks():
+        if not _reported(args, error) and launchers.is_first_process():
             print(f"exajax: error: {with_flags(error, _options(args))}", file=sys.stderr)
         return 2
     except RunFailed as error:
@@ -147,7 +149,7 @@ def _code(run: Run, args: argparse.Namespace) -> int:
 
 
 def _failed(error: RunFailed, args: argparse.Namespace) -> int:
-    if distributed.speaks():
+    if launchers.is_first_process():
         text = as_flags(str(error), _options(args))
         print(f"exajax: failed: {text}", file=sys.stderr, flush=True)
     else:

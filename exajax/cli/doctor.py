@@ -5,7 +5,7 @@ import importlib.metadata
 from typing import Any
 
 from exajax.errors import InputError
-from exajax.job import distributed, provenance, runtime
+from exajax.job import launchers, provenance, runtime
 from exajax.machine.cluster import cluster_names, load_cluster
 
 
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     out = runtime.claim_stdout()
     found = findings()
     if args.json:
-        print(runtime.to_json(found), file=out)
+        print(runtime.json_text(found), file=out)
         return 0
     print("versions   " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()), file=out)
     print(f"machine    {found['machine']['processor']}, {found['machine']['system']}", file=out)
@@ -33,13 +33,13 @@ def run(args: argparse.Namespace) -> int:
 
 def findings() -> dict[str, Any]:
     """Returns what is here. Starts JAX's devices, so it is for a process of its own."""
-    devices = runtime.devices()
+    devices = runtime.job_devices()
     kinds = sorted({device.device_kind for device in devices})
     return {
         "versions": provenance.versions(),
         "machine": provenance.machine(),
         "devices": {"platform": devices[0].platform, "count": len(devices), "kinds": kinds},
-        "launcher": distributed.launcher(),
+        "launcher": launchers.launcher(),
         "ahead_of_time": _ahead_of_time(),
         "mpi": _mpi(),
         "clusters": cluster_names(),

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     out = runtime.claim_stdout()
     result = export(Path(args.run_dir), Path(args.out), args.dtype, args.tokenizer)
     if args.json:
-        print(runtime.to_json(result), file=out)
+        print(runtime.json_text(result), file=out)
     else:
         print("{model} of step {step}, as {dtype}: {out}".format(**result), file=out)
     return 0
@@ -74,7 +74,7 @@ def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None
     build = language.forward(run.model, run.interleave)
     encoder = load_tokenizer(tokenizer) if tokenizer else kept_tokenizer(run, run_dir)
     check_tokenizer(run, encoder)
-    mesh = MeshSpec().build(runtime.devices()[:1])
+    mesh = MeshSpec().build(runtime.job_devices()[:1])
     _, described = parameters(build, mesh, DTYPES[dtype])
     params = jax.device_get(run.params(described))
     save(folder, run.model, params, dtype, text=_text_form(encoder))

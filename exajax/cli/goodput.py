@@ -23,14 +23,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints where the time of a run went."""
-    found = goodput.account(
+    found = goodput.goodput_of_run(
         args.run_dir, lambda problem: print(f"exajax: {problem}", file=sys.stderr)
     )
     if found.ratio is None:
         raise InputError(
             "run_dir", f"{args.run_dir} holds no events of a run", "give the folder of a run"
         )
-    text = runtime.to_json(found.to_json()) if args.json else table(found)
+    text = runtime.json_text(found.to_json()) if args.json else table(found)
     print(text, file=sys.stdout, flush=True)
     return 0
 

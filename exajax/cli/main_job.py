@@ -176,7 +176,7 @@ def stage(processes: list[Process]) -> list[str]:
         StageFailed: one of them failed; says what its log ends with.
         Interrupted: Ctrl-C.
     """
-    results = local_hosts.run(processes)
+    results = local_hosts.run_together(processes)
     for process, (code, _) in zip(processes, results, strict=True):
         if code not in (0, 130):
             lines = process.log.read_text().splitlines() if process.log else []
@@ -191,7 +191,7 @@ def calibrate(job: Rehearsal) -> None:
         return
     say("\n[1/4] measuring this machine: matrix products, memory, collectives (about 20 s)")
     argv = ["calibrate", f"--hosts={HOSTS}", "--devices-per-host=2", f"--out={job.local}", "--json"]
-    processes = local_hosts.hosts(argv, HOSTS, job.logs, local_hosts.CPU)
+    processes = local_hosts.host_processes(argv, HOSTS, job.logs, local_hosts.CPU)
     stage([dataclasses.replace(p, stdout=local_hosts.CAPTURE) for p in processes])
     machine = load_cluster(str(job.local))
     say(

@@ -7,7 +7,7 @@ import argparse
 
 from exajax.cli import flags, train
 from exajax.cli.main_job import rehearse
-from exajax.job import distributed, runtime
+from exajax.job import launchers, runtime
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,9 +24,9 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Trains here if a launcher, `--hosts` or attached devices say so, else rehearses."""
     mesh = flags.recipe_of(args).mesh
-    if distributed.launcher() != "single" or args.hosts is not None:
+    if launchers.launcher() != "single" or args.hosts is not None:
         return train.run(args)
-    devices = runtime.attached()
+    devices = runtime.attached_devices()
     if devices["platform"] != "cpu" and devices["count"] == mesh.devices:
         return train.run(args)
     return rehearse(args, devices)

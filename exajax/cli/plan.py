@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         "advice": [] if len(fitting) else _advice(found, args),
     }
     table = flags.as_flags(plan_table.described(result, cluster), vars(args))
-    text = runtime.to_json(result) if args.json else table
+    text = runtime.json_text(result) if args.json else table
     print(text, file=out, flush=True)
     if args.plot:
         from exajax.report import plan_plot, plots

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             "tokens": ids,
             "seed": args.seed,
         }
-        print(runtime.to_json(result), file=out)
+        print(runtime.json_text(result), file=out)
         return 0
     texts = as_text(chunks, decode)
     first = next(texts)  # what is wrong shows before anything is printed
@@ -120,8 +120,8 @@ def _generate(
     from exajax.train.generate import generate
 
     config = run.model
-    ways = _tensor_parallel_ways(config, len(runtime.devices()))
-    mesh = MeshSpec(model=ways).build(runtime.devices()[:ways])
+    ways = _tensor_parallel_ways(config, len(runtime.job_devices()))
+    mesh = MeshSpec(model=ways).build(runtime.job_devices()[:ways])
     module, described = parameters(build, mesh, COMPUTE_DTYPES[precision])
 
     def logits(params: Any, tokens_BT: jax.Array) -> jax.Array:

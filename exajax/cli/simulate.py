@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     result = in_json(recipe, cluster, prediction, rows)
     if args.out:
         step_folder.write(args.out, result, program, events, rows, cluster)
-    print(runtime.to_json(result) if args.json else describe(result, cluster), file=out)
+    print(runtime.json_text(result) if args.json else describe(result, cluster), file=out)
     if args.out and not args.json:
         print(f"  written     {', '.join(step_folder.FILES)} in {args.out}", file=out)
         print("              the trace opens in ui.perfetto.dev", file=out)
@@ -85,7 +85,7 @@ def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: Cluster) ->
             f"exajax plan --model={args.model} --cluster={args.cluster} --devices={devices} "
             f"--global-batch={batch} --seq={recipe.seq} finds layouts that fit"
         ]
-    print(runtime.to_json(result) if args.json else plan_table.step(result, cluster))
+    print(runtime.json_text(result) if args.json else plan_table.step(result, cluster))
     return 0
 
 

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         "out": args.out,
         "seconds": time.monotonic() - started_s,
     }
-    print(runtime.to_json(result) if args.json else describe(result))
+    print(runtime.json_text(result) if args.json else describe(result))
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from exajax import units
 from exajax.chaos import inside
 from exajax.cli import flags
-from exajax.job import distributed, environment, goodput, runtime
+from exajax.job import environment, goodput, launchers, runtime
 from exajax.recipe.recipe import Recipe
 from exajax.resilience import start, watchdog
 from exajax.resilience.job import Job
@@ -50,10 +50,10 @@ def run_job(job: Job) -> int:
     """Runs a process of a job: a supervisor, or what the environment says that it is."""
     if environment.ROLE.get() != "worker":
         return start.supervise(job)
-    run_dir, placement = job.options.run_dir, distributed.find()
-    watch = watchdog.supervised(run_dir, placement.process == 0)
+    run_dir, launch = job.options.run_dir, launchers.detect()
+    watch = watchdog.supervised(run_dir, launch.process == 0)
     if watch:
-        runtime.log_to(run_dir / "logs" / f"host-{watch.events.host}.log")
+        runtime.log_libraries_to(run_dir / "logs" / f"host-{watch.events.host}.log")
     out = runtime.claim_stdout()
     hooks: list[Hooks] = [watch] if watch else []
     result = session.run(
@@ -64,15 +64,15 @@ def run_job(job: Job) -> int:
             Chain([*hooks, inside.of_environment(run_dir)]),
             watch.events if watch else None,
             job.owns_folder,
-            placement,
+            launch,
         )
     )
-    if not distributed.speaks():
+    if not launchers.is_first_process():
         pass
     elif job.result:
-        job.result.write_text(runtime.to_json(result))
+        job.result.write_text(runtime.json_text(result))
     else:
-        print(runtime.to_json(result) if job.json else describe(result), file=out, flush=True)
+        print(runtime.json_text(result) if job.json else describe(result), file=out, flush=True)
     return 130 if result["interrupted"] else 0
 
 

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     text = described(sources, checked, args.engine, every_row=args.rows)
     if memory:
         text += "\n\n" + memory_described(memory, every_row=args.rows)
-    print(runtime.to_json(result) if args.json else text, file=out, flush=True)
+    print(runtime.json_text(result) if args.json else text, file=out, flush=True)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""One process of a job: its place, its environment, its folder and its events."""
+"""One process of a job: its rank, environment variables, run folder and event log."""

@@ -1,22 +1,22 @@
-"""Whether accelerators are attached here, as the kernel's device files tell; without any import."""
+"""Whether accelerators are attached, from the kernel's device files alone: no driver is loaded."""
 
 import os
 
 
-def attached() -> bool:
-    """Returns whether this machine has device files of NVIDIA or AMD GPUs, or of TPUs."""
+def are_attached() -> bool:
+    """Whether this machine has device files of NVIDIA or AMD GPUs, or of TPUs."""
     return any(map(_is_accelerator, _names("/dev"))) or any(
         name.isdecimal() for name in _names("/dev/vfio")
     )
 
 
 def allow_compiling_ahead() -> None:
-    """Lets JAX load its CUDA compiler where no CUDA library is: compiling needs none.
+    """Skips JAX's check of the CUDA libraries on machines without a GPU: compiling needs none.
 
-    Where there is a GPU the check of the libraries' versions stays. It is made when JAX first looks
-    for devices, so this is done when exajax is imported.
+    JAX makes the check when it first looks for devices, so that this runs when exajax is imported.
+    With a GPU attached the check stays.
     """
-    if not attached():
+    if not are_attached():
         os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
 

@@ -1,20 +1,20 @@
-"""Puts back the order of collectives that a CPU program loses when it is read from disk.
+"""Restores the order of collectives in serialized CPU programs, without which XLA deadlocks.
 
-XLA:CPU runs the thunks (kernels, copies, collectives, loops, ...) of a sequence as soon as their
-inputs are there, several at once. What keeps the collectives of all devices in one order is a
-resource, the communicator, that each of them uses. A compiled program has one for all its
-sequences. A serialized one names it once for each sequence, and reading makes as many
-communicators: a collective is then no longer ordered with those in the branches, loops and calls
-beside it (`ThunkSequenceSerDesProtobuf::FromProto` in XLA's
-`xla/backends/cpu/runtime/thunk_proto_serdes.cc`). Two devices start two of them in different
-orders, each blocks a thread of the pool until the other device comes, and once the threads have
-run out nobody comes: XLA aborts after 40 s. Between processes the order is all that matches a
+XLA:CPU runs the thunks (kernels, copies, collectives, loops, ...) of a sequence concurrently, each
+as soon as its inputs are ready. Collectives keep one order on all devices because each of them uses
+a shared resource, the communicator. A freshly compiled program has one communicator for all its
+sequences; deserializing makes a separate one for each sequence, so that a collective is no longer
+ordered with those inside branches, loops and calls of the same sequence
+(`ThunkSequenceSerDesProtobuf::FromProto` in XLA's
+`xla/backends/cpu/runtime/thunk_proto_serdes.cc`). Two devices then start two collectives in
+different orders, each blocks a thread of the pool until the other device joins, and once the
+threads have run out none can: XLA aborts after 40 s. Between processes, the order alone matches a
 message with its receiver.
 
 XLA runs a sequence of at most `SEQUENTIAL` thunks one after the other. A longer one whose
-collectives have lost their order is therefore cut into calls of that length, and these into calls
-again: its thunks run in the order in which the compiler has scheduled them, which is the same on
-all devices. What they compute is the same, bit for bit.
+collectives have lost their order is therefore nested into calls of at most that length: its thunks
+run in the order in which the compiler has scheduled them, which is the same on all devices. The
+results are the same, bit for bit.
 
 The format is XLA's own and not public; a test fails when it changes.
 """
@@ -29,14 +29,14 @@ SEQUENTIAL = 8
 """`execute_sequential_num_thunks_threshold` of XLA's `ThunkExecutor`."""
 
 HEADER = b"pjrt_ifrt"
-"""In what comes before the program: which runtime has serialized it."""
+"""Marker in the header of a serialized program that names the runtime that wrote it."""
 
 STRING = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 INT64 = descriptor_pb2.FieldDescriptorProto.TYPE_INT64
 
 MESSAGES: dict[str, dict[str, tuple[int, bool, int | str]]] = {
-    # What is read and written of xla.proto's ExecutableAndOptionsProto, executable.proto and
-    # thunk.proto: number, whether it repeats, and type of each field. Others are carried along.
+    # The fields that are used of xla.proto's ExecutableAndOptionsProto, executable.proto and
+    # thunk.proto: number, whether it repeats, and type. Unknown fields survive a round trip.
     "Executable": {"program": (1, False, "Program")},
     "Program": {"sequence": (6, False, "Sequence")},
     "Sequence": {"thunks": (1, True, "Thunk"), "users": (2, True, "Users")},
@@ -56,17 +56,17 @@ MESSAGES: dict[str, dict[str, tuple[int, bool, int | str]]] = {
 }
 
 
-def put_back(serialized: bytes) -> bytes:
-    """Returns a serialized program for CPU devices whose collectives run in one order.
+def restore_order(serialized: bytes) -> bytes:
+    """A serialized CPU program, changed so that its collectives run in one order on all devices.
 
     Args:
-        serialized: what JAX's cache keeps of it.
+        serialized: the program as JAX's compilation cache stores it.
 
     Returns:
-        The same bytes, where no collective has lost its order.
+        The changed program; `serialized` itself where no collective has lost its order.
 
     Raises:
-        ValueError: they are not of the format that is known here.
+        ValueError: the bytes are not of the format that is known here.
     """
     begin = _program_begins(serialized)
     executable = _message("Executable")()
@@ -77,13 +77,13 @@ def put_back(serialized: bytes) -> bytes:
     sequence = executable.program.sequence
     if not sequence.thunks:
         raise ValueError("a serialized program of XLA without thunks")
-    if not _order(sequence):
+    if not _order_collectives(sequence):
         return serialized
     return serialized[:begin] + executable.SerializeToString()
 
 
 def _program_begins(serialized: bytes) -> int:
-    """Returns the length of the header: its own length as a varint, and that many bytes."""
+    """The offset of the program behind its header, which is a varint length and that many bytes."""
     length = 0
     for i, byte in enumerate(serialized[:5]):
         length |= (byte & 127) << (7 * i)
@@ -95,22 +95,22 @@ def _program_begins(serialized: bytes) -> int:
     raise ValueError("not a program that this JAX has serialized")
 
 
-def _order(sequence: Any) -> bool:
-    """Orders the collectives of a sequence and of those in it; returns whether it had to."""
+def _order_collectives(sequence: Any) -> bool:
+    """Orders the collectives of a sequence and of all nested ones; returns whether it changed."""
     changed, nested_users = False, 0
     for thunk in sequence.thunks:
         for nested in _nested(thunk):
-            changed |= _order(nested)
+            changed |= _order_collectives(nested)
         nested_users += any(map(_has_collectives, _nested(thunk)))
     users = nested_users + sum(thunk.HasField("collective") for thunk in sequence.thunks)
     if nested_users and users > 1 and len(sequence.thunks) > SEQUENTIAL:
-        _cut(sequence)
+        _nest_into_calls(sequence)
         changed = True
     return changed
 
 
-def _cut(sequence: Any) -> None:
-    """Makes a sequence one of at most `SEQUENTIAL` calls, each of as many of its thunks."""
+def _nest_into_calls(sequence: Any) -> None:
+    """Turns a sequence into at most `SEQUENTIAL` calls, nested until no sequence is longer."""
     while len(sequence.thunks) > SEQUENTIAL:
         calls = type(sequence)()
         for begin in range(0, len(sequence.thunks), SEQUENTIAL):
@@ -120,9 +120,9 @@ def _cut(sequence: Any) -> None:
             called = call.call.sequences.add()
             called.thunks.extend(sequence.thunks[begin:end])
             for users in sequence.users:
-                here = [number - begin for number in users.thunks if begin <= number < end]
-                if here:
-                    called.users.add(thunks=here, resource=users.resource)
+                moved = [number - begin for number in users.thunks if begin <= number < end]
+                if moved:
+                    called.users.add(thunks=moved, resource=users.resource)
         sequence.CopyFrom(calls)
 
 
@@ -134,7 +134,7 @@ def _has_collectives(sequence: Any) -> bool:
 
 
 def _nested(thunk: Any) -> list[Any]:
-    """Returns the sequences in a thunk: branches, condition and body of a loop, what is called."""
+    """The sequences nested in a thunk: branches, a loop's condition and body, called sequences."""
     sequences = [*thunk.call.sequences, *thunk.conditional.sequences]
     if thunk.HasField("loop"):
         sequences += [thunk.loop.condition, thunk.loop.body]
@@ -143,7 +143,7 @@ def _nested(thunk: Any) -> list[Any]:
 
 @functools.cache
 def _message(name: str) -> Any:
-    """Returns the class of a message of `MESSAGES`."""
+    """The protobuf class of a message of `MESSAGES`."""
     file = descriptor_pb2.FileDescriptorProto(
         name="exajax/job/collective_order.proto",
         package="exajax.xla",
@@ -151,15 +151,12 @@ def _message(name: str) -> Any:
     )
     field = descriptor_pb2.FieldDescriptorProto
     for message, fields in MESSAGES.items():
-        made = file.message_type.add(name=message)
-        for called, (number, repeated, kind) in fields.items():
-            added = made.field.add(name=called, number=number)
+        message_type = file.message_type.add(name=message)
+        for field_name, (number, repeated, kind) in fields.items():
+            added = message_type.field.add(name=field_name, number=number)
             added.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
             if isinstance(kind, str):
-                added.type, added.type_name = (
-                    field.TYPE_MESSAGE,
-                    f".exajax.xla.{kind}",
-                )
+                added.type, added.type_name = field.TYPE_MESSAGE, f".exajax.xla.{kind}"
             else:
                 added.type = kind
     pool = descriptor_pool.DescriptorPool()

@@ -1,8 +1,7 @@
-"""Keeps compiled steps on disk, so that a run that compiles the same again starts at once.
+"""The cache of compiled training steps on disk: where it lies, and whether it was hit.
 
-The cache is JAX's own; here is where it lies, whether it helped, and where it must not be used. XLA
-leaves the order of collectives out of a program for CPU devices: it is put back when the program is
-read (`exajax.job.jax_cache`, `exajax.job.collective_order`).
+The cache is JAX's own. Programs for CPU devices lose the order of their collectives in it, which is
+restored when they are read (`exajax.job.jax_cache`, `exajax.job.collective_order`).
 """
 
 import contextlib
@@ -24,20 +23,20 @@ from exajax.job import coordination, environment, jax_cache
 
 T = TypeVar("T")
 
-SETTINGS: Any = jax.config  # its names are made at run time
+SETTINGS: Any = jax.config  # its attributes are added at run time
 
 MIN_COMPILE_S = 1.0
-"""What compiles faster is not worth a file."""
+"""Seconds; a program that compiles faster than this is not stored."""
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """How a program was made.
+    """Time that a program took to compile, and whether it came from the cache.
 
     Attributes:
-        seconds: time to compile it, or to read it back.
-        cache: `hit` it was read back, `miss` it was compiled (and is kept, if that took at least
-            `MIN_COMPILE_S`), `off` there is no cache.
+        seconds: time to compile it, or to read it from the cache.
+        cache: `hit`: read from the cache; `miss`: compiled, and stored if that took at least
+            `MIN_COMPILE_S`; `off`: there is no cache.
     """
 
     seconds: float
@@ -48,20 +47,20 @@ class Compilation:
         return f"step {verb} in {units.show(self.seconds, 's')}, compilation cache {self.cache}"
 
 
-def enable(anew: bool = False) -> str:
+def enable(overwrite: bool = False) -> str:
     """Turns the cache on for this process, before its first large compilation.
 
     It lies in the user's cache folder (`$XDG_CACHE_HOME/exajax/jax`, or `~/.cache/exajax/jax`), one
-    folder for each kind of host. JAX's own settings come first: `JAX_COMPILATION_CACHE_DIR` for
-    another folder, `JAX_ENABLE_COMPILATION_CACHE=false` for none. In a job of several processes,
-    all of them must call it.
+    folder for each kind of processor. JAX's own settings come first: `JAX_COMPILATION_CACHE_DIR`
+    for another folder, `JAX_ENABLE_COMPILATION_CACHE=false` for none. In a job of several
+    processes, all of them must call it.
 
     Args:
-        anew: whether nothing is read, because what is there is not to be trusted, and what is
-            compiled takes its place.
+        overwrite: whether entries are never read, because they are not to be trusted, and replaced
+            by what is compiled.
 
     Returns:
-        Where the cache is, or why there is none.
+        The folder of the cache, or the reason why there is none.
     """
     if not SETTINGS.jax_enable_compilation_cache:
         return "JAX_ENABLE_COMPILATION_CACHE is false"
@@ -72,16 +71,16 @@ def enable(anew: bool = False) -> str:
             return "no home folder is known"
         SETTINGS.update("jax_compilation_cache_dir", str(root / "jax" / host_kind()))
         SETTINGS.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
-    jax_cache.keep(anew)
+    jax_cache.install(overwrite)
     folder = str(SETTINGS.jax_compilation_cache_dir)
-    problem = None if "://" in folder else _problem(Path(folder))
+    problem = None if "://" in folder else _folder_problem(Path(folder))
     if problem:
         SETTINGS.update("jax_enable_compilation_cache", False)
     return problem or folder
 
 
-def _problem(folder: Path) -> str | None:
-    """Returns why a folder cannot be the cache of this job, on all its processes alike."""
+def _folder_problem(folder: Path) -> str | None:
+    """Why a folder cannot be this job's cache, the same on all processes; None if it can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         entries = " ".join(sorted(path.name for path in folder.glob("*-cache")))
@@ -89,30 +88,37 @@ def _problem(folder: Path) -> str | None:
     except OSError:
         entries, usable = "", False
     if jax.process_count() > 1:
-        seen = np.uint32(zlib.crc32(f"{usable} {entries}".encode()))
+        digest = np.uint32(zlib.crc32(f"{usable} {entries}".encode()))
         with disabled():
-            everyone = coordination.gather(seen)
-        if len(set(everyone.tolist())) > 1:
-            # Processes that compile for GPUs share out the tuning of kernels among them (XLA's
-            # xla_gpu_shard_autotuning): one that reads instead would leave the others waiting.
+            digests = coordination.gather(digest)
+        if len(set(digests.tolist())) > 1:
+            # Processes that compile for GPUs share the autotuning of kernels (XLA's
+            # xla_gpu_shard_autotuning): the others would wait for one that reads its program.
             return f"the processes do not see the same files in {folder}"
     return None if usable else f"{folder} cannot be written"
 
 
 def host_kind() -> str:
-    """Returns a short name for what this host's processor can do.
+    """A short name of this processor's instruction set, such as `x86_64-1f3a9c2e`.
 
     Programs for a CPU are machine code for the processor that compiled them, and JAX's key does not
-    name it: on a folder that unlike hosts share they would read what they cannot run.
+    name it: hosts with other processors that share the folder would read what they cannot run.
     """
-    can = ""
+    features = ""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        can = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()}-{hashlib.sha256(can.encode()).hexdigest()[:8]}"
+        features = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
-def watch(compile: Callable[[], T]) -> tuple[T, Compilation]:
-    """Returns what `compile`, which compiles one program, returns, and how it was made."""
+def timed_compile(compile: Callable[[], T]) -> tuple[T, Compilation]:
+    """Compiles one program, timed.
+
+    Args:
+        compile: compiles and returns the program.
+
+    Returns:
+        The program, and how long it took and whether it came from the cache.
+    """
     events: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
@@ -121,19 +127,19 @@ def watch(compile: Callable[[], T]) -> tuple[T, Compilation]:
     jax.monitoring.register_event_listener(listen)
     begin_s = time.perf_counter()
     try:
-        made = compile()
+        program = compile()
     finally:
         jax.monitoring.unregister_event_listener(listen)
     seconds = time.perf_counter() - begin_s
-    return made, Compilation(seconds, jax_cache.outcome(events))
+    return program, Compilation(seconds, jax_cache.outcome(events))
 
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
-    """Within, nothing is read from the cache or written to it.
+    """A context in which nothing is read from the cache or written to it.
 
-    A program for devices that are not there can be written and not read back: without devices,
-    JAX warns and compiles again.
+    A program for described devices can be written but not read again: without the devices, JAX
+    warns and compiles.
     """
     before = SETTINGS.jax_enable_compilation_cache
     SETTINGS.update("jax_enable_compilation_cache", False)

@@ -1,22 +1,22 @@
-"""What the processes of a job do together through JAX, outside of the step.
+"""Communication between the processes of a job outside of the step: key-value store, barriers.
 
-Words go through the coordination service that `jax.distributed.initialize` starts, a store of texts
-by key. It has no public face: `jax.distributed` offers `initialize`, `shutdown` and
-`is_initialized`, in 0.10.2 as in 0.12.0. What is public does another job:
+The key-value store is the coordination service that `jax.distributed.initialize` starts. It has no
+public interface: `jax.distributed` offers `initialize`, `shutdown` and `is_initialized`, in 0.10.2
+as in 0.12.0. The public alternatives do not fit:
 
 - `multihost_utils.process_allgather`, `broadcast_one_to_all` and `sync_global_devices` are
-  collectives of the devices: they have no time limit, and may not run in the thread of a save while
-  the main thread runs a step.
-- `orbax.checkpoint.multihost` has a barrier with a time limit, and sends no data.
-- Files in the run folder are seen late on network file systems (NFS keeps what it knows of a folder
-  for up to a minute), and the processes agree before they know that they share one.
+  collectives of the devices: they have no time limit, and must not run in the thread of a save
+  while the main thread runs a step.
+- `orbax.checkpoint.multihost` has a barrier with a time limit, but sends no data.
+- Files in the run folder appear late on network file systems (NFS caches a folder's attributes for
+  up to a minute), and the processes exchange messages before they know that they share a folder.
 
 Relied on, in jax 0.10.2 to 0.12.0: `jax._src.distributed.global_state` with its fields
 `process_id`, `num_processes`, `client` and `preemption_sync_manager`; the client's `key_value_set`,
 `blocking_key_value_get` and `key_value_delete`; the status `DEADLINE_EXCEEDED` in the error of a
-wait that ends without a word. A release that moves them fails with an `AttributeError` at the first
-save of several processes, or with the service's own error where a process does not come in time.
-`multihost_utils` is public, and experimental. `tests/job/test_coordination.py` holds all of it.
+wait that times out. A release that moves them fails with an `AttributeError` at the first save of
+several processes, or with the service's own error where a process does not arrive in time.
+`multihost_utils` is public, but experimental. `tests/job/test_coordination.py` tests all of it.
 """
 
 from typing import Any
@@ -28,22 +28,22 @@ from jax.experimental import multihost_utils
 
 
 def process() -> int:
-    """Returns the number of this process. `jax.process_index` would start the devices."""
+    """The rank of this process. `jax.process_index` would initialize the devices."""
     return int(distributed.global_state.process_id)
 
 
 def processes() -> int:
-    """Returns how many processes the job has, without starting the devices."""
+    """The number of processes of the job, without initializing the devices."""
     return int(distributed.global_state.num_processes)
 
 
 def put(key: str, text: str) -> None:
-    """Gives all processes a text under a key that has none yet."""
+    """Stores a text under a key, for all processes; the key must be new."""
     _client().key_value_set(key, text)
 
 
 def wait_for(key: str, limit_s: float) -> str | None:
-    """Returns the text of a key once it has one; None if it has none in time."""
+    """Waits for the text of a key; None if no process has stored it within `limit_s` seconds."""
     try:
         return str(_client().blocking_key_value_get(key, int(1000 * limit_s) + 1))
     except jax.errors.JaxRuntimeError as error:
@@ -53,7 +53,7 @@ def wait_for(key: str, limit_s: float) -> str | None:
 
 
 def remove(folder: str) -> None:
-    """Frees the texts of all keys that begin with `folder/`."""
+    """Deletes all keys that begin with `folder/`."""
     _client().key_value_delete(f"{folder}/")
 
 
@@ -70,18 +70,18 @@ def catch_sigterm() -> None:
 
 
 def sigterm_ends_at(step: int) -> bool:
-    """Returns whether all processes end after this step. Every process asks after every step."""
+    """Whether all processes end after this step. Every process must ask after every step."""
     return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
-def gather(mine: Any) -> np.ndarray:
-    """Returns the arrays of all processes, [processes, ...]: a collective of their devices."""
-    return np.asarray(multihost_utils.process_allgather(mine))
+def gather(array: Any) -> np.ndarray:
+    """The arrays of all processes, [processes, ...]: a collective of their devices."""
+    return np.asarray(multihost_utils.process_allgather(array))
 
 
-def meet(place: str) -> None:
-    """Waits until every process is here: a collective of their devices, without a time limit."""
-    multihost_utils.sync_global_devices(place)
+def barrier(name: str) -> None:
+    """Waits for every process: a collective of their devices, without a time limit."""
+    multihost_utils.sync_global_devices(name)
 
 
 def _client() -> Any:

@@ -1,4 +1,4 @@
-"""Every environment variable of exajax's own: its form, what it is for, and how it is read.
+"""The list of all `EXAJAX_*` environment variables: name, form, purpose, and how each is read.
 
 Most are set by one process of a job for another; `BY_HAND` are those that a person sets.
 """
@@ -19,12 +19,12 @@ PREFIX = "EXAJAX_"
 
 @dataclass(frozen=True)
 class Variable(Generic[T]):
-    """One variable.
+    """An environment variable of exajax.
 
     Attributes:
-        name: in the environment.
-        read: makes its value of its text; raises `ValueError` for a text of another form.
-        form: of its text, in words.
+        name: its name in the environment.
+        read: parses its text; raises `ValueError` for a text of another form.
+        form: the form of its text in words, for error messages.
         about: what it is for.
     """
 
@@ -34,7 +34,7 @@ class Variable(Generic[T]):
     about: str
 
     def get(self, env: Mapping[str, str] = os.environ) -> T | None:
-        """Returns the value, None if it is not set.
+        """The parsed value, None if the variable is not set.
 
         Raises:
             InputError: its text has another form.
@@ -106,14 +106,14 @@ ROLE = Variable(
     "supervisor or worker",
     "what a process of a supervised job is",
 )
-LAUNCHER = Variable("EXAJAX_LAUNCHER", ANY, "a text", "what a worker's place was read from")
+LAUNCHER = Variable("EXAJAX_LAUNCHER", ANY, "a text", "what a worker's rank was read from")
 ATTEMPT = Variable(
     "EXAJAX_ATTEMPT", _attempt, "HOST:NUMBER", "the attempt that a training process belongs to"
 )
 COMPILE_ANEW = Variable(
-    "EXAJAX_COMPILE_ANEW", ONE, "1", "a training process reads nothing from the compilation cache"
+    "EXAJAX_COMPILE_ANEW", ONE, "1", "a training process overwrites the compilation cache"
 )
-DEADLINES = Variable("EXAJAX_DEADLINES", ANY, "PHASE=S,...", "as `deadlines`")
+DEADLINES = Variable("EXAJAX_DEADLINES", ANY, "PHASE=S,...", "the option `deadlines`")
 WALL_TIME_ENDS = Variable(
     "EXAJAX_WALL_TIME_ENDS",
     lambda text: float(_matches(r"\d{1,12}(\.\d{1,9})?")(text)),
@@ -121,17 +121,17 @@ WALL_TIME_ENDS = Variable(
     "when the allocation ends; `wall_time` sets it",
 )
 LIFELINE = Variable(
-    "EXAJAX_LIFELINE", ONE, "1", "standard input is a line to the parent, whose death ends it"
+    "EXAJAX_LIFELINE", ONE, "1", "the process ends with its parent, which holds its standard input"
 )
 HOST_PREFIX = Variable(
     "EXAJAX_HOST_PREFIX",
     _shell,
     "a command, with {host} for the host's number",
-    "starts the supervisor of each host of `hosts`",
+    "prefix of the command that starts each local host's supervisor",
 )
 FAULTS = Variable("EXAJAX_FAULTS", _file, "an existing file", "faults to inject, in TOML")
-NAMESPACES = Variable("EXAJAX_NAMESPACES", ONE, "1", "this process has namespaces of its own")
-CHAOS = Variable("EXAJAX_CHAOS", _matches(r"\S+"), "a word", "marks the processes of one job")
+NAMESPACES = Variable("EXAJAX_NAMESPACES", ONE, "1", "the process runs in its own Linux namespaces")
+CHAOS = Variable("EXAJAX_CHAOS", _matches(r"\S+"), "a word", "marks all processes of one job")
 
 BY_HAND: tuple[Variable[Any], ...] = (HOST_PREFIX, ADDRESS, PODS, COORDINATOR, JOB)
 VARIABLES: tuple[Variable[Any], ...] = (
@@ -142,38 +142,37 @@ VARIABLES: tuple[Variable[Any], ...] = (
 
 
 def check(env: Mapping[str, str] = os.environ) -> None:
-    """Raises an `InputError` for the first variable of exajax's own that cannot be used.
+    """Raises an `InputError` for the first `EXAJAX_*` variable that is malformed or misspelt.
 
-    Names that are like none of ours are let pass: Kubernetes sets some for a service called exajax.
+    Unknown names that resemble none of exajax's pass: Kubernetes sets some for a service that is
+    called exajax.
     """
     for variable in VARIABLES:
         variable.get(env)
     hosts, host = HOSTS.get(env), HOST.get(env)
     if (hosts is None) != (host is None):
-        missing, there = (HOSTS, HOST) if hosts is None else (HOST, HOSTS)
-        raise InputError(
-            missing.name, f"is not set, and {there.name} is", "set both, or unset both"
-        )
+        unset, is_set = (HOSTS, HOST) if hosts is None else (HOST, HOSTS)
+        raise InputError(unset.name, f"is not set, and {is_set.name} is", "set both, or unset both")
     if hosts is not None and host is not None and host >= hosts:
         raise InputError(HOST.name, f"is {host} of {hosts} hosts", f"give 0 to {hosts - 1}")
     if ROLE.get(env) == "worker" and ATTEMPT.name not in env:
         raise InputError(ROLE.name, "is worker, and no supervisor has started this", "unset it")
     known = [variable.name for variable in VARIABLES]
     for name in sorted(env):
-        ours = name.startswith(PREFIX) and name not in known
-        if ours and (close := close_to(name, known, cutoff=0.9)):
+        unknown = name.startswith(PREFIX) and name not in known
+        if unknown and (close := close_to(name, known, cutoff=0.9)):
             raise InputError(name, "is no variable of exajax", f"write {close}, or unset it")
 
 
 def cache_folder(env: Mapping[str, str] = os.environ) -> Path | None:
-    """Returns exajax's folder in the user's cache, None if no home is known.
+    """Exajax's folder in the user's cache, None if no home folder is known.
 
-    It is `$XDG_CACHE_HOME/exajax`, else `~/.cache/exajax`; a relative `XDG_CACHE_HOME` does not
-    count (XDG Base Directory Specification).
+    It is `$XDG_CACHE_HOME/exajax`, else `~/.cache/exajax`; a relative `XDG_CACHE_HOME` is ignored
+    (XDG Base Directory Specification).
     """
-    given = env.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):
-        return Path(given) / "exajax"
+    xdg_cache = env.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(xdg_cache):
+        return Path(xdg_cache) / "exajax"
     try:
         return Path.home() / ".cache" / "exajax"
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""What happened to a run, as lines of JSON: one file a writer, so that no two ever share one."""
+"""The event log of a run: lines of JSON, one file for each process that writes."""
 
 import contextlib
 import time
@@ -9,14 +9,14 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 
 FOLDER = "events"
 
 
 @with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
-class _Event(TypedDict, total=False):
-    """The fields of events that something is computed from; each event has others of its own."""
+class _OptionalFields(TypedDict, total=False):
+    """The typed fields that some events have; an event may have further fields of any type."""
 
     phase: str
     step: Annotated[int, Field(ge=0, lt=2**63)]
@@ -27,10 +27,10 @@ class _Event(TypedDict, total=False):
     mesh: str
 
 
-class Event(_Event):
-    """A line of the events of a run: what every one of them has, and `_Event`.
+class RunEvent(_OptionalFields):
+    """One event of a run: the fields that every event has, and `_OptionalFields`.
 
-    `time` is in seconds since 1970. `REQUIRED` says what events of some names have besides.
+    `time` is in seconds since 1970. `REQUIRED` lists which optional fields an event must have.
     """
 
     time: Annotated[float, Field(ge=0, lt=1e11)]
@@ -39,21 +39,21 @@ class Event(_Event):
     host: int
 
 
-_EVENT = TypeAdapter(Event)
+_EVENT = TypeAdapter(RunEvent)
 
 REQUIRED: Mapping[str, frozenset[str]] = {
     "phase": frozenset({"phase", "step"}),
     "attempt": frozenset({"members"}),
     "checkpoint-saved": frozenset({"step", "seconds"}),
 }
-"""Fields without which an event of its name says nothing."""
+"""Fields that an event must have besides those of all events, by its name."""
 
 
 class EventLog:
-    """The events of one process, appended to `RUN_DIR/events/HOST-ROLE.jsonl`.
+    """The event log of one process, appended to `RUN_DIR/events/HOST-ROLE.jsonl`.
 
-    Every event is one write, so that a process that is killed leaves whole lines and at most one
-    that is cut short, at the end.
+    Every event is one write, so that a process that is killed leaves at most one truncated line, at
+    the end.
 
     Args:
         run_dir: the run folder.
@@ -66,16 +66,16 @@ class EventLog:
         self._path = run_dir / FOLDER / f"{host}-{role}.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("ab", buffering=0)
-        self._cut = _is_cut_short(self._path)
+        self._truncated = _ends_truncated(self._path)
         self.host, self.attempt = host, attempt
 
     def write(self, event: str, **facts: Any) -> None:
-        """Appends an event with the time of now, in seconds since 1970; lost on a full disk."""
+        """Appends an event with the current time; silently lost where the disk is full."""
         line = {"time": time.time(), "attempt": self.attempt, "host": self.host, "event": event}
-        # A line that an earlier process could not finish stays a line of its own.
-        begin, self._cut = "\n" if self._cut else "", False
+        # The truncated line of an earlier process is terminated first, or it would spoil this one.
+        begin, self._truncated = "\n" if self._truncated else "", False
         with contextlib.suppress(OSError):
-            self._file.write((begin + to_json(line | facts) + "\n").encode())
+            self._file.write((begin + json_text(line | facts) + "\n").encode())
 
     def close(self) -> None:
         """Closes the file."""
@@ -85,51 +85,49 @@ class EventLog:
 def read_events(
     run_dir: Path, damaged: Callable[[str], None] = lambda problem: None
 ) -> list[dict[str, Any]]:
-    """Returns the events of all writers of a run, by time.
+    """The events of all processes of a run, sorted by time, each with its writer's `role`.
 
     Args:
         run_dir: the run folder.
-        damaged: called with a line of text for every file of which something cannot be read. What
-            can be is returned all the same. Lines that a kill has cut short are left out silently.
+        damaged: called with a message for every file that is damaged in part; its other lines are
+            returned. Lines that a kill has truncated are skipped without a message.
     """
-    found: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     for path in sorted((run_dir / FOLDER).glob("*.jsonl")):
         role = path.stem.partition("-")[2]
-        problems = []
+        malformed = []
         try:
             with path.open("rb") as file:
                 for number, line in enumerate(file, 1):
                     try:
-                        found.append(dict(_parsed(line)) | {"role": role})
+                        events.append(dict(_parsed(line)) | {"role": role})
                     except ValueError:
-                        if not _was_cut_short(line):
-                            problems.append(number)
+                        if not _is_truncated(line):
+                            malformed.append(number)
         except OSError as error:
             damaged(f"{path} cannot be read: {error.strerror}")
-        if problems:
+        if malformed:
             damaged(
-                f"{path}: {len(problems)} lines are no events and are left out, the first is line "
-                f"{problems[0]}"
+                f"{path}: {len(malformed)} lines are no events and are left out, the first is line "
+                f"{malformed[0]}"
             )
-    return sorted(found, key=lambda event: event["time"])
+    return sorted(events, key=lambda event: event["time"])
 
 
-def _parsed(line: bytes) -> Event:
+def _parsed(line: bytes) -> RunEvent:
     event = _EVENT.validate_json(line)
     if missing := REQUIRED.get(event["event"], frozenset()) - event.keys():
         raise ValueError(f"it has no {', '.join(sorted(missing))}")
     return event
 
 
-def _was_cut_short(line: bytes) -> bool:
-    """Returns whether a line is the begin of an event, as a kill in the middle of a write leaves.
-
-    Half a line is no JSON; one that is whole and wrong is damage.
-    """
+def _is_truncated(line: bytes) -> bool:
+    """Whether a line is the beginning of an event, as a kill in the middle of a write leaves it."""
     return line.startswith(b'{"time"') and not line.rstrip().endswith(b"}")
 
 
-def _is_cut_short(path: Path) -> bool:
+def _ends_truncated(path: Path) -> bool:
+    """Whether the last line of a file has no end."""
     with path.open("rb") as file:
         file.seek(0, 2)
         if not file.tell():

@@ -1,9 +1,10 @@
-"""Ctrl-C from the first moment on: one line, and exit code 130.
+"""Ctrl-C at any moment of a command: one line on standard error, and exit code 130.
 
 A command calls `leave_at_once` before it imports anything that takes time, and `raise_in_main` once
-there may be something to clean up. What must end in an order of its own (training, supervisors of
-other processes) takes SIGINT over while it runs. It imports nothing that Python has not loaded.
-Before Python has found this package, for some hundredths of a second, Ctrl-C is Python's own.
+there may be something to clean up. Training and supervisors, which have to end in order, install
+handlers of their own while they run. This module imports only what Python has loaded anyway, so
+that Ctrl-C behaves so from the first hundredths of a second on; for the same reason it spells out
+two variables of `exajax.job.environment`.
 """
 
 import os
@@ -11,11 +12,11 @@ import signal
 import sys
 
 INTERRUPTED = 130
-"""Exit code of what was interrupted, as shells have it: 128 + SIGINT."""
+"""Exit code of an interrupted command by the convention of shells: 128 + SIGINT."""
 
 CLEAN_UP_S = 3.0
-"""Time that a command has to clean up after Ctrl-C. It would wait longer where the main thread is
-in C++, in XLA's compiler say, which no exception reaches."""
+"""Seconds that a command has to clean up after Ctrl-C; then it is ended. An exception does not
+reach a main thread that is in C++, such as in XLA's compiler."""
 
 RANKS = (
     "EXAJAX_HOST",
@@ -25,18 +26,22 @@ RANKS = (
     "OMPI_COMM_WORLD_RANK",
     "JOB_COMPLETION_INDEX",
 )
-"""Environment: the number of a process in its job, by launcher; the first that is set counts."""
+"""Environment variables that hold the rank of a process, by launcher; the first that is set counts.
+"""
 
-_said = False
+SUPERVISED = "EXAJAX_ROLE"
+"""Environment variable of a process whose parent reports the interrupt."""
+
+_reported = False
 
 
 def leave_at_once() -> None:
-    """From now on Ctrl-C ends this process then and there: it has nothing to clean up."""
+    """From now on Ctrl-C ends this process at once: it has nothing to clean up."""
     signal.signal(signal.SIGINT, _leave)
 
 
 def raise_in_main() -> None:
-    """From now on Ctrl-C raises `KeyboardInterrupt`, and ends what takes no notice of it."""
+    """From now on Ctrl-C raises `KeyboardInterrupt`, and ends the process after `CLEAN_UP_S`."""
     import threading
 
     reader, writer = os.pipe()
@@ -46,18 +51,18 @@ def raise_in_main() -> None:
     signal.signal(signal.SIGINT, _raise)
 
 
-def say() -> None:
-    """Prints, once and for the whole job, that it was interrupted."""
-    global _said
+def report_interrupt() -> None:
+    """Prints that the job was interrupted: once, and from its first process alone."""
+    global _reported
     rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
-    if not _said and rank == "0" and "EXAJAX_ROLE" not in os.environ:
-        _said = True
+    if not _reported and rank == "0" and SUPERVISED not in os.environ:
+        _reported = True
         sys.stdout.flush()
         os.write(2, b"exajax: interrupted\n")
 
 
 def _leave(number: int, frame: object) -> None:
-    say()
+    report_interrupt()
     os._exit(INTERRUPTED)
 
 
@@ -66,7 +71,7 @@ def _raise(number: int, frame: object) -> None:
 
 
 def _watch(reader: int) -> None:
-    """Ends this process if it goes on for `CLEAN_UP_S` after a SIGINT that nobody took over."""
+    """Ends this process if it still runs `CLEAN_UP_S` after a SIGINT that `_raise` handled."""
     import time
 
     while signals := os.read(reader, 64):

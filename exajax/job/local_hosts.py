@@ -1,4 +1,4 @@
-"""Host processes on this machine: started together, stopped together, never orphaned."""
+"""Processes on this machine that stand for the hosts of a job: started and stopped together."""
 
 import contextlib
 import os
@@ -19,42 +19,42 @@ from exajax.job.environment import COORDINATOR, HOST, HOSTS, LIFELINE
 CAPTURE = subprocess.PIPE
 
 CPU = {"JAX_PLATFORMS": "cpu"}
-"""Environment of a process that is about this machine's CPU, whatever else is attached."""
+"""Environment of a process that uses this machine's CPU devices, whatever else is attached."""
 
 GRACE_S = 8.0
-"""Time that processes have to save and end after they were asked to."""
+"""Seconds that processes have to save and end after SIGTERM."""
 
 
-class Interrupted(Exception):  # noqa: N818 - it is an event, not an error
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
     """Ctrl-C or SIGTERM reached this process; its children have ended."""
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - reads as what happened
-    """A process of a stage ended with an error.
+    """A child process ended with an error.
 
     Args:
         code: its exit code.
-        what: which process it was.
-        log: lines of its log; the last ones are shown, or the one that names a bad input.
+        what: which process it was, in words.
+        log: lines of its log; the message ends with the last ones, or is the line that names a bad
+            input.
     """
 
     def __init__(self, code: int, what: str, log: Sequence[str]) -> None:
         self.code = code
-        named = [line for line in log if line.startswith("exajax: error:")]
-        shown = named[-1:] if code == 2 and named else [f"{what}; its log ends:", *log[-15:]]
+        errors = [line for line in log if line.startswith("exajax: error:")]
+        shown = errors[-1:] if code == 2 and errors else [f"{what}; its log ends:", *log[-15:]]
         super().__init__("\n".join(shown))
 
 
 @dataclass(frozen=True)
 class Process:
-    """A command to run.
+    """A child process to start: an exajax command and its environment.
 
     Attributes:
         argv: arguments behind `python -m exajax`.
         env: variables added to this process's environment.
-        stdout: where its standard output goes, `CAPTURE` to have it returned; None is this
-            process's own.
-        log: file for its standard error; None is this process's own.
+        stdout: where its standard output goes, `CAPTURE` to have it returned; None inherits.
+        log: file for its standard error; None inherits.
     """
 
     argv: Sequence[str]
@@ -63,24 +63,24 @@ class Process:
     log: Path | None = None
 
 
-def verdict(codes: Iterable[int]) -> int:
-    """Returns the exit code of a job: 2 bad input, 130 interrupted, 1 any other failure, or 0."""
-    found = set(codes)
-    return next((code for code in (2, 130) if code in found), int(found != {0}))
+def exit_code(codes: Iterable[int]) -> int:
+    """The exit code of a job: 2 bad input, 130 interrupted, 1 any other failure, else 0."""
+    distinct = set(codes)
+    return next((code for code in (2, 130) if code in distinct), int(distinct != {0}))
 
 
-def hosts(
+def host_processes(
     argv: Sequence[str],
     count: int,
     logs: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> list[Process]:
-    """Returns one command as `count` host processes of one job; the first one may print.
+    """One command as `count` host processes of one job; only the first writes standard output.
 
     Args:
         argv: arguments behind `python -m exajax`.
-        count: how many.
-        logs: folder for what they write to standard error, one file each.
+        count: number of hosts.
+        logs: folder for their standard error, one file each; None inherits.
         env: more variables for their environment.
     """
     coordinator = f"127.0.0.1:{free_port()}"
@@ -101,52 +101,54 @@ def hosts(
 
 
 def free_port() -> int:
-    """Returns a TCP port that nobody of this machine listens on."""
+    """A TCP port on which no process of this machine listens."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
-def run(processes: Sequence[Process]) -> list[tuple[int, str]]:
+def run_together(processes: Sequence[Process]) -> list[tuple[int, str]]:
     """Runs processes together until all have ended.
 
-    If one fails the others are stopped: they would wait for it. On Ctrl-C or SIGTERM all are asked
-    to save and end, and killed after `GRACE_S`. A process whose parent is killed ends by itself.
+    If one fails the others are stopped, because they would wait for it. On Ctrl-C or SIGTERM all
+    get SIGTERM, and SIGKILL after `GRACE_S`. A process whose parent is killed ends by itself.
 
     Returns:
-        Exit code and captured output of each, in order. A process that a signal ended has 128 +
-        its number.
+        Exit code and captured output of each, in order. The exit code of a process that a signal
+        ended is 128 plus the signal's number.
 
     Raises:
         Interrupted: this process was asked to stop.
     """
-    asked_to_stop: list[int] = []
+    signals: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
-        asked_to_stop.append(number)
+        signals.append(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    running: list[subprocess.Popen[str]] = []
+    handlers = {
+        number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    children: list[subprocess.Popen[str]] = []
     files = [
         tempfile.TemporaryFile("w+") if process.stdout == CAPTURE else None  # noqa: SIM115
         for process in processes
     ]
     try:
         for process, file in zip(processes, files, strict=True):
-            running.append(_start(process, file if file else process.stdout))
-        _watch(running, asked_to_stop)
+            children.append(_start(process, file if file else process.stdout))
+        _watch(children, signals)
     finally:
-        for child in running:
+        for child in children:
             if child.poll() is None:
                 child.kill()
             child.wait()
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    if asked_to_stop:
+    if signals:
         raise Interrupted
     return [
         (128 - child.returncode if child.returncode < 0 else child.returncode, _content(file))
-        for child, file in zip(running, files, strict=True)
+        for child, file in zip(children, files, strict=True)
     ]
 
 
@@ -167,25 +169,27 @@ def _start(process: Process, stdout: IO[str] | int | None) -> "subprocess.Popen[
             stdout=stdout,
             stderr=files.enter_context(process.log.open("w")) if process.log else None,
             text=True,
-            start_new_session=True,  # Ctrl-C comes to this process alone, which passes it on
+            start_new_session=True,  # the terminal sends Ctrl-C to this process alone
         )
 
 
-def _watch(running: list["subprocess.Popen[str]"], asked_to_stop: list[int]) -> None:
-    """Waits until all have ended; stops the rest when one fails or a signal came."""
-    deadline = None
-    while None in (codes := [child.poll() for child in running]):
+def _watch(children: list["subprocess.Popen[str]"], signals: list[int]) -> None:
+    """Waits until all have ended; stops the rest when one fails or this process got a signal."""
+    deadline_s = None
+    while None in (codes := [child.poll() for child in children]):
         failed = any(code not in (None, 0) for code in codes)
-        if deadline is None and (failed or asked_to_stop):
-            # The others of a failed job cannot save: they wait for the one that is gone.
-            deadline = time.monotonic() + (GRACE_S if asked_to_stop else 2.0)
-            _signal(running, signal.SIGTERM if asked_to_stop else None)
-        if deadline is not None and (time.monotonic() > deadline or len(asked_to_stop) > 1):
-            _signal(running, signal.SIGKILL)
+        if deadline_s is None and signals:
+            deadline_s = time.monotonic() + GRACE_S
+            _signal(children, signal.SIGTERM)
+        elif deadline_s is None and failed:
+            # The others cannot save without the one that has failed.
+            deadline_s = time.monotonic() + 2.0
+        if deadline_s is not None and (time.monotonic() > deadline_s or len(signals) > 1):
+            _signal(children, signal.SIGKILL)
         time.sleep(0.05)
 
 
-def _signal(running: list["subprocess.Popen[str]"], number: signal.Signals | None) -> None:
-    for child in running:
-        if number is not None and child.poll() is None:
+def _signal(children: list["subprocess.Popen[str]"], number: signal.Signals) -> None:
+    for child in children:
+        if child.poll() is None:
             child.send_signal(number)

@@ -1,4 +1,4 @@
-"""What a number came from: versions, machine and hashes, and no time of day."""
+"""Provenance of a result: versions, machine and hashes, without a time of day."""
 
 import functools
 import hashlib
@@ -30,35 +30,35 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what computed a number; a package that is not there is left out."""
-    found = {"python": platform.python_version()}
+    """The installed versions of Python and of `PACKAGES`; missing packages are left out."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @functools.cache
 def source_digest() -> str:
-    """Returns a hash of this package's modules: a checkout has the version of its last release."""
+    """SHA-256 of this package's modules, which tells checkouts of one version apart."""
     package = Path(__file__).parents[1]
     folders = [package, *(package / link for link in ("models", "meshes", "launch"))]
-    found = {str(file.relative_to(package)): file for root in folders for file in _python(root)}
+    files = {str(file.relative_to(package)): file for root in folders for file in _modules(root)}
     digest = hashlib.sha256()
-    for name, file in sorted(found.items()):
+    for name, file in sorted(files.items()):
         digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def _python(folder: Path) -> list[Path]:
-    # The folders are links in a checkout, and pathlib follows links at the root alone.
+def _modules(folder: Path) -> list[Path]:
+    # In a checkout some folders are links, which pathlib follows only at the root of a pattern.
     return [*folder.glob("*.py"), *folder.glob("[a-z]*/**/*.py")]
 
 
 def start_versions() -> dict[str, str]:
-    """Returns what all hosts of a job must have in common of their installations."""
+    """The versions that must be equal on all hosts of a job: packages, Python's minor, source."""
     python = ".".join(platform.python_version_tuple()[:2])
     return versions() | {"python": python, "exajax's source": source_digest()}
 
@@ -66,12 +66,12 @@ def start_versions() -> dict[str, str]:
 def provenance(
     recipe: Recipe, cluster: Cluster | None, left_out: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Returns what a result follows from; the same provenance means the same simulated result.
+    """Everything that determines a result; equal provenance means an equal simulated result.
 
     Args:
         recipe: what was trained or simulated.
-        cluster: the described machine; None for what is attached.
-        left_out: compiler options that the compiler does not know.
+        cluster: the described machine; None for the attached devices.
+        left_out: compiler options that the installed compiler does not know.
     """
     model = json.dumps(asdict(recipe.model), sort_keys=True).encode()
     return {
@@ -92,17 +92,17 @@ def provenance(
 
 
 def machine() -> dict[str, Any]:
-    """Returns what is measured on: the processor and how many there are."""
+    """This machine: host name, processor and operating system."""
     return {"host": platform.node(), "processor": processor(), "system": platform.platform()}
 
 
 def memory_bytes() -> int:
-    """Returns the memory of this machine."""
+    """Physical memory of this machine, bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def processor() -> str:
-    """Returns the processor's name and count, as the system tells it."""
+    """The processor's name and count, such as `16 x AMD EPYC 7763 64-Core Processor`."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:

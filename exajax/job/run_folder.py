@@ -1,9 +1,9 @@
-"""The folder of a run: which job it belongs to, and its report `run.json`."""
+"""The folder of a run: `run.json` with the job's identity and results, its lock, its checks."""
 
 import fcntl
 import json
+import logging
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,9 @@ from exajax.errors import InputError
 from exajax.files.reading import Malformed, read_json, shown
 from exajax.files.schema import Record, checked
 from exajax.job import events
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
+
+LOGGER = logging.getLogger(__name__)
 
 REPORT = "run.json"
 COPY = ".run.json.copy"
@@ -24,14 +26,14 @@ FOLDERS = (
     *(events.FOLDER, "logs", "prometheus", "tensorboard"),
 )
 APPENDED = (".lock", "metrics.jsonl", "samples.jsonl")
-"""What a run writes into as it is there; any other file of its own it replaces."""
+"""Files that a run opens for writing in place; it replaces all its other files."""
 
 MOST_BYTES = 64 << 20
-"""Larger than any report: one holds the losses of every step."""
+"""Bytes; more than any `run.json`, which holds the loss of every step."""
 
 
-class Report(Record):
-    """`run.json`: what makes two runs the same job, and sections that commands add."""
+class RunReport(Record):
+    """`run.json`: the identity of the job, and sections that commands add."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -41,9 +43,9 @@ class Report(Record):
 class RunFolder:
     """A run folder that belongs to one job.
 
-    `job` is written when the run starts and compared when it goes on; everything else is added by
-    section. The file is replaced as a whole, so it is never half-written; a copy beside it stands
-    in for one that a disk has damaged.
+    The identity `job` is written when the run starts and compared when it continues; everything
+    else is added by section. `run.json` is replaced atomically; a copy in the same folder is read
+    where the disk has damaged it.
     """
 
     def __init__(self, path: Path, content: dict[str, Any], lock: IO[str] | None) -> None:
@@ -55,8 +57,8 @@ class RunFolder:
 
         Args:
             path: the folder.
-            job: what makes two runs the same job, as JSON.
-            lock: whether to keep others out; a supervisor's lease does so for its workers.
+            job: the identity of the job, as JSON.
+            lock: whether to lock the folder; workers of a supervised job rely on its lease.
 
         Raises:
             InputError: it cannot be written, it is in use, it belongs to another job, or `run.json`
@@ -65,19 +67,19 @@ class RunFolder:
         check(path, job)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            held = _locked(path) if lock else None
+            lock_file = _locked(path) if lock else None
         except OSError as error:
             raise InputError(
                 "run_dir", f"cannot write to {path}: {error.strerror}", "give another folder"
             ) from error
-        folder = cls(path, read(path) or {"job": json.loads(to_json(job))}, held)
-        folder.write()  # from now on the folder is this job's, whatever ends it
+        folder = cls(path, read(path) or {"job": json.loads(json_text(job))}, lock_file)
+        folder.write()  # from now on the folder belongs to this job, however it ends
         return folder
 
     def write(self, **sections: Any) -> None:
         """Replaces sections of `run.json`."""
-        self.content |= json.loads(to_json(sections))
-        text = to_json(self.content, indent=2) + "\n"
+        self.content |= json.loads(json_text(sections))
+        text = json_text(self.content, indent=2) + "\n"
         for name in (COPY, REPORT):
             temporary = self.path / f".{REPORT}.new"
             with temporary.open("w") as file:
@@ -101,18 +103,18 @@ def _locked(path: Path) -> IO[str]:
 
 
 def check(path: Path, job: Mapping[str, Any]) -> None:
-    """Raises an `InputError` if a folder is not free and not this job's. Writes nothing."""
+    """Raises an `InputError` unless a folder is free or belongs to this job. Writes nothing."""
     content = read(path)
     if content is not None:
-        _check_same(path, content["job"], json.loads(to_json(job)))
+        _check_same(path, content["job"], json.loads(json_text(job)))
     check_writable(path, "run_dir")
     _check_entries(path)
 
 
 def _check_entries(path: Path) -> None:
-    """Raises an `InputError` if a name that a run writes to is taken by what it cannot write to.
+    """Raises an `InputError` if something that a run cannot write to has a name that it uses.
 
-    Found while it trains, it would be an error of the system's that no restart mends.
+    Detected only during training, it would be a system error that every restart meets again.
     """
 
     def refuse(entry: Path, problem: str) -> None:
@@ -136,34 +138,34 @@ def _check_entries(path: Path) -> None:
 
 
 def _folders_in(path: Path) -> list[str]:
-    """Returns the names of the folders in a folder: one listing, however many files it has."""
+    """The names of the subfolders of a folder, from one listing however many files it has."""
     if not path.is_dir():
         return []
     with os.scandir(path) as entries:
         return [entry.name for entry in entries if entry.is_dir()]
 
 
-def check_writable(path: Path, flag: str) -> None:
-    """Raises an `InputError` if a folder is none, or cannot be made or written. Writes nothing."""
+def check_writable(path: Path, field: str) -> None:
+    """Raises an `InputError` of a field unless a folder can be made or written. Writes nothing."""
     nearest = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
     if not nearest.is_dir():
-        raise InputError(flag, f"{nearest} is not a folder", "give a folder")
+        raise InputError(field, f"{nearest} is not a folder", "give a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(flag, f"cannot write to {path}", "give another folder")
+        raise InputError(field, f"cannot write to {path}", "give another folder")
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Returns the `run.json` of a folder, None if there is none.
+    """The content of a folder's `run.json`, None if there is none.
 
     Raises:
-        InputError: it is damaged, or the folder holds something else.
+        InputError: `run.json` and its copy are damaged, or the folder holds other files.
     """
     try:
         if path.exists() and not path.is_dir():
             raise InputError("run_dir", f"{path} is not a folder", "give a folder")
-        there = [name for name in (REPORT, COPY) if (path / name).exists()]
-        if not there:
-            if path.is_dir() and any(map(_foreign, path.iterdir())):
+        existing = [name for name in (REPORT, COPY) if (path / name).exists()]
+        if not existing:
+            if path.is_dir() and any(map(_is_foreign, path.iterdir())):
                 raise InputError(
                     "run_dir", f"{path} holds other files and no run.json", "give an empty folder"
                 )
@@ -173,38 +175,39 @@ def read(path: Path) -> dict[str, Any] | None:
             "run_dir", f"cannot read {path}: {error.strerror}", "give another folder"
         ) from error
     problem = f"{path / REPORT} is missing"
-    for name in there:
+    for name in existing:
         try:
             content = read_json(path / name, MOST_BYTES)
-            checked(Report, content)
+            checked(RunReport, content)
         except Malformed as error:
             problem = f"{path / name} is damaged: {error}"
             continue
         if name == COPY:
-            print(f"exajax: {problem}; its copy {COPY} is taken", file=sys.stderr)
+            LOGGER.warning("%s; its copy %s is used", problem, COPY)
         return dict(content)
     raise InputError("run_dir", problem, "restore it, or give another folder")
 
 
-def _foreign(entry: Path) -> bool:
-    """Returns whether something is not what a job leaves that ended before it trained.
+def _is_foreign(entry: Path) -> bool:
+    """Whether a file or folder cannot come from a job that ended before it trained.
 
-    An empty folder for the checkpoints may be there: on a disk of its own, say.
+    A `checkpoints` folder without subfolders may exist already, such as the mount of another disk.
     """
     if entry.name == "checkpoints":
         return not entry.is_dir() or any(path.is_dir() for path in entry.iterdir())
     return not (entry.name.startswith(".") or entry.name in (events.FOLDER, "logs"))
 
 
-def _check_same(path: Path, theirs: Any, ours: Any, where: str = "") -> None:
-    """Raises an error that names the first field in which two jobs differ."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in {**ours, **theirs}:  # in our order: what matters most comes first
-            _check_same(path, theirs.get(key), ours.get(key), f"{where}.{key}" if where else key)
-    elif theirs != ours:
+def _check_same(path: Path, recorded: Any, current: Any, where: str = "") -> None:
+    """Raises an error that names the first field in which two identities differ."""
+    if isinstance(recorded, dict) and isinstance(current, dict):
+        for key in {**current, **recorded}:  # the current order: the most important fields first
+            field = f"{where}.{key}" if where else key
+            _check_same(path, recorded.get(key), current.get(key), field)
+    elif recorded != current:
         raise InputError(
             "run_dir",
-            f"{path} is of another run: its {where} is {shown(theirs)}, this one's is "
-            f"{shown(ours)}",
+            f"{path} is of another run: its {where} is {shown(recorded)}, this one's is "
+            f"{shown(current)}",
             "give another folder, or the same options as before",
         )

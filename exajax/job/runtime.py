@@ -1,4 +1,4 @@
-"""What a process settles before JAX is imported: its log level, platform, standard output, end."""
+"""Set-up of a process before JAX is imported: log levels, platform, standard output, lifeline."""
 
 import contextlib
 import ctypes
@@ -27,18 +27,19 @@ PR_SET_PDEATHSIG = 1
 
 
 MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-"""Share of a GPU's memory that JAX takes at the start; JAX prints a traceback at another text."""
+"""Variable of JAX: the share of a GPU's memory that it reserves. JAX prints a traceback unless its
+text is a number."""
 
 
 _LOG: Path | None = None
-"""File that `log_to` has been given."""
+"""File that `log_libraries_to` writes to, None before it is called."""
 
 
-def prepare() -> None:
-    """Quiets the libraries, and keeps JAX from looking for accelerators where there are none.
+def prepare_process() -> None:
+    """Sets log levels and JAX's platform, and ties this process to its parent where it has one.
 
     Raises:
-        InputError: a variable of JAX's own has a form at which it would only print a traceback.
+        InputError: a variable of JAX has a form at which JAX would print a traceback.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GLOG_minloglevel", "2")
@@ -49,57 +50,60 @@ def prepare() -> None:
             f"is {os.environ[MEMORY_FRACTION]!r}",
             "give a number such as 0.75, or unset it",
         )
-    if not accelerators.attached():
-        # The CUDA compiler alone would otherwise be tried as a device, and complain.
+    if not accelerators.are_attached():
+        # JAX would otherwise try the CUDA plugin, which is there for compiling, and log an error.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if environment.LIFELINE.get():
-        # The kernel ends this process with its parent even while it is stopped; where that is not
-        # Linux, the end of standard input does while it runs.
+        # Linux kills this process with its parent, even while it is stopped; elsewhere it ends when
+        # its standard input does, if it is running.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def attached() -> dict[str, Any]:
-    """Returns platform, count and kinds of the devices that JAX finds here.
+def attached_devices() -> dict[str, Any]:
+    """Platform, count and kinds of the devices that are attached to this machine.
 
-    It is found out in another process: to look is to take the devices' memory.
+    Another process asks JAX for them, because JAX reserves the memory of the devices it lists.
     """
-    if not accelerators.attached():
+    if not accelerators.are_attached():
         return {"platform": "cpu", "count": 0, "kinds": []}
-    found = subprocess.run(
+    doctor = subprocess.run(
         [sys.executable, "-m", "exajax", "doctor", "--json"], capture_output=True, text=True
     )
-    if found.returncode:  # device files without a driver, say
+    if doctor.returncode:  # such as device files without a driver
         return {"platform": "cpu", "count": 0, "kinds": []}
-    return dict(json.loads(found.stdout)["devices"])
+    return dict(json.loads(doctor.stdout)["devices"])
 
 
 def import_jax() -> None:
-    """Imports JAX without what its CUDA compiler says to standard error while it is loaded.
+    """Imports JAX with standard error closed, to which its CUDA plugin writes while it is loaded.
 
-    JAX loads the compiler when it first looks for devices. Where there are none it has nothing to
-    say, and is loaded here.
+    JAX loads the plugin when it first looks for devices. Without accelerators its messages mean
+    nothing, so that the plugin is loaded here.
+
+    Raises:
+        InputError: JAX does not load, or XLA refuses `XLA_FLAGS`.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
+    terminal = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         import jax  # noqa: F401
 
-        if not accelerators.attached():
-            _load_compilers()
+        if not accelerators.are_attached():
+            _load_plugins()
     except (ImportError, OSError, ValueError) as error:
-        raise _refused(error) from error
+        raise _import_error(error) from error
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(terminal, 2)
+        os.close(terminal)
     xla_flags.check()
 
 
-def _load_compilers() -> None:
-    """Loads the libraries of JAX's plugins, which are then not loaded once more."""
+def _load_plugins() -> None:
+    """Loads the shared libraries of JAX's plugins; the loader does not load a library twice."""
     try:
         import jax_plugins
     except ImportError:
@@ -110,30 +114,30 @@ def _load_compilers() -> None:
                 ctypes.CDLL(str(library))
 
 
-def devices() -> "list[jax.Device]":
-    """Returns the devices of the job, which JAX starts at the first call.
+def job_devices() -> "list[jax.Device]":
+    """All devices of the job, of every process; JAX initializes them at the first call.
 
     Raises:
-        InputError: the platform that `JAX_PLATFORMS` asks for is not to be had.
+        InputError: the platform that `JAX_PLATFORMS` names is not available.
     """
     import jax
 
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # a bare assertion where no GPU is attached
-        asked = os.environ.get("JAX_PLATFORMS")
-        # Where there are devices they may be busy, and free at the next attempt.
-        if not asked or (accelerators.attached() and "known backends" not in str(error)):
+    except (RuntimeError, AssertionError) as error:  # an assertion fails where no GPU is attached
+        platforms = os.environ.get("JAX_PLATFORMS")
+        # Attached devices may be busy now and free at the next attempt, which is no bad input.
+        if not platforms or (accelerators.are_attached() and "known backends" not in str(error)):
             raise
         raise InputError(
             "JAX_PLATFORMS",
-            f"is {asked}, and JAX finds no such device here ({_first_line(error)})",
+            f"is {platforms}, and JAX finds no such device here ({_first_line(error)})",
             "unset it, or run where the devices and JAX's plugin for them are",
         ) from error
 
 
-def _refused(error: Exception) -> InputError:
-    """Returns what to tell a person of an error that importing JAX has raised."""
+def _import_error(error: Exception) -> InputError:
+    """The input error for an exception that importing JAX has raised, and the variable to blame."""
     names = re.findall(r"jax_[a-z0-9_]+", str(error).lower())
     setting = next((name.upper() for name in names if name.upper() in os.environ), None)
     if setting:
@@ -152,23 +156,23 @@ def _first_line(error: Exception) -> str:
 
 
 def _end_with_parent() -> None:
-    """Waits for the end of standard input, which only the death of the parent brings."""
+    """Ends this process when its standard input does, which is when its parent has died."""
     while os.read(0, 1024):
         pass
     os._exit(1)
 
 
-def log_to(path: Path) -> None:
-    """Sends what libraries write to standard error to a file; Python's own prints stay.
+def log_libraries_to(path: Path) -> None:
+    """Redirects file descriptor 2 and Python's root logger to a file; `sys.stderr` stays.
 
-    JAX, XLA, absl and Gloo write lines for every process from C++, and tracebacks before the line
-    that names a cause: on a thousand processes nobody could find that one.
+    JAX, XLA, absl and Gloo write to standard error from C++ in every process, which would hide the
+    one line that names a cause among thousands.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     except OSError:
-        return  # a full disk: they go on to write where they did
+        return  # on a full disk the terminal still takes them
     sys.stderr.flush()
     terminal = os.dup(2)
     with file:
@@ -180,7 +184,7 @@ def log_to(path: Path) -> None:
 
 
 def print_traceback() -> str:
-    """Prints the traceback of the exception at hand, and returns where it can be read."""
+    """Writes the traceback of the current exception, and returns where it can be read."""
     if _LOG is None:
         traceback.print_exc()
         return "above"
@@ -190,22 +194,24 @@ def print_traceback() -> str:
 
 
 def claim_stdout(*, with_jax: bool = True) -> TextIO:
-    """Returns standard output, and points file descriptor 1 at standard error for all others.
+    """The process's standard output; file descriptor 1 is redirected to standard error.
 
-    Libraries write to standard output too, from C++; a command that promises one JSON object
-    there must be the only one who can. Call it before anything imports JAX, which it does itself
-    where the command needs JAX in any case.
+    Libraries write to standard output from C++, where a command that promises one JSON object must
+    be the only writer. To be called before JAX is imported.
+
+    Args:
+        with_jax: whether to import JAX as well, by `import_jax`.
     """
     sys.stdout.flush()
-    ours = os.fdopen(os.dup(1), "w")
+    stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if with_jax:
         import_jax()
-    return ours
+    return stdout
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Returns strict JSON: null for what is not a finite number."""
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Strict JSON of a value; NaN and infinities become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""When the allocation of this job ends, and when it is time to save for that."""
+"""The end of this job's allocation, and when to save a last checkpoint before it."""
 
 import datetime
 import itertools
@@ -18,8 +18,8 @@ from exajax.job.environment import WALL_TIME_ENDS
 from exajax.job.events import read_events
 
 SAVE_BEFORE_END_S = 120.0
-"""By default: room for a last checkpoint, and for processes to end. At most a quarter of what is
-left when a job starts, or a short allocation would be over before it has begun."""
+"""Default seconds for a last checkpoint and for the processes to end; at most a quarter of the
+allocation's time at the start of a job, so that a short one trains at all."""
 
 MEASURE_EVERY_S = 15.0
 
@@ -35,7 +35,8 @@ TIME = re.compile(
     rf"(?::(?P<minute>{_BELOW_60})(?::(?P<second>{_BELOW_60}{_FRACTION}))?)?",
     re.ASCII,
 )
-"""A length of time as batch systems write it. Behind a larger unit, none may reach the next."""
+"""A length of time as batch systems write it; below the largest unit, minutes and seconds are < 60
+and hours < 24."""
 
 UNITS_S = {
     1.0: ("seconds", "sec", "second"),
@@ -43,20 +44,20 @@ UNITS_S = {
     3600.0: ("hours", "hour"),
     86400.0: ("days",),
 }
-"""Seconds of the units that `TIME` names."""
+"""Seconds of a unit, and the groups of `TIME` that hold it."""
 
 
-def parse(text: str) -> float:
-    """Returns the seconds of `HH:MM:SS`, `MM:SS`, `D-HH:MM:SS`, `D-HH:MM`, `D-HH` or plain seconds.
+def parse_wall_time(text: str) -> float:
+    """Seconds of `HH:MM:SS`, `MM:SS`, `D-HH:MM:SS`, `D-HH:MM`, `D-HH` or plain seconds.
 
-    These are the forms of PBS (pbs_resources(7B)) and of Slurm (sbatch(1), --time), but that a
-    plain number is seconds, as to PBS, where Slurm takes it for minutes.
+    These are the forms of PBS (pbs_resources(7B)) and of Slurm (sbatch(1), --time). A plain number
+    is seconds, as in PBS; Slurm would read minutes.
 
     Raises:
-        InputError: it is none of them, or not positive.
+        InputError: the text has another form, or is not positive.
     """
-    if found := TIME.fullmatch(text):
-        units = ((unit_s, found[name]) for unit_s, names in UNITS_S.items() for name in names)
+    if match := TIME.fullmatch(text):
+        units = ((unit_s, match[name]) for unit_s, names in UNITS_S.items() for name in names)
         seconds = sum(unit_s * float(value) for unit_s, value in units if value)
         if seconds > 0:
             return seconds
@@ -65,68 +66,68 @@ def parse(text: str) -> float:
     )
 
 
-def announce(given: str | None, save_before_end_s: float | None) -> None:
-    """Fixes when `wall_time` ends, for this process and those it starts.
+def set_end(wall_time: str | None, save_before_end_s: float | None) -> None:
+    """Sets the end of the option `wall_time`, counted from now, for this process and its children.
 
     Raises:
-        InputError: it is not a time, or would be over before it begins.
+        InputError: it is not a time, or not longer than `save_before_end`.
     """
     if save_before_end_s is not None and not 0 < save_before_end_s < float("inf"):
         raise InputError(
             "save_before_end", f"it is {save_before_end_s}", "give a positive number of seconds"
         )
-    if given is None:
+    if wall_time is None:
         return
-    seconds = parse(given)
+    seconds = parse_wall_time(wall_time)
     if save_before_end_s is not None and seconds <= save_before_end_s:
         raise InputError(
             "wall_time",
-            f"{given} is over before the {save_before_end_s:g} s of `save_before_end` begin",
+            f"{wall_time} is over before the {save_before_end_s:g} s of `save_before_end` begin",
             "give more time, or save later",
         )
     os.environ.setdefault(WALL_TIME_ENDS.name, str(time.time() + seconds))
 
 
-def ends(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
-    """Returns when this job's allocation ends, in seconds since 1970, and who says so.
+def allocation_end(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
+    """The end of this job's allocation in seconds since 1970, and its source; None if unknown.
 
-    It is what `wall_time` said, or Slurm in `SLURM_JOB_END_TIME` (sbatch(1), output environment
-    variables), or PBS: when the job started and how long it may take, as `qstat -f` shows them.
+    Sources in this order: the option `wall_time`; Slurm's `SLURM_JOB_END_TIME` (sbatch(1), output
+    environment variables); PBS, by the start and wall time that `qstat -f` prints.
     """
-    if (given := WALL_TIME_ENDS.get(env)) is not None:
-        return given, "the job's own limit"
+    if (own_limit := WALL_TIME_ENDS.get(env)) is not None:
+        return own_limit, "the job's own limit"
     if re.fullmatch(r"\d+(\.\d+)?", env.get("SLURM_JOB_END_TIME", "")):
         return float(env["SLURM_JOB_END_TIME"]), "Slurm"
     if "PBS_JOBID" in env and (qstat := shutil.which("qstat", path=env.get("PATH"))):
         try:
-            asked = subprocess.run(
+            status = subprocess.run(
                 [qstat, "-f", env["PBS_JOBID"]], capture_output=True, text=True, timeout=5
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        found = _of_pbs(asked.stdout)
-        return (found, "PBS") if found else None
+        end_s = _pbs_end(status.stdout)
+        return (end_s, "PBS") if end_s else None
     return None
 
 
-def _of_pbs(shown: str) -> float | None:
-    """Returns the end of a job from what `qstat -f` shows; its times are of the local zone."""
-    values = dict(re.findall(r"^\s+([\w.]+) = (.*)$", shown, re.MULTILINE))
+def _pbs_end(qstat_output: str) -> float | None:
+    """The end of a job in seconds since 1970, from `qstat -f`, which prints local time."""
+    values = dict(re.findall(r"^\s+([\w.]+) = (.*)$", qstat_output, re.MULTILINE))
     try:
-        began = datetime.datetime.strptime(values["stime"].strip(), "%a %b %d %H:%M:%S %Y")
-        return began.timestamp() + parse(values["Resource_List.walltime"].strip())
+        start = datetime.datetime.strptime(values["stime"].strip(), "%a %b %d %H:%M:%S %Y")
+        return start.timestamp() + parse_wall_time(values["Resource_List.walltime"].strip())
     except (KeyError, ValueError, InputError):
         return None
 
 
-def needed_s(events: Iterable[Mapping[str, Any]]) -> float:
-    """Returns how long it takes to come to the end of a step and to save, as measured in a run.
+def save_time_s(events: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds to finish a step and save, from a run's events.
 
-    That is twice the slowest of the last ten checkpoints, and five typical steps.
+    Twice the slowest of the last ten checkpoints, plus five median steps.
     """
-    seen = list(events)
-    saves = [event["seconds"] for event in seen if event["event"] == "checkpoint-saved"]
-    phases = [event for event in seen if event["event"] == "phase"]
+    history = list(events)
+    saves = [event["seconds"] for event in history if event["event"] == "checkpoint-saved"]
+    phases = [event for event in history if event["event"] == "phase"]
     steps = [
         after["time"] - before["time"]
         for before, after in itertools.pairwise(phases)
@@ -137,23 +138,23 @@ def needed_s(events: Iterable[Mapping[str, Any]]) -> float:
 
 
 class WallTime:
-    """Says when it is time to save, because the allocation ends.
+    """The deadline of a job: when it has to save because its allocation ends.
 
     Args:
-        run_dir: the run folder; its events say how long saving takes.
-        save_before_end_s: how long before the end at the latest; None is the default.
+        run_dir: the run folder, whose events tell how long saving takes.
+        save_before_end_s: least time before the end; None is the default.
     """
 
     def __init__(self, run_dir: Path, save_before_end_s: float | None) -> None:
-        self._run_dir, self._least_s = run_dir, save_before_end_s
+        self._run_dir, self._least_margin_s = run_dir, save_before_end_s
         self._end: tuple[float, str] | None = None
         self._margin_s = 0.0
         self._measured_s: float | None = None
 
     def due(self) -> str | None:
-        """Returns why it is time to save, None as long as it is not."""
-        if self._measured_s is None:  # who never leads a job never asks the batch system
-            self._end = ends()
+        """The reason to save now, None while there is time left."""
+        if self._measured_s is None:  # only the leader calls this, and asks the batch system
+            self._end = allocation_end()
             self._measure()
         if self._end is None:
             return None
@@ -168,6 +169,6 @@ class WallTime:
         self._measured_s = time.time()
         if self._end is None:
             return
-        if self._least_s is None:
-            self._least_s = min(SAVE_BEFORE_END_S, (self._end[0] - time.time()) / 4)
-        self._margin_s = max(self._least_s, needed_s(read_events(self._run_dir)))
+        if self._least_margin_s is None:
+            self._least_margin_s = min(SAVE_BEFORE_END_S, (self._end[0] - time.time()) / 4)
+        self._margin_s = max(self._least_margin_s, save_time_s(read_events(self._run_dir)))

@@ -1,11 +1,11 @@
-"""Whether XLA takes the `XLA_FLAGS` of the environment, before it ends the process that asks.
+"""Check of the environment's `XLA_FLAGS`, which XLA would answer by aborting the process.
 
-XLA reads the variable when it is first asked for compiler options, and aborts on a flag that it
-does not know. JAX has no public object that reads it without starting the devices. Relied on, in
-jaxlib 0.10.2 to 0.12.0: `jaxlib._jax.CompileOptions().executable_build_options.debug_options` reads
-the flags, and the message on standard error has the line `... XLA_FLAGS: --flag` or `... interpret
-value ...`. A release that moves the class fails for everybody who sets `XLA_FLAGS`, with an
-`AttributeError`; one that words the message otherwise gives a less telling reason
+XLA parses the variable when it is first asked for compiler options, and aborts on a flag that it
+does not know. JAX has no public object that parses it without initializing the devices. Relied on,
+in jaxlib 0.10.2 to 0.12.0: `jaxlib._jax.CompileOptions().executable_build_options.debug_options`
+parses the flags, and the message on standard error has the line `... XLA_FLAGS: --flag` or
+`... interpret value ...`. A release that moves the class fails with an `AttributeError` wherever
+`XLA_FLAGS` is set; one that words the message differently gives a less precise reason
 (`tests/job/test_environment.py`).
 """
 
@@ -16,9 +16,10 @@ from exajax.errors import InputError
 
 
 def check() -> None:
-    """Raises an `InputError` if XLA does not take `XLA_FLAGS`.
+    """Raises an `InputError` if XLA refuses `XLA_FLAGS`.
 
-    A copy of this process asks, as the one that asks may end: JAX is loaded, and nothing runs.
+    A fork of this process parses them, since the parsing process may be aborted: JAX is loaded
+    already, and no thread runs yet.
     """
     if not os.environ.get("XLA_FLAGS"):
         return
@@ -27,7 +28,7 @@ def check() -> None:
     options = _jax.CompileOptions
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the copy has no threads is what is wanted
+        warnings.simplefilter("ignore")  # Python warns of forking, but the child runs no threads
         child = os.fork()
     if not child:
         os.dup2(writer, 2)
@@ -35,12 +36,12 @@ def check() -> None:
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, errors="replace") as file:
-        said = file.read()
+        messages = file.read().splitlines()
     _, status = os.waitpid(child, 0)
     if status:
-        telling = [x for x in said.splitlines() if "XLA_FLAGS" in x or "interpret value" in x]
-        lines = [line.rpartition("] ")[2] for line in telling]
-        why = next(iter(lines), "XLA ends where it reads it")[:300]
+        reasons = [x for x in messages if "XLA_FLAGS" in x or "interpret value" in x]
+        lines = [line.rpartition("] ")[2] for line in reasons]
+        why = next(iter(lines), "XLA aborts while it parses it")[:300]
         raise InputError(
             "XLA_FLAGS", f"XLA does not take it ({why})", "correct it, leave the flag out or unset"
         )

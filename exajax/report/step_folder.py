@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exajax.errors import InputError
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.machine.cluster import Cluster
 from exajax.program.operations import Program
 from exajax.report import perfetto
@@ -54,7 +54,7 @@ def write(
     figure = roofline_plot.roofline(title, result["roofline"], cluster.chip)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "prediction.json").write_text(to_json(result) + "\n")
+        (path / "prediction.json").write_text(json_text(result) + "\n")
         perfetto.write(path / perfetto.NAME, trace)
         with (path / "roofline.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, rows[0].to_json(), lineterminator="\n")

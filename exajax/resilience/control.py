@@ -17,7 +17,7 @@ from pydantic import Field
 
 from exajax.files.reading import Malformed, read_bytes
 from exajax.files.schema import decode_record
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.train.checkpoint.folder import steps_in
 
 T = TypeVar("T", bound="Host | Worker | Attempt | Problem")
@@ -189,7 +189,7 @@ class Control:
 
     def _replace(self, name: str, content: Mapping[str, Any]) -> None:
         new, path = self.folder / f".{name}.{os.getpid()}", self.folder / f"{name}.json"
-        text = to_json(content)
+        text = json_text(content)
         try:
             new.write_text(text)
             new.replace(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from exajax.errors import InputError
 from exajax.files.reading import Malformed, read_json
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.recipe import option
 from exajax.recipe.recipe import Recipe
 from exajax.resilience.options import JobOptions
@@ -59,7 +59,7 @@ class Job:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.new")
-        part.write_text(to_json(content, indent=1) + "\n")
+        part.write_text(json_text(content, indent=1) + "\n")
         return part.replace(path)
 
     @classmethod

@@ -17,7 +17,7 @@ from pathlib import Path
 from exajax.errors import InputError
 from exajax.files.reading import Malformed, read_bytes
 from exajax.files.schema import decode_record
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.resilience.control import alive, this_machine
 
 SILENT_S = {True: 10.0, False: 60.0}
@@ -153,7 +153,7 @@ class Lease:
 
     def _written(self, holder: Holder) -> Path:
         new = self._folder / f".lease.{os.getpid()}"
-        new.write_text(to_json(asdict(holder)))
+        new.write_text(json_text(asdict(holder)))
         return new
 
 

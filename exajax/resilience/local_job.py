@@ -61,7 +61,7 @@ class LocalJob:
                     self._look_after(host)
                 self._pass_on()
                 time.sleep(ROUND_S)
-            return 130 if self._asked else local_hosts.verdict(self._codes.values())
+            return 130 if self._asked else local_hosts.exit_code(self._codes.values())
         finally:
             for process in self._running.values():
                 process.kill()

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 from exajax.errors import InputError
-from exajax.job import distributed, wall_time
+from exajax.job import distributed, launchers, wall_time
 from exajax.job.events import FOLDER
 from exajax.resilience.deadlines import Deadlines
 from exajax.resilience.elastic import Layouts
@@ -24,8 +24,8 @@ def supervise(job: Job) -> int:
         InputError: an option, the data or the run folder cannot be used.
     """
     options, run_dir = job.supervision, job.options.run_dir
-    name = distributed.launcher()
-    wall_time.announce(options.wall_time, options.save_before_end)
+    name = launchers.launcher()
+    wall_time.set_end(options.wall_time, options.save_before_end)
     if name == "single" and options.hosts is not None:
         options.check_local(job.recipe)
         options.check(options.hosts)
@@ -34,9 +34,9 @@ def supervise(job: Job) -> int:
             return LocalJob(job, options.hosts).run()
         finally:
             _tidy(run_dir)
-    placement = distributed.find()
-    options.check(placement.processes)
-    distributed.check_share(placement, job.recipe.mesh)
+    launch = launchers.detect()
+    options.check(launch.processes)
+    distributed.check_share(launch, job.recipe.mesh)
     if name in ("single", "mpi"):
         # Elsewhere the hosts cannot tell each other yet, and one that refused alone would be waited
         # for: their training processes check the same, and agree on it once they have joined. Of a
@@ -46,15 +46,15 @@ def supervise(job: Job) -> int:
             inputs.check(job.recipe, job.options, owns_folder=job.owns_folder)
         except InputError as error:
             problem = error
-        distributed.agree(placement, problem)
+        distributed.agree_on_problem(launch, problem)
     place = Place(
-        placement.process,
-        placement.processes,
-        placement.local_process,
-        placement.job or uuid.uuid4().hex[:12],
-        placement.address,
-        name == "single" or name == "local" or placement.address.startswith("127."),
-        placement.why,
+        launch.process,
+        launch.processes,
+        launch.local_process,
+        launch.job or uuid.uuid4().hex[:12],
+        launch.address,
+        name == "single" or name == "local" or launch.address.startswith("127."),
+        launch.why,
         leaves_alone=name == "kubernetes",
     )
     layouts = Layouts(job.recipe, place.hosts, options.min_hosts or place.hosts)

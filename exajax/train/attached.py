@@ -55,8 +55,8 @@ class Attached:
     def __init__(self, process: TrainingProcess, batches: TextBatches | ImageBatches) -> None:
         self._process, self._batches = process, batches
         self._options, self._path = process.options, process.options.run_dir
-        self._devices = runtime.devices()
-        self._cache = compilation_cache.enable(anew=environment.COMPILE_ANEW.get() is not None)
+        self._devices = runtime.job_devices()
+        self._cache = compilation_cache.enable(overwrite=environment.COMPILE_ANEW.get() is not None)
         if process.recipe.precision == "fp8":
             fp8.check(self._devices[0])
         self._mesh = process.recipe.mesh.build(self._devices)
@@ -236,7 +236,7 @@ class Attached:
             "resumed_from": result.resumed_from,
             "interrupted": result.interrupted,
             "run_dir": str(self._path),
-            "goodput": goodput.account(self._path).to_json(),
+            "goodput": goodput.goodput_of_run(self._path).to_json(),
             "compilation": dataclasses.asdict(result.compilation),
             "unigram_entropy": entropy,
             "below_unigram_entropy": (

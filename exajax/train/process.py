@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from exajax.job import distributed
-from exajax.job.distributed import Placement
+from exajax.job import launchers
 from exajax.job.events import EventLog
+from exajax.job.launchers import LaunchInfo
 from exajax.recipe.recipe import Recipe
 from exajax.train.hooks import Hooks
 from exajax.train.options import TrainOptions
@@ -31,7 +31,7 @@ class TrainingProcess:
     hooks: Hooks = field(default_factory=Hooks)
     events: EventLog | None = None
     owns_folder: bool = True
-    placement: Placement = field(default_factory=distributed.find)
+    placement: LaunchInfo = field(default_factory=launchers.detect)
 
     @property
     def first(self) -> bool:

@@ -49,7 +49,7 @@ class Running:
         self.validation_loss: float | None = None
         platform = step.mesh.devices.flat[0].platform
         lowered = step.update.lower(step.state, step.batch)
-        self._update, self.compilation = compilation_cache.watch(
+        self._update, self.compilation = compilation_cache.timed_compile(
             lambda: compiler_options.compile(lowered, platform)
         )
         device_memory.check_fits(self._update, jax.local_devices()[0])

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from exajax.cli import flags, train
-from exajax.job import distributed
+from exajax.job import launchers
 from exajax.machine.cluster import load_cluster
 from tests.conftest import REPOSITORY
 
@@ -158,7 +158,7 @@ def test_pods_find_each_other_by_what_the_manifest_sets():
     name = f"{MANIFEST['metadata']['name']}-{job['name']}-0"
     environment = values | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     places = [
-        distributed.find(
+        launchers.detect(
             environment | {"JOB_COMPLETION_INDEX": str(pod), "HOSTNAME": f"{name}-{pod}"}
         )
         for pod in range(spec["completions"])

@@ -14,7 +14,7 @@ from exajax.files.reading import Malformed
 from exajax.files.schema import decode_record
 from exajax.job import goodput, run_folder, wall_time
 from exajax.job.events import read_events
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.resilience.control import Control
 from exajax.resilience.lease import Lease
 from exajax.train.checkpoint import checksums
@@ -121,12 +121,12 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
 def read_all(run_dir: Path) -> None:
     """Reads all that a command reads of a run folder."""
     problems: list[str] = []
-    found = goodput.account(run_dir, problems.append)
+    found = goodput.goodput_of_run(run_dir, problems.append)
     assert all(math.isfinite(x) for x in found.to_json().values() if x is not None)
-    assert math.isfinite(wall_time.needed_s(read_events(run_dir)))
+    assert math.isfinite(wall_time.save_time_s(read_events(run_dir)))
     found.describe()
     for name in ("metrics.jsonl", "samples.jsonl"):
-        to_json(history.read(run_dir / name, problems.append))
+        json_text(history.read(run_dir / name, problems.append))
         history.cut(run_dir / name, 2)
         assert all(record["step"] <= 2 for record in history.read(run_dir / name))
     assert all("\n" not in problem for problem in problems)
@@ -204,7 +204,7 @@ def test_a_manifest_with_a_wrong_field_names_it() -> None:
 
 
 def test_a_copy_stands_in_for_a_damaged_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = {"recipe": {"seed": 1}}
     folder = run_folder.RunFolder.open(tmp_path / "run", job, lock=False)
@@ -213,7 +213,8 @@ def test_a_copy_stands_in_for_a_damaged_report(
         report = folder.path / "run.json"
         report.unlink() if content is None else report.write_bytes(content)
         assert (run_folder.read(folder.path) or {})["train"] == {"step": 3}
-        assert "its copy .run.json.copy is taken" in capsys.readouterr().err
+        assert "its copy .run.json.copy is used" in caplog.text
+        caplog.clear()
     (folder.path / ".run.json.copy").write_bytes(b"")
     with pytest.raises(InputError, match=r"is damaged: .*restore it, or give another folder"):
         run_folder.read(folder.path)

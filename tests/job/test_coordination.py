@@ -1,4 +1,4 @@
-"""JAX's coordination service in a real process: words, time limits, and SIGTERM."""
+"""JAX's coordination service in a real process: keys, time limits, and SIGTERM."""
 
 import subprocess
 import sys
@@ -32,13 +32,13 @@ while not coordination.sigterm_ends_at(step := step + 1):
     assert time.monotonic() < deadline_s
     time.sleep(0.05)
 assert coordination.gather([step]).tolist() == [[step]]
-coordination.meet("the end")
+coordination.barrier("the end")
 print("all done")
 """
 
 
 @pytest.mark.jax_surface
-def test_the_service_keeps_words_waits_so_long_and_turns_sigterm_into_a_step():
+def test_the_service_stores_keys_times_out_and_turns_sigterm_into_a_step():
     done = subprocess.run(
         [sys.executable, "-c", JOB, str(free_port())],
         capture_output=True,

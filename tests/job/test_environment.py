@@ -1,11 +1,14 @@
-"""The environment that a command is started in: what cannot be used is named, and not retried."""
+"""Environment variables of a command: malformed ones are named, and the job is not retried."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import exajax
 from exajax import InputError
 from exajax.errors import recurs
 from exajax.job import environment
@@ -28,7 +31,7 @@ from tests.jobs.processes import SMALL
         ("EXAJAX_JOB", ""),
     ],
 )
-def test_a_variable_of_the_wrong_form_is_named_with_the_right_one(name, value):
+def test_a_malformed_variable_is_named_with_the_expected_form(name, value):
     with pytest.raises(InputError, match=f"{name}: is .*; give .*, or unset it"):
         environment.check({name: value})
 
@@ -48,7 +51,7 @@ def test_variables_that_contradict_each_other_are_refused(env, message):
         environment.check(env)
 
 
-def test_what_exajax_and_kubernetes_set_is_let_pass():
+def test_variables_of_exajax_and_kubernetes_pass():
     environment.check(
         {
             "EXAJAX_HOSTS": "2",
@@ -67,13 +70,23 @@ def test_every_variable_is_in_the_list_once():
     assert {variable.name for variable in declared} == set(names)
 
 
-def test_without_a_home_there_is_no_cache_and_a_relative_cache_home_does_not_count(monkeypatch):
+def test_no_other_module_spells_out_a_variable_of_exajax():
+    package = Path(exajax.__file__).parent
+    modules = {path.relative_to(package): path.read_text() for path in package.rglob("*.py")}
+    spelt = {str(path): set(re.findall(r'"(EXAJAX_\w+)"', text)) for path, text in modules.items()}
+    listed = spelt.pop("job/environment.py") - {environment.PREFIX}
+    # Interrupts are handled before `environment` is imported.
+    assert spelt.pop("job/interrupts.py") < listed
+    assert not {path: names for path, names in spelt.items() if names}
+
+
+def test_a_relative_cache_home_is_ignored(monkeypatch):
     assert str(environment.cache_folder({"XDG_CACHE_HOME": "/x"})) == "/x/exajax"
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(environment.cache_folder({"XDG_CACHE_HOME": "x"})) == "/home/somebody/.cache/exajax"
 
 
-def test_errors_that_come_back_are_told_from_those_that_may_not():
+def test_recurring_errors_are_told_from_transient_ones():
     assert recurs(TypeError("no such argument"))
     assert recurs(RuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
     assert not recurs(RuntimeError("UNAVAILABLE: connection reset"))
@@ -122,7 +135,7 @@ def test_a_command_names_what_jax_and_xla_refuse(tmp_path, name, value, says):
 @pytest.mark.parametrize(
     ("name", "value"), [("XLA_FLAGS", "--xla_banana=1"), ("JAX_PLATFORMS", "banana")]
 )
-def test_a_job_that_the_environment_stops_is_not_tried_again(tmp_path, name, value):
+def test_a_job_with_a_bad_variable_is_not_restarted(tmp_path, name, value):
     flags = ("--model", SMALL, "--mesh=2x1", "--hosts=2", "--steps=2", "--metrics-port=0")
     result = run(tmp_path, "train", *flags, "--run-dir=run", **{name: value})
     assert result.returncode == 2, result.stderr
@@ -131,7 +144,7 @@ def test_a_job_that_the_environment_stops_is_not_tried_again(tmp_path, name, val
     assert not (tmp_path / "run").exists()
 
 
-def test_a_variable_of_ours_of_the_wrong_form_stops_every_command(tmp_path):
+def test_a_malformed_exajax_variable_stops_every_command(tmp_path):
     for command in ("doctor", "goodput"):
         result = run(tmp_path, command, EXAJAX_HOST="x")
         assert result.returncode == 2
@@ -140,10 +153,10 @@ def test_a_variable_of_ours_of_the_wrong_form_stops_every_command(tmp_path):
 
 
 @pytest.mark.parametrize("platforms", [None, "cpu"])
-def test_without_accelerators_the_compilers_of_jax_say_nothing(platforms):
+def test_without_accelerators_jax_plugins_print_nothing(platforms):
     env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     env |= {"JAX_PLATFORMS": platforms} if platforms else {}
-    asked = [sys.executable, "-m", "exajax", "doctor"]  # looks for devices
-    done = subprocess.run(asked, env=env, capture_output=True, text=True, timeout=120)
+    argv = [sys.executable, "-m", "exajax", "doctor"]  # looks for devices
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "CPU only" not in done.stdout or not done.stderr

@@ -1,4 +1,4 @@
-"""Who may write to a run folder, and what has to be out of the way before a run starts."""
+"""Checks of a run folder before a run starts."""
 
 import os
 import shutil
@@ -54,14 +54,14 @@ def a_pipe(path: Path) -> None:
         *((nowhere, name) for name in ("metrics.jsonl", "events/0-supervisor.jsonl")),
     ],
 )
-def test_what_a_run_cannot_write_to_is_named_before_it_starts(folder, harm, name):
+def test_an_entry_that_a_run_cannot_write_is_named_before_it_starts(folder, harm, name):
     harm(folder / name)
     with pytest.raises(InputError, match=r"run_dir: .*/run/") as refused:
         run_folder.check(folder, JOB)
     assert f"{folder / name} " in str(refused.value)
 
 
-def test_a_long_difference_between_two_jobs_is_cut(folder):
+def test_a_long_difference_between_two_jobs_is_shortened(folder):
     with pytest.raises(InputError, match=r"is of another run: its recipe\.seed is 0") as refused:
         run_folder.check(folder, {"recipe": {"seed": "x" * 5000}})
     assert len(str(refused.value)) < 500

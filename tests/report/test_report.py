@@ -6,7 +6,7 @@ import urllib.request
 from exajax import MeshSpec, Recipe, load_cluster
 from exajax.job.events import EventLog
 from exajax.job.goodput import CAUSES
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.models.presets import lookup
 from exajax.recipe import weak_scaling
 from exajax.train.sinks.goodput import LiveGoodput
@@ -73,7 +73,9 @@ def test_the_dashboard_asks_only_for_what_is_served():
 
 
 def test_json_has_null_for_what_is_not_a_number():
-    assert to_json({"a": float("nan"), "b": [float("inf"), 1.5]}) == '{"a": null, "b": [null, 1.5]}'
+    assert (
+        json_text({"a": float("nan"), "b": [float("inf"), 1.5]}) == '{"a": null, "b": [null, 1.5]}'
+    )
 
 
 def test_a_curve_has_only_meshes_that_can_be_compiled():

@@ -17,7 +17,7 @@ from exajax.job import compilation_cache, jax_cache
 from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
 from exajax.recipe import language
-from tests.job.test_collective_order import program, without_order
+from tests.job.test_collective_order import program, unordered
 
 STEPS, BATCH = 5, 16
 TOLERANCE = 1e-5
@@ -69,8 +69,8 @@ def batch_of(step: TrainStep, number: int) -> dict[str, jax.Array]:
 def train(mesh: MeshSpec, family: str, **options: Any) -> Run:
     """Returns what five steps of AdamW leave behind."""
     step = step_on(mesh, family, **options)
-    update, how = compilation_cache.watch(step.update.lower(step.state, step.batch).compile)
-    evaluate, how_too = compilation_cache.watch(
+    update, how = compilation_cache.timed_compile(step.update.lower(step.state, step.batch).compile)
+    evaluate, how_too = compilation_cache.timed_compile(
         step.evaluate.lower(step.state.params, step.batch).compile
     )
     state, losses, gradients = step.init(np.uint32(0)), [], None
@@ -97,13 +97,13 @@ def programs_kept_in(folder: Path) -> Iterator[None]:
     before = {name: getattr(jax.config, name) for name in changed}
     for name, value in changed.items():
         jax.config.update(name, value)
-    jax_cache.keep()
+    jax_cache.install()
     try:
         yield
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
-        jax_cache.keep()
+        jax_cache.install()
 
 
 @functools.cache
@@ -138,7 +138,7 @@ def assert_in_order(folder: Path) -> None:
     store = jax_cache.Store(jax_cache.OPEN(str(folder))[0], str(folder), anew=False)
     (entry,) = folder.glob("jit_update-*-cache")
     compressed = store.get(entry.name.removesuffix("-cache"))
-    assert not without_order(program(jax_cache.unpacked(compressed)[0]))
+    assert not unordered(program(jax_cache.unpacked(compressed)[0]))
 
 
 def assert_close(got: Any, expected: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from exajax.job.events import EventLog
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.train.checkpoint import folder as folders
 from exajax.train.checkpoint import node_local as local_disk
@@ -226,7 +226,7 @@ class Checkpoints:
         self, done: int, tier: str, token: str, state: TrainState, about: Mapping[str, Any]
     ) -> Part:
         digests = self._digests(state)
-        facts = json.loads(to_json(dict(about)))
+        facts = json.loads(json_text(dict(about)))
 
         def notes() -> dict[str, Any]:
             named = digest.named(digests, self._step.state)

@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from exajax.errors import InputError, RunFailed
 from exajax.files.reading import shown_path
 from exajax.files.writing import new_folder_for
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.train.data.dataset import FORMAT, MANIFEST, SPLITS
 from exajax.train.data.documents import Piece, Source, pieces, tokens
 from exajax.train.data.tokenizer import KEPT, FileTokenizer, Tokenizer
@@ -114,7 +114,7 @@ def _fill(
         },
         "splits": {name: split.shards for name, split in zip(SPLITS, splits, strict=True)},
     }
-    (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n")
+    (folder / MANIFEST).write_text(json_text(manifest, indent=2) + "\n")
     return manifest
 
 

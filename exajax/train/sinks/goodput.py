@@ -24,14 +24,14 @@ class LiveGoodput:
         self._about = {"role": "worker", "host": events.host, "attempt": events.attempt}
         self._accountant = Accountant()
         for event in read_events(run_dir):
-            self._accountant.take(event)
+            self._accountant.add(event)
         self.sinks: Sequence[Logger] = ()
         self._step, self._reported_s = 0, 0.0
 
     def progress(self, phase: str, step: int) -> None:
         """Takes note that training turns to a phase."""
         event = {"time": time.time(), "event": "phase", "phase": phase, "step": step}
-        self._accountant.take(self._about | event)
+        self._accountant.add(self._about | event)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Reports, if it is time."""
@@ -45,7 +45,7 @@ class LiveGoodput:
 
     def _report(self) -> None:
         self._reported_s = time.monotonic()
-        found = self._accountant.total()
+        found = self._accountant.goodput()
         if found.ratio is None:
             return
         lost = {f"lost_{cause}_s": found.lost_s[cause] for cause in CAUSES}

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from exajax.job.runtime import to_json
+from exajax.job.runtime import json_text
 from exajax.train.sinks import history
 
 
@@ -74,7 +74,7 @@ class JsonLines:
         if "validation_loss" in values and step in self._validated:
             return
         with contextlib.suppress(OSError):  # training goes on while the disk is full
-            self._file.write(to_json({"step": step, **values, **self._facts}) + "\n")
+            self._file.write(json_text({"step": step, **values, **self._facts}) + "\n")
 
     def close(self) -> None:
         """Closes the file."""

@@ -16,7 +16,7 @@ from flax import nnx
 
 import exajax
 from exajax.chaos.flip import flip_bit
-from exajax.job import distributed
+from exajax.job import distributed, launchers
 from exajax.job.events import EventLog
 from exajax.train.data.batches import WholeBatches
 from exajax.train.health.bad_steps import Policy
@@ -80,9 +80,9 @@ flip.done = False
 
 def main():
     fault, run_dir, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    placement = distributed.find()
-    distributed.initialize(placement, MESH)
-    guilty = placement.process == 1
+    launch = launchers.detect()
+    distributed.initialize(launch, MESH)
+    guilty = launch.process == 1
     workload = exajax.Workload(
         build=lambda rngs: nnx.Linear(WIDTH, WIDTH, rngs=rngs),
         loss=loss,
@@ -99,11 +99,9 @@ def main():
         save_every=5,
         checkpoints=run_dir / "checkpoints" if fault == "flip" else None,
         policy=Policy(audit_every=2),
-        events=EventLog(run_dir, placement.process, "worker"),
+        events=EventLog(run_dir, launch.process, "worker"),
         callbacks=[exajax.Every(1, flip)] if fault == "flip" else [],
-        loggers=lambda resumed: [
-            Gauges(run_dir / f"gauges-{placement.process}", placement.process)
-        ],
+        loggers=lambda resumed: [Gauges(run_dir / f"gauges-{launch.process}", launch.process)],
     )
     if fault == "flip":
         assert done.losses == undisturbed.losses
