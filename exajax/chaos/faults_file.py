@@ -61,8 +61,8 @@ class FaultTable(Schema):
     ] = None
     duration_s: Seconds | None = None
     share: float | None = None
-    bits: float | None = None
-    bit: float | None = None
+    bits: int | None = None
+    bit: int | None = None
 
     @model_validator(mode="after")
     def _goes_together(self) -> "FaultTable":

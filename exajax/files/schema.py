@@ -185,6 +185,8 @@ def _malformed(error: ErrorDetails, schema: Any) -> Malformed:
         return Malformed(where, "is missing", "add it")
     if kind in _UNKNOWN_FIELD:
         known = _fields_at(schema, error["loc"][:-1])
+        if error["loc"][-1] in known:  # an alias, beside the name that it stands for
+            return Malformed(where, "is given under two names", "leave one out")
         return Malformed(
             where, "is unknown", nearest(str(error["loc"][-1]), known) if known else "leave it out"
         )

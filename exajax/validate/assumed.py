@@ -1,5 +1,6 @@
 """What stands in for the columns that a published row leaves empty, in words."""
 
+from exajax.files.reading import shown
 from exajax.machine.published_columns import Columns
 from exajax.models.dimensions import ModelConfig
 from exajax.validate import row_models
@@ -14,6 +15,13 @@ OTHERS = {
 }
 """Other columns that a rule stands for."""
 
+KNOWN = {
+    "zero": ("0", "1", "2", "3", "hsdp"),
+    "attention": ("flash", "unfused"),
+    "sequence_parallel": ("yes", "no"),
+}
+"""What these may hold; for anything else, too, the rule stands."""
+
 
 def assumed(values: Columns, model: ModelConfig | None) -> tuple[str, ...]:
     """Returns what is assumed of a row, each as `column = value`, with why where it is not plain.
@@ -24,6 +32,11 @@ def assumed(values: Columns, model: ModelConfig | None) -> tuple[str, ...]:
     """
     missing = [f"{column} = 1" for column in ONES if _empty(values, column)]
     missing += [text for column, text in OTHERS.items() if _empty(values, column)]
+    missing += [
+        f"{OTHERS[column]} (its {shown(values[column])} is none of {', '.join(known)})"
+        for column, known in KNOWN.items()
+        if not _empty(values, column) and values[column] not in known
+    ]
     if model:
         completed = row_models.completed(values, model)
         columns = [*row_models.COLUMNS, "mlp"]

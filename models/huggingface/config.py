@@ -249,6 +249,7 @@ def _check_computable(config: dict[str, Any], family: Family) -> None:
 
 def _rope_theta(config: dict[str, Any], values: _Llama) -> float:
     """Returns the base of the rotary frequencies, as transformers 4 or 5 writes it."""
+    thetas = [values.rope_theta]
     for key in ("rope_scaling", "rope_parameters"):
         rope, given = getattr(values, key), config.get(key) or {}
         if rope is None:
@@ -256,12 +257,16 @@ def _rope_theta(config: dict[str, Any], values: _Llama) -> float:
         kinds = {rope.rope_type, rope.type}
         if kinds != {"default"} or given.keys() - _Rope.model_fields.keys():
             raise _refused(key, given, "give a model without rope scaling")
+        thetas.append(rope.rope_theta)
     if config.get("partial_rotary_factor", 1.0) != 1.0:
         raise _refused(
             "partial_rotary_factor", config["partial_rotary_factor"], "give a model with 1.0"
         )
-    theta = values.rope_parameters and values.rope_parameters.rope_theta
-    return float(theta or values.rope_theta or _THETA[config["model_type"]])
+    found = {theta for theta in thetas if theta is not None}
+    if len(found) > 1:
+        named = ", ".join(f"{theta:g}" for theta in sorted(found))
+        raise Malformed("rope_theta", f"is given as {named}", "give it once")
+    return found.pop() if found else _THETA[config["model_type"]]
 
 
 _THETA = {"llama": 1e4, "mixtral": 1e6}

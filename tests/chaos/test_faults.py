@@ -30,7 +30,7 @@ def schedules(draw):
             when = (None, draw(st.integers(0, 99)), None)
         lasts = {"no": st.none(), "yes": seconds, "maybe": st.none() | seconds}[about.lasts]
         details = {
-            name: draw(st.floats(least, most))
+            name: draw((st.floats if name == "share" else st.integers)(least, most))
             for name, (_, least, most) in about.details.items()
             if draw(st.booleans())
         }
@@ -141,6 +141,10 @@ def test_the_phases_are_those_of_the_loop():
         ("[[fault]]\nkind = 'kill'\nat_s = 1\nduration_s = 2", "a kill takes no time"),
         ("[[fault]]\nkind = 'nan'\nat_s = 1", "[0].step alone says when a nan comes"),
         ("[[fault]]\nkind = 'full-disk'\nat_s = 1", "duration_s is missing: a full-disk lasts"),
+        (
+            "[[fault]]\nkind = 'bit-flip'\nat_s = 1\nbits = 1.5",
+            "fault[0].bits is 1.5; give a whole number",
+        ),
         ("[[fault]]\nkind = 'kill'\nat_s = 1\nshare = 0.5", "share is no field of a kill"),
         (
             "[[fault]]\nkind = 'kill'\nat_s = 1\n[[fault]]\nkind = 'slow-host'\nat_s = 1\n"

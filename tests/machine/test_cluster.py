@@ -218,5 +218,5 @@ def test_a_machine_that_was_written_before_software_was_its_word_is_read_alike(t
     (tmp_path / "both.toml").write_text('stack = "pax-2024"\n' + aurora)
     older = cluster.load_cluster(str(tmp_path / "older.toml"))
     assert older.software == cluster.load_cluster("aurora").software
-    with pytest.raises(InputError, match="stack"):
+    with pytest.raises(InputError, match="stack is given under two names; leave one out"):
         cluster.load_cluster(str(tmp_path / "both.toml"))

@@ -121,6 +121,11 @@ def test_what_was_written_is_read_again(whole, family):
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = {"),
         ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling = {"),
         ("llama", {"rope_scaling": 2.0}, "is 2.0; give a table"),
+        (
+            "llama",
+            {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}},
+            "rope_theta is given as 10000, 500000; give it once",
+        ),
         ("llama", {"rope_scaling": {"rope_type": 3}}, "rope_type is 3; give a text"),
         ("llama", {"rope_parameters": {"rope_theta": "x"}}, "rope_theta is 'x'; give a number"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters = {'rope_type'"),

@@ -451,3 +451,23 @@ def test_memory_of_an_unknown_source_is_not_that_of_our_own_program(tmp_path):
     found = memory.check(row).to_json()
     assert abs(found["error"]) < 0.15
     assert found["software"] == "nemo-2024"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"fsdp": "1", "dp": "16", "zero": "4"}, "zero = 0 (its '4' is none of 0, 1, 2, 3, hsdp)"),
+        ({"attention": "sdpa"}, "attention = fused where the chip has it (its 'sdpa' is none of"),
+        ({"sequence_parallel": "maybe"}, "sequence_parallel = yes (its 'maybe' is none of yes, no"),
+    ],
+)
+def test_a_word_that_a_column_does_not_know_is_named_with_what_stands_for_it(
+    tmp_path, changes, says
+):
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        row = ROW | {"sequence_parallel": "yes"} | changes
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
+    [read] = read_table(tmp_path / "t.csv")
+    assert [one for one in read.assumed if one.startswith(says)]
