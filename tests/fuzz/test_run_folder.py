@@ -135,7 +135,8 @@ def read_all(run_dir: Path) -> None:
     checkpoint = run_dir / "checkpoints" / "1"
     with contextlib.suppress(ValueError):
         checksums.read(checkpoint)
-    read_notes(checkpoint, 1)
+    with contextlib.suppress(checksums.DamagedError):
+        read_notes(checkpoint, 1)
     checkpoint_folder.verify(run_dir / "checkpoints")
     control = Control(run_dir)
     control.attempt()

@@ -8,7 +8,7 @@ written and where in `checkpoint_shared` and `checkpoint_local`, and how it lies
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from exajax.spmd.step import TrainState, TrainStep
 from exajax.train.checkpoint import folder as folders
 from exajax.train.checkpoint import node_local as local_disk
 from exajax.train.checkpoint.agreement import Agreement
+from exajax.train.checkpoint.checksums import Damage, DamagedError
 from exajax.train.checkpoint.manifest import Manifest
 from exajax.train.checkpoint.node_local import LocalPart
-from exajax.train.checkpoint.restoring import Damages, Restoring, nothing_proven
+from exajax.train.checkpoint.restoring import Restoring, nothing_proven
 from exajax.train.checkpoint.saving import Lane, Part, Save, Saved
 from exajax.train.checkpoint.shared import SharedPart
 from exajax.train.health import digest
@@ -107,17 +108,19 @@ class Checkpoints:
         self._restores += 1
         topic = f"restore-{self._restores}"
         restoring = Restoring(self._step, self._digests, self._agreement, topic)
-        damaged: dict[tuple[int, str], Damages] = {}
+        damaged: dict[tuple[int, str], Sequence[Damage]] = {}
         for done, tier in self._candidates(topic):
-            found = restoring.state_of(self._path(done, tier), done, tier, about)
-            if isinstance(found, tuple):
-                self._leave(topic, done, [step for step, where in damaged if where == "shared"])
-                self._tell("restored", step=done, tier=tier)
-                self.latest = done
-                self._shared = done if tier == "shared" else None
-                return Restored(done, tier, found[1], found[0])
-            damaged[done, tier] = found
-            self._report(done, tier, found)
+            try:
+                state, facts = restoring.state_of(self._path(done, tier), done, tier, about)
+            except DamagedError as error:
+                damaged[done, tier] = error.damages
+                self._report(done, tier, error.damages)
+                continue
+            self._leave(topic, done, [step for step, where in damaged if where == "shared"])
+            self._tell("restored", step=done, tier=tier)
+            self.latest = done
+            self._shared = done if tier == "shared" else None
+            return Restored(done, tier, facts, state)
         if damaged:
             raise nothing_proven(self._folder, {done: how for (done, _), how in damaged.items()})
         return None
@@ -251,7 +254,7 @@ class Checkpoints:
             f"{topic}/aside", None, lambda _: folders.set_aside(self._folder, damaged)
         )
 
-    def _report(self, done: int, tier: str, damages: Damages) -> None:
+    def _report(self, done: int, tier: str, damages: Sequence[Damage]) -> None:
         for damage in damages:
             self._tell("checkpoint-damaged", step=done, tier=tier, file=damage.file, how=damage.how)
         more = f", and {len(damages) - 1} more" if damages[1:] else ""

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,18 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.file} {self.how}"
+
+
+class DamagedError(Exception):
+    """A checkpoint, or a part of one, that is not what was saved.
+
+    Args:
+        damages: what is wrong with it, at least one.
+    """
+
+    def __init__(self, damages: Sequence[Damage]) -> None:
+        super().__init__("; ".join(map(str, damages)))
+        self.damages = tuple(damages)
 
 
 class _Content(Record):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exajax.train.checkpoint import checksums
-from exajax.train.checkpoint.checksums import Damage, Sums
+from exajax.train.checkpoint.checksums import Damage, DamagedError, Sums
 
 STATE = "state"
 MANIFEST = "manifest.json"
@@ -55,44 +55,58 @@ def verify(folder: Path) -> list[Found]:
     """Returns what a folder holds, newest first, once every byte of it was read and compared."""
     found = [Found(step, "unfinished") for step in _unfinished(folder).values()]
     for step in steps_in(folder):
-        damage = damage_of(folder / str(step))
-        found.append(Found(step, "damaged" if damage else "proven", tuple(damage)))
+        try:
+            check(folder / str(step))
+            found.append(Found(step, "proven"))
+        except DamagedError as error:
+            found.append(Found(step, "damaged", error.damages))
     return sorted(found, key=lambda entry: entry.step, reverse=True)
 
 
-def damage_of(checkpoint: Path, part: int = 0, parts: int = 1) -> list[Damage]:
-    """Returns what is wrong with a checkpoint.
+def check(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
+    """Compares the files of a checkpoint with their checksums.
 
     Args:
         checkpoint: its folder.
         part: number of the part of its files that is read.
         parts: parts that its files are dealt into, about equal in bytes.
+
+    Raises:
+        DamagedError: a file is not what was written.
     """
-    sums = sums_or_damage(checkpoint)
-    if isinstance(sums, Damage):
-        return [sums]
+    sums = _sums_of(checkpoint)
     by_size = sorted(sums, key=lambda file: (-sums[file][0], file))
-    return checksums.damage_of(checkpoint, by_size[part::parts], sums)
+    _compare(checkpoint, by_size[part::parts], sums)
 
 
-def damage_of_small_files(checkpoint: Path) -> list[Damage]:
-    """Returns what is wrong with what a checkpoint says of itself, which is read first."""
-    sums = sums_or_damage(checkpoint)
-    if isinstance(sums, Damage):
-        return [sums]
-    return checksums.damage_of(checkpoint, [MANIFEST, ABOUT], sums)
+def check_notes(checkpoint: Path) -> None:
+    """Compares manifest and facts of a checkpoint, which are read first, with their checksums.
+
+    Raises:
+        DamagedError: one of them is not what was written.
+    """
+    _compare(checkpoint, [MANIFEST, ABOUT], _sums_of(checkpoint))
 
 
-def sums_or_damage(checkpoint: Path) -> Sums | Damage:
-    """Returns the checksums of a checkpoint, or what is wrong with them."""
+def _compare(checkpoint: Path, files: Iterable[str], sums: Sums) -> None:
+    damages = checksums.damage_of(checkpoint, files, sums)
+    if damages:
+        raise DamagedError(damages)
+
+
+def _sums_of(checkpoint: Path) -> Sums:
     try:
         sums = checksums.read(checkpoint)
     except FileNotFoundError:
-        return Damage(checksums.NAME, "is missing: not proven, as an earlier version made them")
+        problem = "is missing: not proven, as an earlier version made them"
     except (OSError, ValueError) as error:
-        return Damage(checksums.NAME, str(error))
-    missing = {MANIFEST, ABOUT} - set(sums)
-    return Damage(checksums.NAME, f"does not know {min(missing)}") if missing else sums
+        problem = str(error)
+    else:
+        missing = {MANIFEST, ABOUT} - set(sums)
+        if not missing:
+            return sums
+        problem = f"does not know {min(missing)}"
+    raise DamagedError([Damage(checksums.NAME, problem)])
 
 
 def identity(folder: Path) -> str:

@@ -15,6 +15,7 @@ from exajax.models.dimensions import ModelConfig
 from exajax.models.model_file import of_record
 from exajax.spmd.workload import Tree
 from exajax.train.checkpoint import folder as folders
+from exajax.train.checkpoint.checksums import DamagedError
 from exajax.train.checkpoint.manifest import Manifest, name_of
 from exajax.train.checkpoint.restoring import nothing_proven, read_notes
 from exajax.train.checkpoint.shared import read_arrays
@@ -118,12 +119,13 @@ def trained(run_dir: Path) -> Trained:
     folder = run_dir / "checkpoints"
     damaged = {}
     for step in folders.steps_in(folder):
-        damage = folders.damage_of(folder / str(step))
-        notes = damage or read_notes(folder / str(step), step)
-        if isinstance(notes, tuple):
-            return Trained(step, notes[1], notes[0], folder / str(step))
-        damaged[step] = notes if isinstance(notes, list) else [notes]
-        print(f"exajax: checkpoint {step} is damaged: {damaged[step][0]}", file=sys.stderr)
+        try:
+            folders.check(folder / str(step))
+            manifest, about = read_notes(folder / str(step), step)
+            return Trained(step, about, manifest, folder / str(step))
+        except DamagedError as error:
+            damaged[step] = error.damages
+            print(f"exajax: checkpoint {step} is damaged: {error.damages[0]}", file=sys.stderr)
     if damaged:
         raise nothing_proven(folder, damaged)
     raise InputError("run_dir", f"{run_dir} holds no checkpoint", "train there first")

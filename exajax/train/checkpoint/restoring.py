@@ -5,10 +5,10 @@ checksums of all files, every process reading its part; the arrays; their digest
 the moment they were saved. Damage that one process finds counts for all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 
@@ -20,11 +20,11 @@ from exajax.spmd.workload import Tree
 from exajax.train.checkpoint import checksums, node_local, shared
 from exajax.train.checkpoint import folder as folders
 from exajax.train.checkpoint.agreement import Agreement
-from exajax.train.checkpoint.checksums import Damage
+from exajax.train.checkpoint.checksums import Damage, DamagedError
 from exajax.train.checkpoint.manifest import About, Manifest, difference
 from exajax.train.health import digest
 
-Damages = list[Damage]
+T = TypeVar("T")
 
 READ = {"shared": shared.read_state, "local": node_local.read_state}
 """By tier: what reads a state."""
@@ -48,10 +48,8 @@ class Restoring:
 
     def state_of(
         self, checkpoint: Path, done: int, tier: str, about: Mapping[str, Any]
-    ) -> tuple[TrainState, dict[str, Any]] | Damages:
+    ) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state of a checkpoint on the mesh of the step, and the facts saved with it.
-
-        If something is wrong with it, returns what.
 
         Args:
             checkpoint: its folder, or this process's where the tier is `local`.
@@ -60,81 +58,92 @@ class Restoring:
             about: facts of the run; what it has under `data` must be what the checkpoint has.
 
         Raises:
+            DamagedError: it is not what was saved, on this process or another; all raise the same.
             InputError: it is of another workload or of other data, which is known before an array
                 is read.
         """
+
+        def notes() -> tuple[Manifest, dict[str, Any]]:
+            folders.check_notes(checkpoint)
+            return read_notes(checkpoint, done)
+
         topic = f"{self.topic}/{tier}-{done}"
-        damage = self._agreed(f"{topic}/notes", folders.damage_of_small_files(checkpoint))
-        if damage:
-            return damage
-        notes = read_notes(checkpoint, done)
-        if isinstance(notes, Damage):
-            return [notes]
-        saved, facts = notes
+        saved, facts = self._together(f"{topic}/notes", notes)
         check_workload(done, saved, Manifest.of(self.step, done))
         check_data(done, facts, about)
         shares = (jax.process_index(), jax.process_count()) if tier == "shared" else (0, 1)
-        damage = self._agreed(f"{topic}/files", folders.damage_of(checkpoint, *shares))
-        if damage:
-            return damage
-        read = self._read(checkpoint, tier, saved)
-        found = read if isinstance(read, list) else []
-        damage = self._agreed(f"{topic}/arrays", found)
-        if damage or isinstance(read, list):
-            return damage
-        damage = self._agreed(f"{topic}/digests", self._differences(read, saved, done))
-        return damage or (read, facts)
+        self._together(f"{topic}/files", lambda: folders.check(checkpoint, *shares))
+        state = self._together(f"{topic}/arrays", lambda: self._read(checkpoint, tier, saved))
+        self._together(f"{topic}/digests", lambda: self._check_digests(state, saved, done))
+        return state, facts
 
-    def _read(self, checkpoint: Path, tier: str, saved: Manifest) -> TrainState | Damages:
+    def _read(self, checkpoint: Path, tier: str, saved: Manifest) -> TrainState:
         try:
             return READ[tier](checkpoint, self.step, saved)
         except (ValueError, KeyError, TypeError, OSError) as error:
             here = Manifest.of(self.step, saved.step)
             origin = f"(saved on {saved.origin}; here it is {here.origin})"
-            return [Damage(folders.STATE, f"cannot be restored: {str(error)[:200]} {origin}")]
+            how = f"cannot be restored: {str(error)[:200]} {origin}"
+            raise DamagedError([Damage(folders.STATE, how)]) from error
 
-    def _differences(self, state: TrainState, saved: Manifest, done: int) -> Damages:
-        found = digest.named(self.digests(state), self.step.state)
-        differ = [
+    def _check_digests(self, state: TrainState, saved: Manifest, done: int) -> None:
+        restored = digest.named(self.digests(state), self.step.state)
+        damages = [
             Damage(name, "was restored with other bits than were saved")
-            for name, bits in found.items()
+            for name, bits in restored.items()
             if saved.digests.get(name) != bits
         ]
         step = int(state.step.addressable_data(0))
-        if not differ and step != done:
-            differ.append(Damage("step", f"is {step} in the state of checkpoint {done}"))
-        return differ
+        if not damages and step != done:
+            damages.append(Damage("step", f"is {step} in the state of checkpoint {done}"))
+        if damages:
+            raise DamagedError(damages)
 
-    def _agreed(self, topic: str, mine: Damages) -> Damages:
-        """Returns the damage that any process has found."""
+    def _together(self, topic: str, read: Callable[[], T]) -> T:
+        """Returns what this process reads, once no process has found damage in what it reads.
 
-        def union(found: list[list[list[str]]]) -> list[list[str]]:
-            by_file = {file: how for damages in found for file, how in damages}
+        Raises:
+            DamagedError: what any process has found; all raise the same.
+        """
+        value: T | None = None
+        damages: tuple[Damage, ...] = ()
+        try:
+            value = read()
+        except DamagedError as error:
+            damages = error.damages
+
+        def union(reports: list[list[list[str]]]) -> list[list[str]]:
+            by_file = {file: how for report in reports for file, how in report}
             return [[file, how] for file, how in by_file.items()]
 
-        said = [[damage.file, damage.how] for damage in mine]
-        agreed = self.agreement.on(topic, said, union)
-        return [Damage(file, how) for file, how in agreed]
+        report = [[damage.file, damage.how] for damage in damages]
+        agreed = self.agreement.on(topic, report, union)
+        if agreed:
+            raise DamagedError([Damage(file, how) for file, how in agreed])
+        return cast("T", value)
 
 
-def read_notes(checkpoint: Path, done: int) -> tuple[Manifest, dict[str, Any]] | Damage:
-    """Returns manifest and facts of a checkpoint, or which of them cannot be used.
+def read_notes(checkpoint: Path, done: int) -> tuple[Manifest, dict[str, Any]]:
+    """Returns manifest and facts of a checkpoint.
 
     Args:
         checkpoint: its folder.
         done: updates that its state has seen, by the folder's name.
+
+    Raises:
+        DamagedError: one of them cannot be used.
     """
     name = folders.MANIFEST
     try:
         manifest = decode_record(read_bytes(checkpoint / name, checksums.MOST_BYTES), Manifest)
         if manifest.step != done:
-            return Damage(name, f"is of step {manifest.step}, and the folder is named {done}")
+            how = f"is of step {manifest.step}, and the folder is named {done}"
+            raise DamagedError([Damage(name, how)])
         name = folders.ABOUT
-        return manifest, dict(
-            decode_record(read_bytes(checkpoint / name, checksums.MOST_BYTES), About)
-        )
+        content = read_bytes(checkpoint / name, checksums.MOST_BYTES)
+        return manifest, dict(decode_record(content, About))
     except Malformed as error:
-        return Damage(name, str(error))
+        raise DamagedError([Damage(name, str(error))]) from error
 
 
 def check_workload(done: int, saved: Manifest, wanted: Manifest) -> None:
@@ -171,7 +180,7 @@ def check_data(done: int, facts: Mapping[str, Any], about: Mapping[str, Any]) ->
     )
 
 
-def nothing_proven(folder: Path, damaged: Mapping[int, Damages]) -> InputError:
+def nothing_proven(folder: Path, damaged: Mapping[int, Sequence[Damage]]) -> InputError:
     """Returns the error that none of the checkpoints in a folder can be used."""
     said = "; ".join(f"{done}: {damages[0]}" for done, damages in damaged.items())
     return InputError(
