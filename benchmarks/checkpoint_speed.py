@@ -24,12 +24,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a checkout needs no installation
 
 from exajax.job.local_hosts import free_port
 from exajax.job.provenance import machine, versions
+from exajax.train.checkpoint.checkpointing import Checkpointing
+from exajax.train.hooks import Hooks
+
+if TYPE_CHECKING:
+    from exajax.job.events import EventLog
 
 OUT = Path(__file__).parent / "data" / "checkpoint_speed.json"
 AIM = 0.7
@@ -39,6 +44,17 @@ ALONE = 3
 PAUSE_S = 5.0
 GB = 1e9
 SPEEDS = ("dd_write", "dd_read", "save", "restore")
+
+
+class Written(Hooks):
+    """Writes down what becomes of checkpoints."""
+
+    def __init__(self, log: "EventLog") -> None:
+        self._log = log
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Writes an event."""
+        self._log.write(name, **facts)
 
 
 @contextmanager
@@ -133,7 +149,9 @@ def work(host: int, hosts: int, port: int, folder: Path, gib: float, rounds: int
     def meet() -> None:
         together.on(f"round-{next(turns)}", None, lambda said: None)
 
-    store = Checkpoints(folder / "checkpoints", step, events=EventLog(folder, host, "worker"))
+    store = Checkpoints(
+        Checkpointing(folder / "checkpoints"), step, hooks=Written(EventLog(folder, host, "worker"))
+    )
     found: list[dict[str, Any]] = []
     for number in range(rounds):
         measured: dict[str, Any] = {}
@@ -167,7 +185,7 @@ def work(host: int, hosts: int, port: int, folder: Path, gib: float, rounds: int
         meet()
         del state
         with timed(measured, "restore_s"):
-            state = store.restore({}).state
+            state = store.restore().state
             jax.block_until_ready(state)
         found.append(measured)
     if host == 0:

@@ -22,16 +22,28 @@ if TYPE_CHECKING:
     from exajax.spmd.weighted import weighted_mean as weighted_mean
     from exajax.spmd.workload import Stages as Stages
     from exajax.spmd.workload import Workload as Workload
+    from exajax.train.checkpoint.checkpointing import Checkpointing as Checkpointing
+    from exajax.train.health.bad_steps import Policy as Policy
+    from exajax.train.hooks import Evaluation as Evaluation
     from exajax.train.hooks import Every as Every
+    from exajax.train.hooks import Hooks as Hooks
     from exajax.train.loop import Fit as Fit
     from exajax.train.loop import fit as fit
+    from exajax.train.profiling import Profile as Profile
+    from exajax.train.rates import Mfu as Mfu
 
 _MODULE_OF = {
+    "Checkpointing": "train.checkpoint.checkpointing",
+    "Evaluation": "train.hooks",
     "Every": "train.hooks",
     "Fit": "train.loop",
+    "Hooks": "train.hooks",
     "InputError": "errors",
     "MeshSpec": "spmd.mesh",
+    "Mfu": "train.rates",
+    "Policy": "train.health.bad_steps",
     "Prediction": "simulate.prediction",
+    "Profile": "train.profiling",
     "Recipe": "recipe.recipe",
     "TrainState": "spmd.step",
     "TrainStep": "spmd.step",

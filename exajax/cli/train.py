@@ -62,7 +62,6 @@ def run_job(job: Job) -> int:
             job.options,
             sys.stderr if job.json else out,
             Chain([*hooks, inside.of_environment(run_dir)]),
-            watch.events if watch else None,
             job.owns_folder,
             launch,
         )

@@ -15,6 +15,7 @@ from exajax.errors import InputError
 from exajax.job import interrupts
 from exajax.job.environment import (
     ADDRESS,
+    ATTEMPT,
     COORDINATOR,
     HOST,
     HOSTS,
@@ -92,6 +93,17 @@ def detect(env: Mapping[str, str] = os.environ) -> LaunchInfo:
     }
     name = launcher(env)
     return readers[name](env) if name in readers else SINGLE
+
+
+def host_number(process: int, env: Mapping[str, str] = os.environ) -> int:
+    """The number by which the job's other hosts know this process's host.
+
+    Args:
+        process: rank of this process, which it is where no supervisor has started it.
+        env: the environment.
+    """
+    attempt = ATTEMPT.get(env)
+    return attempt[0] if attempt else process
 
 
 def _number(env: Mapping[str, str], key: str) -> int:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exajax.job import environment
 from exajax.job.events import EventLog
@@ -93,6 +93,10 @@ class Watchdog(Hooks):
     def compiled(self, compilation: "Compilation") -> None:
         """Takes note of whether the step came from the compilation cache."""
         self.reads_cache = compilation.cache == "hit"
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Writes down what becomes of checkpoints, and of the run's health."""
+        self.events.write(name, **facts)
 
     def before_commit(self, step: int) -> None:
         """Ends this process if its attempt is over: a checkpoint of it would not count."""

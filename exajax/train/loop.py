@@ -1,33 +1,26 @@
 """The training loop: resume, step, evaluate, save, stop."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-import jax
 import numpy as np
 
 from exajax.errors import InputError
 from exajax.job.compilation_cache import Compilation
-from exajax.job.events import EventLog
 from exajax.spmd.idle_axes import warn_of_idle_axes
 from exajax.spmd.step import TrainState, TrainStep
+from exajax.train.checkpoint.checkpointing import Checkpointing
 from exajax.train.checkpoint.checkpoints import Checkpoints
 from exajax.train.data.batches import Batches, HostBatch, WholeBatches
 from exajax.train.data.skipping import Skipping
 from exajax.train.health import bad_steps
 from exajax.train.health.bad_steps import Policy, RollBack
 from exajax.train.health.watch import Health
-from exajax.train.hooks import Every
-from exajax.train.running import Measure, Running
-from exajax.train.sinks.records import Logger
+from exajax.train.hooks import Chain, Hooks
+from exajax.train.running import Program, Running
 from exajax.train.stopping import StopRequest
-
-Progress = Callable[[str, int], None]
-"""Told what the loop turns to: `progress(phase, step)`, one of `PHASES`, behind so many updates."""
 
 PHASES = (
     "start",
@@ -40,20 +33,7 @@ PHASES = (
     "checkpoint",
     "end",
 )
-"""What a loop can be at. `step` is told before every update, with its number, counted from 1."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One step to be traced by JAX's profiler. Its time, and that of the next, is not measured.
-
-    Attributes:
-        folder: where the trace goes; None lets another process trace, at the same step.
-        after: steps of this call that go before it.
-    """
-
-    folder: Path | None
-    after: int = 5
+"""What a loop can be at, as `Hooks.progress` is told."""
 
 
 @dataclass(frozen=True)
@@ -90,62 +70,22 @@ def fit(
     *,
     steps: int,
     seed: int = 0,
-    held_out: Callable[[], Iterable[HostBatch]] | None = None,
-    evaluate_every: int = 50,
-    checkpoints: Path | None = None,
-    save_every: int = 50,
-    keep: int | None = 2,
-    about: Mapping[str, Any] | None = None,
-    loggers: Callable[[int], Sequence[Logger]] = lambda resumed_from: (),
-    peak_flops: float | None = None,
-    before_writing: Callable[[Compilation], None] = lambda compilation: None,
-    initial: Callable[[], TrainState] | None = None,
-    measures: Mapping[str, Measure] = MappingProxyType({}),
-    callbacks: Sequence[Every] = (),
-    profile: Profile | None = None,
-    progress: Progress = lambda phase, step: None,
+    checkpoints: Checkpointing | None = None,
     policy: Policy = bad_steps.DEFAULT,
-    host: int | None = None,
-    events: EventLog | None = None,
-    before_commit: Callable[[int], None] = lambda step: None,
-    local: Path | None = None,
-    local_every: int = 10,
+    hooks: Sequence[Hooks] = (),
 ) -> Fit:
     """Trains until `steps` updates are done, going on from the newest checkpoint if there is one.
 
     Args:
         step: the workload on its mesh.
         batches: gives each process its rows of every step's batch; or a function from a step's
-            number to its whole batch, the same on every process.
+            number, from 0, to its whole batch, the same on every process.
         steps: updates in total, those before a resume included.
         seed: of the first parameters.
-        held_out: batches to evaluate on, the same on every process.
-        evaluate_every: steps between evaluations; the last step is always evaluated.
-        checkpoints: folder for checkpoints; None saves nothing.
-        save_every: steps between checkpoints; the last step is always saved.
-        keep: how many of the newest checkpoints stay; None keeps all.
-        about: facts to save with every checkpoint. Those under `data` say which samples the steps
-            see, and must be those of the checkpoint that it goes on from.
-        loggers: given the step it goes on from (0 if it begins), returns where metrics go. They
-            get `loss`, `grad_norm`, `data_wait_s`, `step_time_s`, `samples_per_s`, and where they
-            are known `learning_rate`, `tokens_per_s`, `mfu`, `validation_loss` and a
-            `validation_...` of every measure.
-        peak_flops: FLOP/s of one device, for the MFU.
-        before_writing: told how the step was compiled once that is done and it is known to fit,
-            before anything is written.
-        initial: makes the state that training begins with; None draws its parameters from `seed`.
-        measures: of held-out batches, by name; `loss` stands in for the step's own.
-        callbacks: what else to do, and how often; as often on every process.
-        profile: a step to trace, the same on every process.
-        progress: told, on every process, before the loop turns to something else.
+        checkpoints: where and how often to save; None saves nothing.
         policy: what to do about bad steps, and how often to look for corruption and slow hosts.
-        host: number of this process's host, by which others know it; None is JAX's.
-        events: told what becomes of checkpoints, and of the run's health.
-        before_commit: called with the step of a checkpoint, in the thread that saves it, before it
-            counts.
-        local: folder on a disk of each process's host for checkpoints of its own, which are quick
-            and go on on the same mesh only; None saves none.
-        local_every: steps between them.
+        hooks: what else to do, measure or watch: `Evaluation`, `Every`, `Profile`, `Mfu`, or a
+            class of one's own with loggers.
 
     Raises:
         InputError: a step does not fit a device's memory, or a checkpoint is there that is not
@@ -157,79 +97,23 @@ def fit(
         raise InputError("on_nan", "the step does not skip", "build it with skip_bad=True")
     if not isinstance(batches, Skipping):
         batches = Skipping(batches if isinstance(batches, Batches) else WholeBatches(batches))
-    progress("compile", 0)
+    chain = Chain(hooks)
+    chain.progress("compile", 0)
     warn_of_idle_axes(step)
-    run = Running(step, peak_flops, {"loss": step.evaluate} | dict(measures), batches)
-    run.health = Health(
-        step, policy, jax.process_index() if host is None else host, events, run.newest
-    )
-    before_writing(run.compilation)
-    stop: StopRequest | None = None
-    sinks: Sequence[Logger] = ()
-    try:
-        progress("restore", 0)
-        start = initial or functools.partial(step.init, np.uint32(seed))
-        if checkpoints:
-            run.store = Checkpoints(
-                checkpoints,
-                step,
-                keep=keep,
-                seed=seed,
-                events=events,
-                before_commit=before_commit,
-                local=local,
-            )
-        run.begin(start, about or {})
-        feed = batches.iterate(run.done, run.rows)
-        sinks = loggers(run.done)
-        run.sinks = sinks
+    program = Program.of(step)
+    health = Health(step, policy, chain)
+    chain.compiled(program.compilation)
+    with contextlib.ExitStack() as opened:  # closed in the opposite order
+        chain.progress("restore", 0)
+        store = Checkpoints(checkpoints, step, seed, chain) if checkpoints else None
+        if store:
+            opened.callback(store.close)
+        initial = functools.partial(step.init, np.uint32(seed))
+        run = Running(program, batches, health, store, initial, chain)
+        opened.callback(run.close)
         stop = StopRequest()
-
-        def turn_to(phase: str) -> None:
-            run.settle()  # the step in flight is still a part of its step
-            progress(phase, run.done)
-
-        interrupted = False
-        while run.done < steps and not interrupted:
-            try:
-                progress("step", run.done + 1)
-                if profile and len(run.data_wait_s) == profile.after:
-                    run.trace(feed, profile.folder)
-                else:
-                    run.advance(feed)
-                last = run.done == steps
-                interrupted = stop.after(run.done) and not last
-                if held_out and (last or run.done % evaluate_every == 0) and not interrupted:
-                    turn_to("evaluate")
-                    run.evaluate(held_out())
-                for callback in callbacks:
-                    if run.done % callback.steps == 0:
-                        turn_to("callback")
-                        callback.do(run.done, run.state)
-                saves = last or interrupted or run.done % save_every == 0
-                tier = "shared" if saves else "local"
-                saves = saves or (local is not None and run.done % local_every == 0)
-                if policy.audit_every and (saves or run.done % policy.audit_every == 0):
-                    turn_to("audit")
-                    run.audit()
-                if saves:
-                    turn_to("checkpoint")
-                    run.save(about or {}, tier=tier, wait=last or interrupted)
-            except RollBack as reason:
-                progress("restore", run.done)
-                run.go_back(reason, start, about or {})
-                feed = batches.iterate(run.done, run.rows)
-        if held_out and run.validation_loss is None and not interrupted:
-            turn_to("evaluate")
-            run.evaluate(held_out())
-        turn_to("end")
-    finally:
-        if stop:
-            stop.close()
-        for sink in sinks:
-            sink.close()
-        if run.store:
-            run.store.close()
+        opened.callback(stop.close)
+        interrupted = Loop(run, steps, checkpoints, policy.audit_every, chain).train(stop)
     return Fit(
         run.done,
         run.losses,
@@ -238,6 +122,73 @@ def fit(
         run.validation_loss,
         run.resumed_from,
         interrupted,
-        run.compilation,
+        program.compilation,
         run.state,
     )
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The order of things: an update, then what is due after it.
+
+    Attributes:
+        run: what is trained.
+        steps: updates in total.
+        checkpoints: when to save; None for never.
+        audit_every: steps between audits, which go before every checkpoint too; 0 for none.
+        hooks: called in its course.
+    """
+
+    run: Running
+    steps: int
+    checkpoints: Checkpointing | None
+    audit_every: int
+    hooks: Hooks
+
+    def train(self, stop: StopRequest) -> bool:
+        """Trains until all updates are done; returns whether it was interrupted before."""
+        run, interrupted = self.run, False
+        while run.done < self.steps and not interrupted:
+            self.hooks.progress("step", run.done + 1)
+            back = run.advance()
+            if back is None:
+                last = run.done == self.steps
+                interrupted = stop.after(run.done) and not last
+                back = self._after_update(last, interrupted)
+            if back:
+                self.hooks.progress("restore", run.done)
+                run.go_back(back)
+        if run.validation_loss is None and not interrupted:  # it was complete before
+            for evaluation in self.hooks.evaluations:
+                self.hooks.progress("evaluate", run.done)
+                run.evaluate(evaluation)
+        self.hooks.progress("end", run.done)
+        return interrupted
+
+    def _after_update(self, last: bool, interrupted: bool) -> RollBack | None:
+        """Does what is due; returns how far the run has to go back, None if it goes on."""
+        for phase, act in self._due(last, interrupted):
+            back = self.run.settle()  # the step in flight is still a part of its step
+            if back is None:
+                self.hooks.progress(phase, self.run.done)
+                back = act()
+            if back:
+                return back
+        return self.run.settle() if last or interrupted else None
+
+    def _due(
+        self, last: bool, interrupted: bool
+    ) -> Iterator[tuple[str, Callable[[], RollBack | None]]]:
+        """Yields what is due after an update, in order: a phase, and what to do in it."""
+        run, done, ends = self.run, self.run.done, last or interrupted
+        for evaluation in self.hooks.evaluations:
+            if (last or done % evaluation.every == 0) and not interrupted:
+                yield "evaluate", functools.partial(run.evaluate, evaluation)
+        for callback in self.hooks.callbacks:
+            if done % callback.steps == 0:
+                yield "callback", functools.partial(callback.do, done, run.state)
+        tier = self.checkpoints.tier(done, ends=ends) if self.checkpoints else None
+        if self.audit_every and (ends or tier or done % self.audit_every == 0):
+            yield "audit", run.audit
+        if tier:
+            yield "checkpoint", functools.partial(run.save, tier, wait=ends)

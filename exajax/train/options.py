@@ -1,10 +1,13 @@
 """What a training process is to do beside its recipe: its data, its folder, its checks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exajax.recipe.option import option
 from exajax.recipe.recipe import MOST_STEPS
+from exajax.train.checkpoint.checkpointing import Checkpointing
 from exajax.train.data.documents import BAD_LINES
 from exajax.train.health.bad_steps import ON_NAN, ON_SPIKE, Policy
 
@@ -103,3 +106,14 @@ class TrainOptions:
     def policy(self) -> Policy:
         """What to do about bad steps, and how often to look for corruption."""
         return Policy(self.on_nan, self.on_spike, self.audit_every)
+
+    def checkpointing(self, facts: Mapping[str, Any]) -> Checkpointing:
+        """Returns where and how often to save, with facts of the run to save too."""
+        return Checkpointing(
+            self.run_dir / "checkpoints",
+            self.save_every,
+            self.keep_checkpoints or None,
+            facts,
+            self.local_checkpoints,
+            self.local_every,
+        )

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from exajax.job import launchers
-from exajax.job.events import EventLog
 from exajax.job.launchers import LaunchInfo
 from exajax.recipe.recipe import Recipe
 from exajax.train.hooks import Hooks
@@ -20,7 +19,6 @@ class TrainingProcess:
         options: of this process.
         out: takes what is printed for a person.
         hooks: what others do in its course.
-        events: where it writes what happens; None where no supervisor has started it.
         owns_folder: whether the run folder's `run.json` is its own to write.
         placement: where the process is in its job.
     """
@@ -29,7 +27,6 @@ class TrainingProcess:
     options: TrainOptions
     out: TextIO
     hooks: Hooks = field(default_factory=Hooks)
-    events: EventLog | None = None
     owns_folder: bool = True
     placement: LaunchInfo = field(default_factory=launchers.detect)
 
@@ -41,7 +38,7 @@ class TrainingProcess:
     @property
     def host(self) -> int:
         """Number of this process's host, by which others know it."""
-        return self.events.host if self.events else self.placement.process
+        return launchers.host_number(self.placement.process)
 
     def say(self, text: str) -> None:
         """Prints a line at once."""

@@ -29,12 +29,12 @@ def run(process: TrainingProcess) -> dict[str, Any]:
         problem = error
     distributed.initialize(process.placement, process.recipe.mesh)
 
-    from exajax.train import attached, same_start  # they need JAX, which has just been set up
+    from exajax.train import same_start, training  # they need JAX, which has just been set up
 
     facts = {} if batches is None else _facts(process, batches)
     same_start.check(process.host, problem, facts)
     assert batches  # or there had been a problem
-    return attached.train(process, batches)
+    return training.train(process, batches)
 
 
 def _facts(process: TrainingProcess, batches: TextBatches | ImageBatches) -> dict[str, Any]:

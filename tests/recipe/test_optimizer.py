@@ -12,7 +12,7 @@ from exajax.models.presets import PRESETS
 from exajax.recipe.language import FAMILIES
 from exajax.recipe.matrix_optimizers import Matrix, matrices, scale_by_factored_rms, scale_by_muon
 from exajax.recipe.optimizer import schedule, stretched
-from exajax.train.attached import changed_schedule
+from exajax.train.reporting import changed_schedule
 from exajax.train.sinks.records import JsonLines
 
 rng = np.random.default_rng(0)

@@ -102,7 +102,7 @@ def test_efficiency_is_of_the_smallest_mesh_that_fits():
 def test_where_time_went_is_served_and_written_while_a_run_goes_on(tmp_path):
     events = EventLog(tmp_path, 0, "worker", 1)
     events.write("phase", phase="start", step=0)
-    live = LiveGoodput(tmp_path, events)
+    live = LiveGoodput(tmp_path, events.host, events.attempt)
     host = Prometheus(0, 0, 100)
     live.sinks = [host]
     try:

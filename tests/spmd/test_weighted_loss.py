@@ -199,7 +199,7 @@ def test_evaluation_counts_batches_by_their_weight():
         step,
         lambda number: batches("mask", number),
         steps=1,
-        held_out=lambda: iter(held_out),
+        hooks=[exajax.Evaluation(lambda: iter(held_out))],
     )
     params = fitted.state.params
     losses = [step.evaluate(params, placed(step, batch)) for batch in held_out]
@@ -214,7 +214,10 @@ def test_held_out_batches_that_weigh_nothing_are_refused():
     step = step_on("1x1")
     empty = {**batches("mean", 0), "weight": np.zeros(SAMPLES, np.float32)}
     with pytest.raises(exajax.InputError, match="held_out: its samples weigh 0"):
-        exajax.fit(step, lambda number: batches("mean", number), steps=1, held_out=lambda: [empty])
+        exajax.fit(
+            step, lambda number: batches("mean", number), steps=1,
+            hooks=[exajax.Evaluation(lambda: [empty])],
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("mesh", "micro_batches"), LAYOUTS)

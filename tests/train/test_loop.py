@@ -30,9 +30,14 @@ def step():
     return exajax.train_step(workload, "data=2,fsdp=2,model=2", precision="fp32")
 
 
-class Recorder:
+class Recorder(exajax.Hooks):
+    """A hook that is its own logger."""
+
     def __init__(self):
         self.records, self.closed = [], False
+
+    def loggers(self, resumed_from):
+        return [self]
 
     def log(self, step, values):
         self.records.append((step, dict(values)))
@@ -47,7 +52,7 @@ def params(fit):
 
 def test_a_users_own_module_learns(step):
     recorder = Recorder()
-    result = exajax.fit(step, batches, steps=150, loggers=lambda done: [recorder])
+    result = exajax.fit(step, batches, steps=150, hooks=[recorder])
     assert result.step == 150
     assert result.losses[-1] < 0.2 * result.losses[0]
     assert [number for number, _ in recorder.records] == list(range(1, 151))
@@ -57,9 +62,11 @@ def test_a_users_own_module_learns(step):
 
 def test_a_resumed_run_ends_bit_identical_to_one_that_never_stopped(step, tmp_path):
     straight = exajax.fit(step, batches, steps=30)
-    first = exajax.fit(step, batches, steps=12, checkpoints=tmp_path, save_every=5)
+    first = exajax.fit(step, batches, steps=12, checkpoints=exajax.Checkpointing(tmp_path, every=5))
     assert first.resumed_from is None
-    second = exajax.fit(step, batches, steps=30, checkpoints=tmp_path, save_every=5)
+    second = exajax.fit(
+        step, batches, steps=30, checkpoints=exajax.Checkpointing(tmp_path, every=5)
+    )
     assert second.resumed_from == 12
     assert first.losses + second.losses == straight.losses
     for ours, theirs in zip(
@@ -69,10 +76,10 @@ def test_a_resumed_run_ends_bit_identical_to_one_that_never_stopped(step, tmp_pa
 
 
 def test_a_run_that_is_complete_trains_no_further(step, tmp_path):
-    exajax.fit(step, batches, steps=4, checkpoints=tmp_path)
-    again = exajax.fit(
-        step, batches, steps=4, checkpoints=tmp_path, held_out=lambda: [batches(1000)]
-    )
+    saving = exajax.Checkpointing(tmp_path)
+    exajax.fit(step, batches, steps=4, checkpoints=saving)
+    evaluation = exajax.Evaluation(lambda: [batches(1000)])
+    again = exajax.fit(step, batches, steps=4, checkpoints=saving, hooks=[evaluation])
     assert (again.step, again.losses, again.resumed_from) == (4, [], 4)
     assert again.validation_loss > 0
 
@@ -83,7 +90,7 @@ def test_the_wait_for_data_is_measured(step):
         return batches(number)
 
     recorder = Recorder()
-    result = exajax.fit(step, slow, steps=5, loggers=lambda done: [recorder])
+    result = exajax.fit(step, slow, steps=5, hooks=[recorder])
     assert result.data_wait_s[3] > 0.2
     assert max(result.data_wait_s[:3]) < 0.2
     assert [values["data_wait_s"] for _, values in recorder.records] == result.data_wait_s
@@ -105,19 +112,23 @@ def test_each_step_is_given_the_rows_that_are_here(step):
 
 def test_a_checkpoint_of_other_data_is_refused(step, tmp_path):
     data = {"tokenizer": "bytes 1", "text": ["a"], "seed": 0}
-    exajax.fit(step, batches, steps=2, checkpoints=tmp_path, about={"data": data})
+
+    def saving(data):
+        return exajax.Checkpointing(tmp_path, facts={"data": data})
+
+    exajax.fit(step, batches, steps=2, checkpoints=saving(data))
     for change, field, says in (
         ({"tokenizer": "other 2"}, "tokenizer", "its tokenizer is 'bytes 1', here it is 'other"),
         ({"text": ["b"]}, "data", "its text is"),
     ):
         with pytest.raises(exajax.InputError, match=says) as caught:
-            exajax.fit(step, batches, steps=4, checkpoints=tmp_path, about={"data": data | change})
+            exajax.fit(step, batches, steps=4, checkpoints=saving(data | change))
         assert caught.value.field == field
-    assert exajax.fit(step, batches, steps=4, checkpoints=tmp_path, about={"data": data}).step == 4
+    assert exajax.fit(step, batches, steps=4, checkpoints=saving(data)).step == 4
 
 
 def test_a_checkpoint_of_another_module_is_refused(step, tmp_path):
-    exajax.fit(step, batches, steps=2, checkpoints=tmp_path)
+    exajax.fit(step, batches, steps=2, checkpoints=exajax.Checkpointing(tmp_path))
 
     class Wider(Regressor):
         def __init__(self, rngs):
@@ -127,7 +138,7 @@ def test_a_checkpoint_of_another_module_is_refused(step, tmp_path):
     workload = exajax.Workload(Wider, loss, step.workload.batch, optax.adam(1e-2))
     other = exajax.train_step(workload, "8x1", precision="fp32")
     with pytest.raises(exajax.InputError, match=r"params\.first\.bias has shape \[32\], and this"):
-        exajax.fit(other, batches, steps=4, checkpoints=tmp_path)
+        exajax.fit(other, batches, steps=4, checkpoints=exajax.Checkpointing(tmp_path))
 
 
 def test_metrics_are_the_history_of_the_state_after_a_resume(tmp_path):

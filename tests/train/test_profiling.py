@@ -4,7 +4,6 @@ import pytest
 
 import exajax
 from exajax.report import profile
-from exajax.train.loop import Profile
 from tests.train.test_loop import Recorder, batches, step
 
 __all__ = ["step"]  # the fixture
@@ -17,8 +16,7 @@ def fitted(step, tmp_path):
         step,
         batches,
         steps=8,
-        loggers=lambda resumed_from: [recorder],
-        profile=Profile(tmp_path / "profile", after=3),
+        hooks=[recorder, exajax.Profile(tmp_path / "profile", after=3)],
     )
     return fit, recorder, tmp_path / "profile"
 
@@ -46,8 +44,7 @@ def test_a_process_that_does_not_trace_leaves_out_the_same_times(step, tmp_path)
         step,
         batches,
         steps=6,
-        loggers=lambda resumed_from: [recorder],
-        profile=Profile(None, after=2),
+        hooks=[recorder, exajax.Profile(None, after=2)],
     )
     timed = [number for number, values in recorder.records if "step_time_s" in values]
     assert timed == [2, 5, 6]
@@ -55,5 +52,5 @@ def test_a_process_that_does_not_trace_leaves_out_the_same_times(step, tmp_path)
 
 
 def test_a_run_that_is_too_short_is_not_traced(step, tmp_path):
-    exajax.fit(step, batches, steps=3, profile=Profile(tmp_path / "profile", after=5))
+    exajax.fit(step, batches, steps=3, hooks=[exajax.Profile(tmp_path / "profile", after=5)])
     assert profile.newest(tmp_path / "profile") is None

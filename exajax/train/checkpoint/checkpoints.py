@@ -8,19 +8,19 @@ written and where in `checkpoint_shared` and `checkpoint_local`, and how it lies
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from exajax.job.events import EventLog
 from exajax.job.runtime import json_text
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.train.checkpoint import folder as folders
 from exajax.train.checkpoint import node_local as local_disk
 from exajax.train.checkpoint.agreement import Agreement
+from exajax.train.checkpoint.checkpointing import Checkpointing
 from exajax.train.checkpoint.checksums import Damage, DamagedError
 from exajax.train.checkpoint.manifest import Manifest
 from exajax.train.checkpoint.node_local import LocalPart
@@ -28,9 +28,13 @@ from exajax.train.checkpoint.restoring import Restoring, nothing_proven
 from exajax.train.checkpoint.saving import Lane, Part, Save, Saved
 from exajax.train.checkpoint.shared import SharedPart
 from exajax.train.health import digest
+from exajax.train.hooks import Hooks
 
 CLOSE_S = 60.0
 """Time that a save has to end when the run does; the last one of a run is always waited for."""
+
+
+NO_HOOKS = Hooks()
 
 
 class NotSavedError(RuntimeError):
@@ -44,13 +48,13 @@ class Restored:
     Attributes:
         step: updates that it has seen.
         tier: where it was: `shared` or `local`.
-        about: facts that were saved with it.
+        facts: that were saved with it.
         state: on the mesh of the run.
     """
 
     step: int
     tier: str
-    about: Mapping[str, Any] = field(repr=False)
+    facts: Mapping[str, Any] = field(repr=False)
     state: TrainState = field(repr=False)
 
 
@@ -58,48 +62,37 @@ class Checkpoints:
     """The checkpoints of one run folder. Every process of the job has one.
 
     Args:
-        folder: where they lie; made if it is not there.
+        options: where they lie, and what is saved with them; the folder is made if it is not there.
         step: the workload on its mesh that saves and restores.
-        keep: how many of the newest stay; None is all.
         seed: of the run.
-        events: where to tell what happens; the first process does.
-        before_commit: called with the step of a checkpoint, in the thread that saves it, when this
-            process has written its part and none of it counts yet.
-        local: a folder on a disk of this process's host, for checkpoints of its own.
+        hooks: called before a commit, and with what becomes of checkpoints.
     """
 
     def __init__(
         self,
-        folder: Path,
+        options: Checkpointing,
         step: TrainStep,
-        *,
-        keep: int | None = 2,
         seed: int = 0,
-        events: EventLog | None = None,
-        before_commit: Callable[[int], None] = lambda step: None,
-        local: Path | None = None,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
-        self._folder, self._step, self._keep, self._seed = folder.absolute(), step, keep, seed
+        self._options, self._step, self._seed, self._hooks = options, step, seed, hooks
+        self._folder = options.folder.absolute()
         self._first = jax.process_index() == 0
-        self._events = events if self._first else None
-        self._before_commit = before_commit
         self._agreement = Agreement()
         self._digests = digest.digester(step.state, step.mesh)
         self._lanes = {tier: Lane(tier, self._agreement) for tier in ("shared", "local")}
         self._restores = 0
+        local = options.local
         name = self._agreement.on("open", None, lambda _: self._open(named=local is not None))
         self._local = local.absolute() / name if local else None
         self._shared: int | None = None
         self.latest: int | None = None
         """Step of the newest checkpoint, of any tier, that this object has saved or restored."""
 
-    def restore(self, about: Mapping[str, Any]) -> Restored | None:
+    def restore(self) -> Restored | None:
         """Returns the newest intact state on the mesh of the step, None if there is none at all.
 
-        Damaged ones that are newer are told, and moved aside.
-
-        Args:
-            about: facts of the run; what it has under `data` must be what the checkpoint has.
+        Damaged ones that are newer are reported, and moved aside.
 
         Raises:
             InputError: it is not of the step's workload or not of this data, which is known before
@@ -111,13 +104,15 @@ class Checkpoints:
         damaged: dict[tuple[int, str], Sequence[Damage]] = {}
         for done, tier in self._candidates(topic):
             try:
-                state, facts = restoring.state_of(self._path(done, tier), done, tier, about)
+                state, facts = restoring.state_of(
+                    self._path(done, tier), done, tier, self._options.facts
+                )
             except DamagedError as error:
                 damaged[done, tier] = error.damages
                 self._report(done, tier, error.damages)
                 continue
             self._leave(topic, done, [step for step, where in damaged if where == "shared"])
-            self._tell("restored", step=done, tier=tier)
+            self._event("restored", step=done, tier=tier)
             self.latest = done
             self._shared = done if tier == "shared" else None
             return Restored(done, tier, facts, state)
@@ -129,20 +124,20 @@ class Checkpoints:
         self,
         done: int,
         state: TrainState,
-        about: Mapping[str, Any],
+        facts: Mapping[str, Any],
         *,
         tier: str = "shared",
         wait: bool = False,
     ) -> None:
         """Starts to save a state, and returns when it may be written over.
 
-        If another save to this tier is still going on, this one is left out, and told. What fails
-        is told, and training goes on.
+        If another save to this tier is still going on, this one is left out. That, and what fails,
+        is reported, and training goes on.
 
         Args:
             done: updates that the state has seen.
             state: what to save.
-            about: facts to save with it, as JSON.
+            facts: saved with it beside those of every checkpoint, as JSON.
             tier: `shared` or `local`.
             wait: whether this is the last chance: it waits for what is going on and for its own
                 end, and what fails is an error.
@@ -158,16 +153,16 @@ class Checkpoints:
         topic, token = lane.turn(wait=wait)
         if token is None:
             why = "the one before it is still being saved"
-            self._tell("checkpoint-skipped", step=done, tier=tier, reason=why)
+            self._event("checkpoint-skipped", step=done, tier=tier, reason=why)
             return
         lane.save = Save(
             done,
             tier,
             state,
-            self._part(done, tier, token, state, about),
+            self._part(done, tier, token, state, facts),
             agreement=self._agreement,
             topic=topic,
-            before_commit=self._before_commit,
+            before_commit=self._hooks.before_commit,
             ended=self._ended,
             began_s=began_s,
         )
@@ -226,19 +221,19 @@ class Checkpoints:
         return self._folder / str(done)
 
     def _part(
-        self, done: int, tier: str, token: str, state: TrainState, about: Mapping[str, Any]
+        self, done: int, tier: str, token: str, state: TrainState, facts: Mapping[str, Any]
     ) -> Part:
         digests = self._digests(state)
-        facts = json.loads(json_text(dict(about)))
+        about = json.loads(json_text({**self._options.facts, **facts}))
 
         def notes() -> dict[str, Any]:
             named = digest.named(digests, self._step.state)
             manifest = Manifest.of(self._step, done, self._seed, named)
-            return {folders.MANIFEST: manifest.to_json(), folders.ABOUT: facts}
+            return {folders.MANIFEST: manifest.to_json(), folders.ABOUT: about}
 
         if tier == "local" and self._local:
             return LocalPart(self._local, done, notes)
-        return SharedPart(self._folder, done, token, notes, self._keep)
+        return SharedPart(self._folder, done, token, notes, self._options.keep)
 
     def _leave(self, topic: str, done: int, damaged: list[int]) -> None:
         """Moves damaged checkpoints aside, and removes local ones of a future that is now another.
@@ -256,20 +251,22 @@ class Checkpoints:
 
     def _report(self, done: int, tier: str, damages: Sequence[Damage]) -> None:
         for damage in damages:
-            self._tell("checkpoint-damaged", step=done, tier=tier, file=damage.file, how=damage.how)
+            self._event(
+                "checkpoint-damaged", step=done, tier=tier, file=damage.file, how=damage.how
+            )
         more = f", and {len(damages) - 1} more" if damages[1:] else ""
         where = "local " if tier == "local" else ""
         self._say(f"{where}checkpoint {done} is damaged: {damages[0]}{more}")
 
     def _ended(self, saved: Saved) -> None:
         if saved.problem is not None:
-            self._tell("checkpoint-failed", step=saved.step, tier=saved.tier, reason=saved.problem)
+            self._event("checkpoint-failed", step=saved.step, tier=saved.tier, reason=saved.problem)
             self._say(f"checkpoint {saved.step} was not saved: {saved.problem}")
             return
         self.latest = saved.step
         if saved.tier == "shared":
             self._shared = saved.step
-        self._tell(
+        self._event(
             "checkpoint-saved",
             step=saved.step,
             tier=saved.tier,
@@ -278,9 +275,9 @@ class Checkpoints:
             bytes=saved.size_bytes,
         )
 
-    def _tell(self, event: str, **facts: Any) -> None:
-        if self._events:
-            self._events.write(event, **facts)
+    def _event(self, event: str, **facts: Any) -> None:
+        if self._first:
+            self._hooks.event(event, **facts)
 
     def _say(self, line: str) -> None:
         if self._first:

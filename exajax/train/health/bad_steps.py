@@ -65,18 +65,18 @@ class Policy:
 DEFAULT = Policy()
 
 
-class RollBack(Exception):  # noqa: N818 - it is what to do, not an error
-    """The loop has to go back to its newest checkpoint.
+@dataclass(frozen=True)
+class RollBack:
+    """A verdict: the run has to go back to its newest checkpoint.
 
-    Args:
+    Attributes:
         step: number of the step that is to blame, from 1.
         batches: how many batches to skip, up to and with that of the step; 0 goes the same way
             again.
     """
 
-    def __init__(self, step: int, batches: int) -> None:
-        super().__init__(f"go back from step {step}")
-        self.step, self.batches = step, batches
+    step: int
+    batches: int
 
 
 def is_spike(loss: float, before: Sequence[float]) -> bool:

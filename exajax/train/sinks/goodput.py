@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from exajax.job.events import EventLog, read_events
+from exajax.job.events import read_events
 from exajax.job.goodput import CAUSES, Accountant
 from exajax.train.sinks.records import Logger
 
@@ -17,11 +17,12 @@ class LiveGoodput:
 
     Args:
         run_dir: the run folder; what happened before is read from its events.
-        events: where this process writes its own.
+        host: number of this process's host.
+        attempt: number of the attempt at the run that this process belongs to.
     """
 
-    def __init__(self, run_dir: Path, events: EventLog) -> None:
-        self._about = {"role": "worker", "host": events.host, "attempt": events.attempt}
+    def __init__(self, run_dir: Path, host: int, attempt: int) -> None:
+        self._about = {"role": "worker", "host": host, "attempt": attempt}
         self._accountant = Accountant()
         for event in read_events(run_dir):
             self._accountant.add(event)

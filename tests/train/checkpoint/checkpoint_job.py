@@ -24,6 +24,7 @@ def main(run_dir: Path, hosts: int, host: int, port: int, options: dict) -> None
 
     import exajax
     from exajax.job.events import EventLog
+    from tests.train.recorded import Recorded
 
     width = options.get("width", 64)
     workload = exajax.Workload(
@@ -38,28 +39,29 @@ def main(run_dir: Path, hosts: int, host: int, port: int, options: dict) -> None
         rng = np.random.default_rng(number)
         return {"x": rng.normal(size=(4, width)).astype(np.float32)}
 
-    def before_commit(number: int) -> None:
-        if [host, number] == options.get("fail"):
-            raise OSError(28, "No space left on device")
-        if [host, number] == options.get("kill"):
-            os._exit(9)
+    class Faults(Recorded):
+        def before_commit(self, step):
+            if [host, step] == options.get("fail"):
+                raise OSError(28, "No space left on device")
+            if [host, step] == options.get("kill"):
+                os._exit(9)
 
-    def pace(phase: str, number: int) -> None:
-        if phase == "step":
-            time.sleep(options.get("pace_s", 0))
+        def progress(self, phase, step):
+            if phase == "step":
+                time.sleep(options.get("pace_s", 0))
 
     events = EventLog(run_dir, host, "worker")
     fit = exajax.fit(
         step,
         batches,
         steps=options["steps"],
-        save_every=options.get("save_every", 50),
-        checkpoints=run_dir / "checkpoints",
-        events=events,
-        before_commit=before_commit,
-        progress=pace,
-        local=run_dir / "local" if "local_every" in options else None,
-        local_every=options.get("local_every", 0),
+        checkpoints=exajax.Checkpointing(
+            run_dir / "checkpoints",
+            every=options.get("save_every", 50),
+            local=run_dir / "local" if "local_every" in options else None,
+            local_every=options.get("local_every", 10),
+        ),
+        hooks=[Faults(events)],
     )
     if host == 0:
         print(json.dumps({"resumed_from": fit.resumed_from, "losses": fit.losses}))

@@ -22,6 +22,7 @@ from exajax.train.checkpoint import checksums
 from exajax.train.checkpoint.checkpoints import Checkpoints, NotSavedError
 from exajax.train.checkpoint.checksums import Damage
 from exajax.train.checkpoint.folder import verify
+from tests.train.recorded import Recorded
 
 
 def loss(model, batch):
@@ -43,11 +44,15 @@ def batches(number):
     return {"x": np.random.default_rng(number).normal(size=(4, 64)).astype(np.float32)}
 
 
-def train(step, run, steps, **options):
+def train(step, run, steps, hooks=(), before_commit=lambda step: None, **options):
     events = EventLog(run, 0, "worker")
     try:
         return exajax.fit(
-            step, batches, steps=steps, checkpoints=run / "checkpoints", events=events, **options
+            step,
+            batches,
+            steps=steps,
+            checkpoints=exajax.Checkpointing(run / "checkpoints", **options),
+            hooks=[Recorded(events, before_commit=before_commit), *hooks],
         )
     finally:
         events.close()
@@ -140,7 +145,7 @@ def test_a_damaged_file_is_named_and_the_newest_intact_state_goes_on(run, step, 
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), flip, cut])
 def test_so_is_what_a_checkpoint_says_of_itself(run, step, name, harm):
     harm(run / "checkpoints" / "4" / name)
-    store = Checkpoints(run / "checkpoints", step)
+    store = Checkpoints(exajax.Checkpointing(run / "checkpoints"), step)
     assert store.restore({}).step == 2
 
 
@@ -215,7 +220,7 @@ def test_older_ones_go_when_a_newer_one_is_proven_and_damaged_ones_but_for_the_n
     train(step, run, 5)
     assert sorted(path.name for path in folder.iterdir()) == ["2", "5", "damaged"]
     flip(a_data_file(folder / "5"))
-    train(step, run, 7, save_every=1)
+    train(step, run, 7, every=1)
     assert all(found.state == "proven" for found in verify(folder))
     assert len(verify(folder)) == 2
     assert [path.name for path in (folder / "damaged").iterdir()] == ["5"]
@@ -239,7 +244,7 @@ def test_a_slow_disk_costs_checkpoints_and_no_time(tmp_path, step):
         close = staticmethod(lambda: None)
 
     result = train(
-        step, tmp_path, 6, save_every=1, before_commit=hold, loggers=lambda done: [Log()]
+        step, tmp_path, 6, every=1, before_commit=hold, hooks=[Recorded(loggers=[Log()])]
     )
     assert result.step == 6
     skipped = [event["step"] for event in told(tmp_path, "checkpoint-skipped")]
@@ -257,7 +262,7 @@ def test_an_error_of_the_disk_fails_a_save_and_not_the_training(tmp_path, step, 
         if number == 2:
             raise OSError(28, "No space left on device")
 
-    result = train(step, tmp_path, 4, save_every=2, before_commit=fail)
+    result = train(step, tmp_path, 4, every=2, before_commit=fail)
     assert result.step == 4
     (event,) = told(tmp_path, "checkpoint-failed")
     assert event["step"] == 2
@@ -277,10 +282,12 @@ def test_the_failure_of_the_last_save_is_an_error_that_names_the_newest_good_one
 
 def test_a_run_that_came_back_behind_a_checkpoint_replaces_it(run, step):
     folder = run / "checkpoints"
-    state = Checkpoints(folder, step).restore({}).state
+    state = Checkpoints(exajax.Checkpointing(folder), step).restore().state
     other = jax.jit(lambda state: jax.tree.map(lambda x: x * 2, state))(state)
-    Checkpoints(folder, step).save(4, other._replace(step=state.step), {}, wait=True)
-    again = Checkpoints(folder, step).restore({})
+    Checkpoints(exajax.Checkpointing(folder), step).save(
+        4, other._replace(step=state.step), {}, wait=True
+    )
+    again = Checkpoints(exajax.Checkpointing(folder), step).restore()
     kernel = again.state.params["kernel"]
     np.testing.assert_array_equal(kernel, other.params["kernel"])
     assert sorted(path.name for path in folder.iterdir()) == ["2", "4"]

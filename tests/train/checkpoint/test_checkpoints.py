@@ -18,6 +18,7 @@ from exajax.files.schema import decode_record
 from exajax.recipe import language
 from exajax.spmd.step import TrainStep
 from exajax.train.checkpoint import checksums
+from exajax.train.checkpoint.checkpointing import Checkpointing
 from exajax.train.checkpoint.checkpoints import Checkpoints
 from exajax.train.checkpoint.manifest import Manifest, difference
 from exajax.train.checkpoint.stages import as_saved
@@ -54,12 +55,12 @@ def whole(state, step):
 
 
 def save(folder, step, state, done=1):
-    store = Checkpoints(folder, step)
+    store = Checkpoints(Checkpointing(folder), step)
     store.save(done, state, {}, wait=True)
 
 
 def restore(folder, step):
-    return Checkpoints(folder, step).restore({}).state
+    return Checkpoints(Checkpointing(folder), step).restore().state
 
 
 @pytest.fixture(scope="module")

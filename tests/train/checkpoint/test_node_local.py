@@ -27,11 +27,11 @@ def run(tmp_path, step):  # noqa: F811
             step,
             tmp_path,
             STEPS,
-            save_every=3,
+            every=3,
             local=tmp_path / "local",
             local_every=1,
             before_commit=fail,
-            callbacks=[pace],
+            hooks=[pace],
         )
     assert sorted(path.name for path in local(tmp_path).iterdir()) == ["4", "5"]
     return tmp_path

@@ -21,6 +21,7 @@ from exajax.job.events import EventLog
 from exajax.train.data.batches import WholeBatches
 from exajax.train.health.bad_steps import Policy
 from exajax.train.sinks.prometheus import Prometheus
+from tests.train.recorded import Recorded
 
 MESH = exajax.MeshSpec(data=4)
 WIDTH, TURNS = 256, 12
@@ -96,12 +97,17 @@ def main():
         step,
         SlowDisk(whole) if fault == "data" and guilty else WholeBatches(whole),
         steps=steps,
-        save_every=5,
-        checkpoints=run_dir / "checkpoints" if fault == "flip" else None,
+        checkpoints=exajax.Checkpointing(run_dir / "checkpoints", every=5)
+        if fault == "flip"
+        else None,
         policy=Policy(audit_every=2),
-        events=EventLog(run_dir, launch.process, "worker"),
-        callbacks=[exajax.Every(1, flip)] if fault == "flip" else [],
-        loggers=lambda resumed: [Gauges(run_dir / f"gauges-{launch.process}", launch.process)],
+        hooks=[
+            Recorded(
+                EventLog(run_dir, launch.process, "worker"),
+                [Gauges(run_dir / f"gauges-{launch.process}", launch.process)],
+            ),
+            *([exajax.Every(1, flip)] if fault == "flip" else []),
+        ],
     )
     if fault == "flip":
         assert done.losses == undisturbed.losses

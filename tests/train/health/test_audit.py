@@ -20,6 +20,7 @@ from exajax.train.health.device_copies import odd_ones
 from exajax.train.health.replay import GROUP
 from tests.spmd.test_step import step_on
 from tests.train.checkpoint.regression import loss, whole
+from tests.train.recorded import Recorded
 
 AUDIT = Policy(audit_every=2)
 
@@ -152,7 +153,7 @@ def test_a_run_without_faults_raises_no_alarm(tmp_path, mesh, zero):
     log = EventLog(tmp_path, 0, "worker")
     step = build(mesh, zero=zero)
     plain = exajax.fit(step, whole, steps=8)
-    audited = exajax.fit(step, whole, steps=8, policy=Policy(audit_every=1), events=log)
+    audited = exajax.fit(step, whole, steps=8, policy=Policy(audit_every=1), hooks=[Recorded(log)])
     assert audited.losses == plain.losses
     assert not [event for event in read_events(tmp_path) if event["event"] == "corruption"]
 
@@ -204,8 +205,9 @@ def test_a_run_goes_back_to_where_nothing_differed_and_ends_as_if_nothing_had(tm
     undisturbed = exajax.fit(step, whole, steps=14)
     log = EventLog(tmp_path, 0, "worker")
     done = exajax.fit(
-        step, whole, steps=14, policy=Policy(audit_every=100), events=log, save_every=5,
-        checkpoints=tmp_path / "checkpoints", callbacks=[flips(8, bit, often=False)],
+        step, whole, steps=14, policy=Policy(audit_every=100),
+        checkpoints=exajax.Checkpointing(tmp_path / "checkpoints", every=5),
+        hooks=[Recorded(log), flips(8, bit, often=False)],
     )  # fmt: skip
     assert done.losses == undisturbed.losses
     for ours, theirs in zip(
@@ -219,12 +221,13 @@ def test_a_run_goes_back_to_where_nothing_differed_and_ends_as_if_nothing_had(tm
     assert event["what"].startswith("state (params.")
 
 
-def test_a_host_that_is_corrupt_again_and_again_ends_the_run_and_is_named(tmp_path):
+def test_a_host_that_is_corrupt_again_and_again_ends_the_run_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXAJAX_ATTEMPT", "7:1")  # as a supervisor sets it
     step = build("4x1", zero=0, precision="fp32")
     with pytest.raises(RunFailed, match=r"step 8: host 7 is corrupt, found 3 times.*of step 5"):
         exajax.fit(
-            step, whole, steps=14, policy=AUDIT, host=7, save_every=5,
-            checkpoints=tmp_path, callbacks=[flips(8, 20, often=True)],
+            step, whole, steps=14, policy=AUDIT, hooks=[flips(8, 20, often=True)],
+            checkpoints=exajax.Checkpointing(tmp_path, every=5),
         )  # fmt: skip
 
 

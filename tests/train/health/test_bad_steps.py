@@ -30,6 +30,7 @@ from exajax.train.sinks import history
 from exajax.train.sinks.records import JsonLines, SampleLog
 from tests.conftest import command
 from tests.train.checkpoint.regression import Regressor, loss, whole
+from tests.train.recorded import Recorded
 
 NAN = float("nan")
 BACK = Policy(on_nan="roll-back", on_spike="roll-back")
@@ -181,8 +182,7 @@ def test_a_run_skips_and_says_so(build, tmp_path):
         feed({4: NAN}),
         steps=8,
         policy=policy,
-        loggers=lambda _: [metrics],
-        events=log,
+        hooks=[Recorded(log, [metrics])],
     )
     assert [math.isnan(value) for value in done.losses] == [n == 4 for n in range(8)]
     (event,) = bad_ones(tmp_path)
@@ -219,8 +219,8 @@ def test_a_run_that_goes_back_ends_as_one_that_never_saw_those_samples(
         tmp_path / "samples.jsonl", 0, lambda step: np.array([batches.number(step)])
     )
     done = exajax.fit(
-        build(), batches, steps=30, policy=BACK, checkpoints=tmp_path / "checkpoints",
-        save_every=5, loggers=lambda _: [metrics, samples],
+        build(), batches, steps=30, policy=BACK, hooks=[Recorded(loggers=[metrics, samples])],
+        checkpoints=exajax.Checkpointing(tmp_path / "checkpoints", every=5),
     )  # fmt: skip
     assert done.losses == never.losses
     assert_same(done, never)
@@ -232,7 +232,7 @@ def test_a_run_that_goes_back_ends_as_one_that_never_saw_those_samples(
 
 def test_what_is_skipped_stays_skipped_after_a_resume(build, tmp_path):
     never = exajax.fit(build(), feed({}, lambda step: step + (step >= 13)), steps=30)
-    options = {"policy": BACK, "checkpoints": tmp_path, "save_every": 5}
+    options = {"policy": BACK, "checkpoints": exajax.Checkpointing(tmp_path, every=5)}
     first = exajax.fit(build(), feed({13: NAN}), steps=18, **options)
     # What was bad then would not be now: the samples are the same all the same.
     second = exajax.fit(build(), feed({}), steps=30, **options)
@@ -243,7 +243,7 @@ def test_what_is_skipped_stays_skipped_after_a_resume(build, tmp_path):
 
 def test_a_resumed_run_calls_the_same_a_spike(build, tmp_path):
     straight = exajax.fit(build(), feed({21: 1e4}), steps=26, policy=BACK)
-    options = {"policy": BACK, "checkpoints": tmp_path, "save_every": 5}
+    options = {"policy": BACK, "checkpoints": exajax.Checkpointing(tmp_path, every=5)}
     exajax.fit(build(), feed({21: 1e4}), steps=20, **options)
     resumed = exajax.fit(build(), feed({21: 1e4}), steps=26, **options)
     assert resumed.losses == straight.losses[20:]
@@ -253,14 +253,17 @@ def test_a_resumed_run_calls_the_same_a_spike(build, tmp_path):
 def test_a_run_stops_and_saves_nothing_of_a_bad_state(build, tmp_path, bad):
     """The bad step is before a checkpoint, at one, and behind one."""
     with pytest.raises(RunFailed) as caught:
-        exajax.fit(build(), feed({bad - 1: NAN}), steps=30, checkpoints=tmp_path, save_every=5)
+        exajax.fit(
+            build(), feed({bad - 1: NAN}), steps=30,
+            checkpoints=exajax.Checkpointing(tmp_path, every=5),
+        )  # fmt: skip
     newest = max(int(path.name) for path in tmp_path.iterdir())
     assert newest in ((5, 10) if bad > 10 else (5,))  # one is left out while another is written
     assert str(caught.value) == (
         f"step {bad} is bad (nan: loss nan, gradient norm nan); the newest checkpoint is of step "
         f"{newest}"
     )
-    again = exajax.fit(build(), feed({}), steps=12, checkpoints=tmp_path)
+    again = exajax.fit(build(), feed({}), steps=12, checkpoints=exajax.Checkpointing(tmp_path))
     assert again.resumed_from == newest
     assert np.isfinite(again.losses).all()
 
@@ -270,7 +273,8 @@ def test_a_run_that_goes_back_in_vain_stops(build, tmp_path):
     with pytest.raises(RunFailed, match=r"step 6 is bad.*newest checkpoint is of step 5"):
         exajax.fit(
             build(), feed(dict.fromkeys(range(7, 99), NAN)), steps=30, policy=BACK,
-            checkpoints=tmp_path / "checkpoints", save_every=5, events=log,
+            checkpoints=exajax.Checkpointing(tmp_path / "checkpoints", every=5),
+            hooks=[Recorded(log)],
         )  # fmt: skip
     actions = [event["action"] for event in bad_ones(tmp_path)]
     assert actions == ["roll-back"] * ROLL_BACKS + ["stop"]
