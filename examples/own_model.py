@@ -58,8 +58,12 @@ def batches(step: int) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     step = exajax.train_step(workload(256, 256), "2x2", precision="fp32")
-    done = exajax.fit(step, batches, steps=200)
-    print(f"measured on 2x2 here: loss {done.losses[0]:.3f} to {done.losses[-1]:.3f}")
+    held_out = exajax.Evaluation(lambda: [batches(1_000)])
+    done = exajax.fit(step, batches, steps=200, hooks=[held_out])
+    print(
+        f"measured on 2x2 here: loss {done.losses[0]:.3f} to {done.losses[-1]:.3f}, "
+        f"{done.validation_loss:.3f} on held-out data"
+    )
 
     wide = exajax.predict(workload(65_536, 128 * 1024), "128x8", "dgx-h100")
     print(

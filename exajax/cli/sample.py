@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the command line must not cost an import of jax
 
     from exajax.models.dimensions import ModelConfig
     from exajax.train.checkpoint.parameters import Trained
+    from exajax.train.generate import LanguageModel
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     out = runtime.claim_stdout()
     from exajax.recipe import language
     from exajax.train.checkpoint.parameters import check_tokenizer, trained
-    from exajax.train.generate import Sampling, as_text
+    from exajax.train.generate import Sampling, as_text, generate
 
-    how = Sampling(args.temperature, args.top_k, args.seed)
+    sampling = Sampling(args.temperature, args.top_k, args.seed)
     tokenizer = load_tokenizer(args.tokenizer)
     (prompt,) = tokenizer.encode([args.prompt])
 
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     run = trained(Path(args.run_dir))
     build = language.forward(run.model, run.interleave)
     check_tokenizer(run, tokenizer)
-    chunks = _generate(run, build, tokenizer, prompt.tolist(), args.tokens, args.precision, how)
+    model = _model(run, build, tokenizer, args.precision)
+    chunks = generate(model, prompt.tolist(), args.tokens, sampling)
     if args.json:
         ids = [token for chunk in chunks for token in chunk]
         result = {
@@ -102,22 +104,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(
+def _model(
     run: "Trained",
     build: "Callable[[nnx.Rngs], nnx.Module]",
     tokenizer: Tokenizer,
-    prompt: list[int],
-    tokens: int,
     precision: str,
-    how: Any,
-) -> Iterator[list[int]]:
-    """Restores a run's parameters onto the devices that are attached, and writes with them."""
+) -> "LanguageModel":
+    """Restores a run's parameters onto the devices that are attached."""
     import jax
 
     from exajax.spmd.parameters import parameters
     from exajax.spmd.sharding import use_mesh
     from exajax.spmd.step import COMPUTE_DTYPES
-    from exajax.train.generate import generate
+    from exajax.train.generate import LanguageModel
 
     config = run.model
     ways = _tensor_parallel_ways(config, len(runtime.job_devices()))
@@ -128,16 +127,9 @@ def _generate(
         with use_mesh(mesh):
             return module(params)(tokens_BT)
 
-    return generate(
-        logits,
-        run.params(described),
-        prompt,
-        tokens=tokens,
-        window=config.seq,
-        vocab=min(config.vocab, tokenizer.vocab_size),
-        end=tokenizer.end_of_document,
-        how=how,
-    )
+    vocab = min(config.vocab, tokenizer.vocab_size)
+    params = run.params(described)
+    return LanguageModel(logits, params, config.seq, vocab, tokenizer.end_of_document)
 
 
 def _tensor_parallel_ways(config: "ModelConfig", devices: int) -> int:

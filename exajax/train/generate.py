@@ -41,95 +41,111 @@ class Sampling:
             raise InputError("seed", f"{self.seed} is negative", "give a whole number from 0 on")
 
 
-def draw(logits_V: jax.Array, key: jax.Array, how: Sampling) -> jax.Array:
+def draw(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     """Returns the number of the next token, int32.
 
     Args:
         logits_V: logits of every token that may come.
         key: of this one draw.
-        how: temperature and top_k; the seed is in the key.
+        sampling: temperature and top_k; the seed is in the key.
     """
-    if how.temperature == 0:
+    if sampling.temperature == 0:
         return jnp.argmax(logits_V).astype(jnp.int32)
-    K = min(how.top_k or logits_V.size, logits_V.size)
+    K = min(sampling.top_k or logits_V.size, logits_V.size)
     logits_K, tokens_K = jax.lax.top_k(logits_V, K)
-    return tokens_K[jax.random.categorical(key, logits_K / how.temperature)].astype(jnp.int32)
+    return tokens_K[jax.random.categorical(key, logits_K / sampling.temperature)].astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model with its parameters.
+
+    Attributes:
+        logits: `logits(params, tokens_BT)` returns [B, T, V], causal.
+        params: the parameters.
+        window: tokens that it can see.
+        vocab: only the first so many tokens may be drawn.
+        end: token that ends a document; None if none does.
+    """
+
+    logits: Callable[[Any, jax.Array], jax.Array]
+    params: Any
+    window: int
+    vocab: int
+    end: int | None = None
 
 
 def generate(
-    logits: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
-    prompt: Sequence[int],
-    *,
-    tokens: int,
-    window: int,
-    vocab: int,
-    end: int | None = None,
-    how: Sampling,
+    model: LanguageModel, prompt: Sequence[int], tokens: int, sampling: Sampling
 ) -> Iterator[list[int]]:
     """Yields the tokens that follow a prompt, `CHUNK` at a time.
 
-    Text that is longer than the window goes on from its last `window` tokens.
+    Text that is longer than the model's window goes on from its last tokens; the end of a document
+    ends it, and is not yielded.
 
     Args:
-        logits: `logits(params, tokens_BT)` returns [B, T, V], causal.
-        params: the parameters.
+        model: what writes.
         prompt: numbers of the first tokens, at least one.
-        tokens: how many to make.
-        window: how many the model can see.
-        vocab: only the first so many tokens may be drawn.
-        end: the token behind which there is no more text; it is not yielded.
-        how: how they are drawn; equal ones draw equal tokens.
+        tokens: how many to generate.
+        sampling: how they are drawn; equal ones draw equal tokens.
 
     Raises:
         InputError: the prompt is empty or longer than the window, or `tokens` is less than 1.
     """
     if tokens < 1:
         raise InputError("tokens", f"{tokens} is less than 1", "give a whole number from 1 on")
-    if not 1 <= len(prompt) <= window:
+    if not 1 <= len(prompt) <= model.window:
         raise InputError(
             "prompt",
-            f"it has {len(prompt)} tokens, and the model sees 1 to {window}",
-            f"give 1 to {window} tokens",
+            f"it has {len(prompt)} tokens, and the model sees 1 to {model.window}",
+            f"give 1 to {model.window} tokens",
         )
-    # Shorter than the model's sequence where all of the text fits; what is behind is not seen.
-    T = min(window, -(-(len(prompt) + tokens) // CHUNK) * CHUNK)
+    # Shorter than the model's sequence where all of the text fits: what follows is not seen.
+    T = min(model.window, -(-(len(prompt) + tokens) // CHUNK) * CHUNK)
+    advance = _chunk_function(model, T, sampling)
+    window_T = jnp.zeros(T, jnp.int32).at[: len(prompt)].set(jnp.array(prompt, jnp.int32))
+    carry = window_T, jnp.int32(len(prompt))
+    for first in range(0, tokens, CHUNK):
+        carry, drawn = advance(model.params, carry, jnp.int32(first))
+        chunk = drawn[: tokens - first].tolist()
+        if model.end in chunk:
+            yield chunk[: chunk.index(model.end)]
+            return
+        yield chunk
+
+
+def _chunk_function(model: LanguageModel, T: int, sampling: Sampling) -> Any:
+    """Returns a jitted `advance(params, (window_T, length), first)`, which draws `CHUNK` tokens.
+
+    It returns the next (window_T, length), and the tokens. `first` is the number of the first of
+    them, which with the seed makes their keys.
+    """
 
     def one(params: Any, carry: tuple[jax.Array, jax.Array], key: jax.Array) -> Any:
         window_T, length = carry
-        logits_TV = logits(params, window_T[None])[0]
-        token = draw(logits_TV[length - 1, :vocab].astype(jnp.float32), key, how)
+        logits_TV = model.logits(params, window_T[None])[0]
+        token = draw(logits_TV[length - 1, : model.vocab].astype(jnp.float32), key, sampling)
         moved_T = jnp.where(length == T, jnp.roll(window_T, -1), window_T)
-        return (
-            moved_T.at[jnp.minimum(length, T - 1)].set(token),
-            jnp.minimum(length + 1, T),
-        ), token
+        moved_T = moved_T.at[jnp.minimum(length, T - 1)].set(token)
+        return (moved_T, jnp.minimum(length + 1, T)), token
 
     @jax.jit
     def advance(params: Any, carry: tuple[jax.Array, jax.Array], first: jax.Array) -> Any:
-        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(how.seed), n))(
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(sampling.seed), n))(
             first + jnp.arange(CHUNK)
         )
         return jax.lax.scan(lambda carry, key: one(params, carry, key), carry, keys)
 
-    window_T = jnp.zeros(T, jnp.int32).at[: len(prompt)].set(jnp.array(prompt, jnp.int32))
-    carry = window_T, jnp.int32(len(prompt))
-    for first in range(0, tokens, CHUNK):
-        carry, made = advance(params, carry, jnp.int32(first))
-        chunk = made[: tokens - first].tolist()
-        if end in chunk:
-            yield chunk[: chunk.index(end)]
-            return
-        yield chunk
+    return advance
 
 
 def as_text(chunks: Iterable[list[int]], decode: Callable[[list[int]], str]) -> Iterator[str]:
     """Yields the text of tokens as they come; a character that is not complete yet waits."""
     ids: list[int] = []
-    said = 0
+    shown = 0
     for chunk in chunks:
         ids += chunk
         complete = decode(ids).rstrip("\N{REPLACEMENT CHARACTER}")
-        yield complete[said:]
-        said = len(complete)
-    yield decode(ids)[said:]
+        yield complete[shown:]
+        shown = len(complete)
+    yield decode(ids)[shown:]

@@ -11,12 +11,12 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from exajax import InputError, MeshSpec, TrainStep, Workload, fit
+from exajax import Checkpointing, InputError, MeshSpec, TrainStep, Workload, fit
 from exajax.models.presets import PRESETS
 from exajax.recipe import language
 from exajax.spmd.parameters import parameters
 from exajax.spmd.sharding import use_mesh
-from exajax.train.generate import CHUNK, Sampling, as_text, draw, generate
+from exajax.train.generate import CHUNK, LanguageModel, Sampling, as_text, draw, generate
 from tests.conftest import command
 
 PROMPT = list(b"3 times 3 is")
@@ -40,9 +40,7 @@ def model(request):
 
 def tokens_of(model, how, tokens=20, prompt=PROMPT):
     config, logits, params = model
-    chunks = generate(
-        logits, params, prompt, tokens=tokens, window=config.seq, vocab=config.vocab, how=how
-    )
+    chunks = generate(LanguageModel(logits, params, config.seq, config.vocab), prompt, tokens, how)
     return [token for chunk in chunks for token in chunk]
 
 
@@ -71,16 +69,8 @@ def test_the_likeliest_one_of_one_is_greedy(model):
 def test_nothing_comes_behind_the_end_of_a_document(model):
     config, logits, params = model
     made = tokens_of(model, Sampling(seed=5))
-    chunks = generate(
-        logits,
-        params,
-        PROMPT,
-        tokens=20,
-        window=config.seq,
-        vocab=config.vocab,
-        end=made[7],
-        how=Sampling(seed=5),
-    )
+    ending = LanguageModel(logits, params, config.seq, config.vocab, end=made[7])
+    chunks = generate(ending, PROMPT, 20, Sampling(seed=5))
     assert [token for chunk in chunks for token in chunk] == made[: made.index(made[7])]
 
 
@@ -258,8 +248,8 @@ def test_a_run_that_wrote_no_text_is_refused(tmp_path, about, says):
         optimizer=optax.sgd(0.1),
     )
     step = TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]))
-    checkpoints = tmp_path / "checkpoints"
-    fit(step, lambda number: {"x": np.ones((1, 1))}, steps=1, checkpoints=checkpoints, about=about)
+    saving = Checkpointing(tmp_path / "checkpoints", facts=about)
+    fit(step, lambda number: {"x": np.ones((1, 1))}, steps=1, checkpoints=saving)
     result = command("sample", f"--run-dir={tmp_path}", "--prompt=a")
     assert result.returncode == 2
     assert says in result.stderr
