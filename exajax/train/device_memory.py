@@ -1,4 +1,4 @@
-"""What a step needs of a device's memory, and the lowest ZeRO level at which it has it."""
+"""Memory that a compiled step needs on a device, and the first ZeRO level at which it fits."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a training process reads, checked before anything is written or started."""
+"""Data and options of a training process, checked before anything is written or started."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def default_run_dir(recipe: Recipe) -> Path:
 
 
 def open_data(recipe: Recipe, options: TrainOptions) -> TextBatches | ImageBatches:
-    """Returns the batches of what the recipe's model reads.
+    """Opens the text or images that the recipe's model reads, as batches.
 
     Raises:
         InputError: the data or the tokenizer cannot be used, or not with this model.
@@ -37,14 +37,17 @@ def open_data(recipe: Recipe, options: TrainOptions) -> TextBatches | ImageBatch
 
 
 def job_of(recipe: Recipe, batches: TextBatches | ImageBatches) -> dict[str, Any]:
-    """Returns what makes two runs the same job: not the mesh, and not how many steps."""
+    """Returns the identity of a job, as JSON: two runs are of one job if it is equal.
+
+    It has neither the mesh nor the number of steps.
+    """
     return {"recipe": recipe.job, "data": batches.identity}
 
 
 def check(
     recipe: Recipe, options: TrainOptions, *, owns_folder: bool = True
 ) -> TextBatches | ImageBatches:
-    """Returns the data, once all that can be known to be wrong is ruled out. Writes nothing.
+    """Checks options, data and run folder, and returns the data. Writes nothing.
 
     Args:
         recipe: what to train.

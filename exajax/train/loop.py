@@ -33,7 +33,7 @@ PHASES = (
     "checkpoint",
     "end",
 )
-"""What a loop can be at, as `Hooks.progress` is told."""
+"""Phases of a run, as `Hooks.progress` gets them; `start` is before the loop."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Loop:
-    """The order of things: an update, then what is due after it.
+    """The loop of a run: an update, then what is due after it, in a fixed order.
 
     Attributes:
         run: what is trained.

@@ -1,4 +1,4 @@
-"""What a training process is to do beside its recipe: its data, its folder, its checks."""
+"""Options of a training process beside its recipe: data, run folder, checkpoints, health."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ class TrainOptions:
 
     @property
     def policy(self) -> Policy:
-        """What to do about bad steps, and how often to look for corruption."""
+        """The policy on bad steps, and the interval of audits."""
         return Policy(self.on_nan, self.on_spike, self.audit_every)
 
     def checkpointing(self, facts: Mapping[str, Any]) -> Checkpointing:

@@ -1,4 +1,4 @@
-"""A training process: what it was started with, and where it is in its job."""
+"""What a training process was started with: recipe, options, hooks, its rank."""
 
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -12,7 +12,7 @@ from exajax.train.options import TrainOptions
 
 @dataclass(frozen=True)
 class TrainingProcess:
-    """A training process: what it was started with, and where it is in its job.
+    """What a training process was started with.
 
     Attributes:
         recipe: what to train.

@@ -1,4 +1,4 @@
-"""Refuses a job whose hosts do not start from the same versions, recipe and data.
+"""Before the first step: all hosts must have the same versions, recipe, options and data.
 
 Every host reads its own files and runs its own installation. Where they differ the step would still
 run: on two texts that nobody knows of, or until a collective waits for ever.
@@ -15,10 +15,10 @@ from exajax.errors import InputError
 from exajax.train.checkpoint.agreement import Agreement, NotAgreedError
 
 LIMIT_S = 600.0
-"""Time that the other hosts have to read their data after the first one has."""
+"""Seconds that the other hosts have to read their data after the first one has."""
 
 LEAVE_S = 10.0
-"""Time that the others have to leave before the first process does."""
+"""Seconds that the other processes have to end before the first one does."""
 
 FIXES = {
     "versions": "install the same on every host",
@@ -26,10 +26,10 @@ FIXES = {
     "options": "start every host with the same flags",
     "data": "give every host the same files under the same path",
 }
-"""What may differ, in the order in which it is looked at, and what to do about it."""
+"""What is compared, in this order, and how to mend a difference."""
 
 HASH_CHARACTERS = 16
-"""Of a SHA-256 in a message: more than two corpora will ever have in common by chance."""
+"""Characters of a SHA-256 shown in a message: no two corpora share as many by chance."""
 
 
 @dataclass(frozen=True)
@@ -57,42 +57,42 @@ def check(number: int, problem: InputError | None, facts: Mapping[str, Any]) -> 
         facts: what it starts from, under the keys of `FIXES`, as JSON; not looked at if any process
             has a problem.
     """
-    mine = {
+    report = {
         "host": [number, socket.gethostname()],
         "problem": problem and [problem.field, problem.problem, problem.fix],
         "facts": facts,
     }
     agreement = Agreement()
-    found = agreement.on("start", mine, _verdict, LIMIT_S)
-    if found:
-        # The first process takes the service with it that joins them, which aborts who is there.
+    refusal = agreement.on("start", report, _refusal, LIMIT_S)
+    if refusal:
+        # The coordination service ends with the first process, and aborts those still connected.
         with contextlib.suppress(NotAgreedError):
             agreement.last("leave", LEAVE_S)
-        raise InputError(*found)
+        raise InputError(*refusal)
 
 
-def _verdict(said: Sequence[Mapping[str, Any]]) -> list[str] | None:
+def _refusal(reports: Sequence[Mapping[str, Any]]) -> list[str] | None:
     """Returns field, problem and fix of what is wrong, None if nothing is."""
-    hosts = [Host(*word["host"]) for word in said]
+    hosts = [Host(*report["host"]) for report in reports]
     problems = {
-        host: tuple(word["problem"])
-        for host, word in zip(hosts, said, strict=True)
-        if word["problem"]
+        host: tuple(report["problem"])
+        for host, report in zip(hosts, reports, strict=True)
+        if report["problem"]
     }
     if problems:
         field, problem, fix = first = next(iter(problems.values()))
         refusing = [host for host, other in problems.items() if other == first]
         where = "" if len(refusing) == len(hosts) else f"on {_named(refusing)}, "
         return [field, where + problem, fix]
-    return difference(hosts, [word["facts"] for word in said])
+    return difference(hosts, [report["facts"] for report in reports])
 
 
 def difference(hosts: Sequence[Host], facts: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    """Returns field, problem and fix of the first thing that hosts do not have in common.
+    """Returns field, problem and fix of the first fact in which hosts differ, None if none is.
 
     Args:
-        hosts: who says it.
-        facts: what each starts from, under the keys of `FIXES`.
+        hosts: of the job.
+        facts: what each of them starts from, under the keys of `FIXES`.
     """
     for topic, fix in FIXES.items():
         flat = [_flat(topic, fact[topic]) for fact in facts]
@@ -103,8 +103,8 @@ def difference(hosts: Sequence[Host], facts: Sequence[Mapping[str, Any]]) -> lis
             if len(by_value) > 1:
                 # The fewest first: they are most likely wrong. Of two hosts, the later.
                 odd = sorted(by_value.items(), key=lambda item: (len(item[1]), -item[1][0].number))
-                told = " and ".join(f"{value} on {_named(who)}" for value, who in odd[:2])
-                return [key, f"the hosts do not start from the same: it is {told}", fix]
+                shown = " and ".join(f"{value} on {_named(who)}" for value, who in odd[:2])
+                return [key, f"the hosts do not start from the same: it is {shown}", fix]
     return None
 
 

@@ -1,4 +1,8 @@
-"""One process of a job that trains, from its options to its result."""
+"""A training process from its options to its result: check, join the job, compare, train.
+
+Its parts: `inputs` reads and checks, `same_start` compares hosts, `training` builds the step and
+calls `loop.fit`, `reporting` writes the run folder, `summary` makes the result.
+"""
 
 from typing import Any
 

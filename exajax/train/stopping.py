@@ -13,7 +13,7 @@ from exajax.job import coordination
 class StopRequest:
     """Ctrl-C or SIGTERM, turned into one step after which all processes stop.
 
-    It is made when the first step is due: until then there is nothing to save, and a process that
+    It is made just before the first step: until then there is nothing to save, and a process that
     is asked to end does so at once. With several processes JAX's preemption service catches
     SIGTERM, and agrees on the step; Ctrl-C is passed to it as SIGTERM. A second Ctrl-C ends the
     process at once.
@@ -21,8 +21,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
-        self._mine = threading.current_thread() is threading.main_thread()
-        if not self._mine:  # signals come to the main thread; its owner decides what they do
+        self._owns_signals = threading.current_thread() is threading.main_thread()
+        if (
+            not self._owns_signals
+        ):  # signals come to the main thread; its owner decides what they do
             return
         self._before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGINT, self._on_signal)
@@ -46,7 +48,7 @@ class StopRequest:
 
     def close(self) -> None:
         """Gives the signals back."""
-        if not self._mine:
+        if not self._owns_signals:
             return
         signal.signal(signal.SIGINT, self._before[0])
         if jax.process_count() == 1:

@@ -1,5 +1,6 @@
 """The loop on one device, with a user's own module; checkpoints are real."""
 
+import dataclasses
 import time
 
 import jax
@@ -151,3 +152,62 @@ def test_metrics_are_the_history_of_the_state_after_a_resume(tmp_path):
         file.write('{"step": 8, "lo')  # as a crash leaves it
     JsonLines(path, 5).close()
     assert [record["step"] for record in history.read(path)] == [1, 2, 3, 4, 5]
+
+
+def test_what_is_due_after_a_step_comes_in_a_fixed_order(step, tmp_path):
+    class Phases(exajax.Hooks):
+        def __init__(self):
+            self.seen = []
+
+        def progress(self, phase, step):
+            self.seen.append((phase, step))
+
+    phases = Phases()
+    alone = exajax.train_step(step.workload, "1x8", precision="fp32")  # an audit without a replay
+    exajax.fit(
+        alone,
+        batches,
+        steps=2,
+        checkpoints=exajax.Checkpointing(tmp_path),
+        policy=exajax.Policy(audit_every=1),
+        hooks=[
+            exajax.Every(2, lambda number, state: None),
+            phases,
+            exajax.Evaluation(lambda: [batches(1000)]),
+        ],
+    )
+    assert phases.seen == [
+        ("compile", 0),
+        ("restore", 0),
+        ("step", 1),
+        ("audit", 1),
+        ("step", 2),
+        ("evaluate", 2),
+        ("callback", 2),
+        ("audit", 2),
+        ("checkpoint", 2),
+        ("end", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "make"),
+    [
+        ("steps", lambda: exajax.Every(0, print)),
+        ("every", lambda: exajax.Evaluation(list, every=0)),
+        ("every", lambda: exajax.Checkpointing("run", every=-1)),
+        ("local_every", lambda: exajax.Checkpointing("run", local_every=0)),
+    ],
+)
+def test_nothing_happens_every_0_steps(field, make):
+    with pytest.raises(exajax.InputError, match=f"{field}: it is "):
+        make()
+
+
+def test_the_mfu_is_that_of_the_peak_of_all_devices(step):
+    step = dataclasses.replace(step, workload=dataclasses.replace(step.workload, model_flops=8e6))
+    recorder = Recorder()
+    exajax.fit(step, batches, steps=3, hooks=[recorder, exajax.Mfu(peak_flops=1e9)])
+    _, values = recorder.records[-1]
+    assert values["mfu"] == pytest.approx(8e6 / values["step_time_s"] / 8e9)
+    assert "mfu" not in recorder.records[0][1]
