@@ -171,4 +171,4 @@ def _reported(args: argparse.Namespace, error: Exception) -> bool:
 
     kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
     text = kind + next(iter(with_flags(error, _options(args)).splitlines()), "no message")[:1000]
-    return watchdog.report(Path(run_dir), text, recurs(error))
+    return watchdog.report_problem(Path(run_dir), text, recurs(error))

@@ -51,7 +51,7 @@ def run_job(job: Job) -> int:
     if environment.ROLE.get() != "worker":
         return start.supervise(job)
     run_dir, launch = job.options.run_dir, launchers.detect()
-    watch = watchdog.supervised(run_dir, launch.process == 0)
+    watch = watchdog.start_watchdog(run_dir, launch.process == 0)
     if watch:
         runtime.log_libraries_to(run_dir / "logs" / f"host-{watch.events.host}.log")
     out = runtime.claim_stdout()

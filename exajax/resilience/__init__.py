@@ -1,1 +1,1 @@
-"""Wraps training from outside: watches it, restarts it, goes on with fewer hosts, breaks it."""
+"""Fault tolerance around training processes: supervisors, a leader, restarts, fewer hosts."""

@@ -1,7 +1,7 @@
-"""The files through which the supervisors of a job speak: `RUN_DIR/.job`.
+"""The control files of a job, `RUN_DIR/.job`: statuses and decisions that supervisors exchange.
 
-Every host has the run folder; nothing else is needed, neither a server nor an open port. A file has
-one writer and is replaced as a whole, so that a reader sees an old or a new one, never a half.
+All hosts share the run folder, so that neither a server nor an open port is needed. A file has one
+writer and is replaced atomically: readers see the old or the new content, never a part of it.
 """
 
 import contextlib
@@ -20,35 +20,35 @@ from exajax.files.schema import decode_record
 from exajax.job.runtime import json_text
 from exajax.train.checkpoint.folder import steps_in
 
-T = TypeVar("T", bound="Host | Worker | Attempt | Problem")
+T = TypeVar("T", bound="HostStatus | WorkerStatus | Attempt | Problem")
 
 MOST_ATTEMPTS = 10**9
 """More attempts than a run can have."""
 
 FILES_PER_S = 500.0
-"""What all supervisors of a job write at most in a second, and all its training processes: a file
-system that a thousand hosts share has other users."""
+"""Files that all supervisors of a job together write at most in a second, and all its training
+processes: a file system that a thousand hosts share has other users."""
 
 
 @dataclass(frozen=True)
-class Host:
-    """What a supervisor says of its host, anew in every round.
+class HostStatus:
+    """The status of a host, which its supervisor writes in every round.
 
     Attributes:
         host: number of the host, from 0.
-        job: which start of the command it belongs to.
-        machine: where it runs, and since when that has been up.
+        job: identifies the start of the command.
+        machine: the machine and its boot, as of `this_machine`.
         pid: of the supervisor.
-        beat: counts rounds; a number that no longer changes is a supervisor that no longer lives.
-        address: where other hosts reach this one.
-        port: free for the coordinator of the next attempt, should it run here.
-        local: number of this host's process on its node.
-        attempt: the last one whose worker was started here, 0 before the first.
-        running: whether that worker is alive.
-        code: how it ended, None while it runs; 128 + the number of a signal that ended it.
-        reason: why, in words, where the supervisor ended it.
+        beat: heartbeat: counts rounds, and stands still when the supervisor is dead.
+        address: host name or address at which other hosts reach this one.
+        port: a free port for the coordinator of the next attempt, should it run here.
+        local: rank of this host's process on its node.
+        attempt: the last attempt whose training process was started here, 0 before the first.
+        running: whether that process is alive.
+        code: its exit code, None while it runs; 128 plus the number of a signal that ended it.
+        reason: why the supervisor ended it, if it did.
         leaving: whether the host was asked to stop, or is drained.
-        gone: whether this is the supervisor's last word.
+        gone: whether the supervisor ends after this status.
     """
 
     host: int
@@ -68,17 +68,17 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Worker:
-    """What a training process says of itself, several times a second.
+class WorkerStatus:
+    """The status of a training process, which it writes several times a second.
 
     Attributes:
         pid: of the process.
-        attempt: that it belongs to.
-        beat: counts what it has said; one that stands still is of a process that was stopped.
-        phase: what it is at, of `exajax.train.loop.PHASES`.
-        step: the update that it is at or behind.
-        turns: phases that it has turned to. Hosts of one program turn to the same ones: who has
-            turned to fewer is who the others wait for.
+        attempt: the attempt that it belongs to.
+        beat: heartbeat: counts statuses, and stands still when the process is stopped.
+        phase: the current phase, one of `exajax.train.loop.PHASES`.
+        step: the current update, or the last one.
+        turns: number of phases entered so far. All hosts enter the same phases, so that the others
+            wait for the one with the lowest number.
         unproven: whether it runs a program from the compilation cache for one of the first times.
     """
 
@@ -93,24 +93,24 @@ class Worker:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the leader has decided: which hosts run, and how.
+    """One attempt to train on some hosts, as the leader has decided it.
 
     Attributes:
         number: counts attempts at the run, over all its jobs.
-        epoch: of the lease under which it was decided.
-        job: which start of the command it belongs to.
-        state: `run`, `save` (workers are asked to save and end), `end` (they are killed) or
-            `over` (the job has ended).
-        members: hosts by the number of their process in the job.
-        coordinator: address and port of the first member.
-        mesh: that the members make up, as it is written.
-        micro_batch: sequences that a part of the batch works on at a time; None as in the recipe.
+        epoch: number of the lease under which it was decided.
+        job: identifies the start of the command.
+        state: `run`; `save`: training processes are to save and end; `end`: they are killed;
+            `over`: the job has ended.
+        members: hosts, in the order of their processes' ranks.
+        coordinator: `HOST:PORT` of the first member.
+        mesh: the mesh of the members' devices, as text.
+        micro_batch: sequences of a micro-batch; None as in the recipe.
         fruitless: attempts in a row that brought no newer checkpoint.
         newest: step of the newest checkpoint when it was decided, -1 if there was none.
-        code: exit code of the job that is over.
+        code: exit code of a job that is over.
         reason: why it ends, in words.
-        anew: whether workers compile and read nothing from the compilation cache; of an attempt
-            that has ended, whether those of the next one do.
+        anew: whether training processes overwrite the compilation cache instead of reading it; of
+            an attempt that has ended, whether those of the next attempt do.
     """
 
     number: Annotated[int, Field(ge=0, le=MOST_ATTEMPTS)]
@@ -130,12 +130,12 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a training process ended, as it says itself.
+    """The error with which a training process ended, which it writes before it ends.
 
     Attributes:
-        attempt: that it belonged to.
-        text: one line.
-        recurs: whether another attempt on the same input is likely to meet it again.
+        attempt: the attempt that it belonged to.
+        text: the message, one line.
+        recurs: whether another attempt is likely to fail with it again.
     """
 
     attempt: int
@@ -153,39 +153,39 @@ class Control:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.folder = run_dir, run_dir / ".job"
 
-    def host(self, number: int) -> Host | None:
-        """Returns what a supervisor said last."""
-        return _read(self.folder / f"host-{number}.json", Host)
+    def host(self, number: int) -> HostStatus | None:
+        """The last status of a host."""
+        return _read(self.folder / f"host-{number}.json", HostStatus)
 
-    def worker(self, host: int) -> Worker | None:
-        """Returns what the training process of a host said last."""
-        return _read(self.folder / f"worker-{host}.json", Worker)
+    def worker(self, host: int) -> WorkerStatus | None:
+        """The last status of a host's training process."""
+        return _read(self.folder / f"worker-{host}.json", WorkerStatus)
 
     def attempt(self) -> Attempt | None:
-        """Returns what the leader decided last."""
+        """The leader's last decision."""
         return _read(self.folder / "attempt.json", Attempt)
 
     def problem(self, host: int, attempt: int) -> Problem | None:
-        """Returns why the process of a host ended in an attempt, None if it did not say."""
-        said = _read(self.folder / f"problem-{host}.json", Problem)
-        return said if said and said.attempt == attempt else None
+        """The error of a host's training process in an attempt, None if it reported none."""
+        problem = _read(self.folder / f"problem-{host}.json", Problem)
+        return problem if problem and problem.attempt == attempt else None
 
     def drained(self, host: int) -> bool:
-        """Returns whether somebody has taken a host out, with `touch RUN_DIR/.job/drain-HOST`."""
+        """Whether a person has drained a host, with `touch RUN_DIR/.job/drain-HOST`."""
         return (self.folder / f"drain-{host}").exists()
 
-    def publish(self, said: Host | Attempt) -> None:
-        """Replaces what a supervisor or the leader said before."""
-        name = "attempt" if isinstance(said, Attempt) else f"host-{said.host}"
-        self._replace(name, asdict(said))
+    def publish(self, content: HostStatus | Attempt) -> None:
+        """Replaces the status of a host, or the leader's decision."""
+        name = "attempt" if isinstance(content, Attempt) else f"host-{content.host}"
+        self._replace(name, asdict(content))
 
-    def publish_worker(self, host: int, said: Worker) -> None:
-        """Replaces what the training process of a host said before."""
-        self._replace(f"worker-{host}", asdict(said))
+    def publish_worker(self, host: int, status: WorkerStatus) -> None:
+        """Replaces the status of a host's training process."""
+        self._replace(f"worker-{host}", asdict(status))
 
-    def publish_problem(self, host: int, said: Problem) -> None:
-        """Replaces why an earlier training process of a host ended."""
-        self._replace(f"problem-{host}", asdict(said))
+    def publish_problem(self, host: int, problem: Problem) -> None:
+        """Replaces the error of a host's training process."""
+        self._replace(f"problem-{host}", asdict(problem))
 
     def _replace(self, name: str, content: Mapping[str, Any]) -> None:
         new, path = self.folder / f".{name}.{os.getpid()}", self.folder / f"{name}.json"
@@ -197,7 +197,7 @@ class Control:
             new.unlink(missing_ok=True)
             if error.errno != errno.ENOSPC or not path.exists():
                 raise
-            # On a full disk, into the room that it has; who reads a half of it reads it again.
+            # On a full disk, overwrite the file in place; a reader of half a file reads it again.
             with path.open("r+") as file:
                 file.write(text.ljust(os.path.getsize(path)))
 
@@ -209,7 +209,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
 
 
 def alive(pid: int) -> bool:
-    """Returns whether a process of this machine is there and has not ended."""
+    """Whether a process of this machine exists and is no zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -218,19 +218,24 @@ def alive(pid: int) -> bool:
 
 
 def period_s(least_s: float, hosts: int) -> float:
-    """Returns the time between two files of one host, of so many that write as often."""
+    """Seconds between two files of one host, so that all hosts stay below `FILES_PER_S`.
+
+    Args:
+        least_s: the period of few hosts.
+        hosts: number of hosts of the job.
+    """
     return max(least_s, hosts / FILES_PER_S)
 
 
 def newest_checkpoint(run_dir: Path) -> int:
-    """Returns the step of the newest finished checkpoint of a run, -1 if there is none."""
+    """The step of the newest finished checkpoint of a run, -1 if there is none."""
     return max(steps_in(run_dir / "checkpoints"), default=-1)
 
 
 def this_machine() -> str:
-    """Returns a name for this machine that it has until it is started again.
+    """A name of this machine and its boot: equal names mean that process numbers are comparable.
 
-    Containers that number their processes on their own are machines of their own.
+    Containers with a process namespace of their own count as machines of their own.
     """
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

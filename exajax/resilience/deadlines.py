@@ -1,4 +1,4 @@
-"""How long a training process may stay at one thing before it is taken for stuck."""
+"""Deadlines of the phases of training, after which a process counts as stuck."""
 
 import statistics
 from collections.abc import Mapping
@@ -7,33 +7,34 @@ from dataclasses import dataclass
 from exajax.errors import InputError, nearest
 
 SILENT = "silent"
+"""Name of the deadline for the heartbeat of a training process."""
 
 DEFAULTS_S: Mapping[str, float] = {  # `exajax.train.loop.PHASES`, and `silent`
-    "start": 600.0,  # joining, and reading the data
+    "start": 600.0,  # joining the job, and opening the data
     "compile": 3600.0,
     "restore": 1800.0,
-    "step": 600.0,  # until enough steps were timed; the first one also sets up communication
+    "step": 600.0,  # until `TIMED` steps were timed; the first one also sets up communication
     "evaluate": 1800.0,
     "callback": 1800.0,
     "audit": 1800.0,
     "checkpoint": 1800.0,
     "end": 1800.0,  # waiting for the last checkpoint
-    SILENT: 30.0,  # a process that does not even say where it is: stopped, or its machine is
+    SILENT: 30.0,  # no heartbeat: the process or its machine is stopped
 }
 
 TIMED = 10
-"""Steps that are timed before their median says how long one may take."""
+"""Steps that are timed before a step's deadline follows from their median."""
 
 STEPS, FLOOR_S = 20.0, 30.0
-"""From then on a step may take so many medians, and this long in any case."""
+"""From then on the deadline of a step is `STEPS` medians, and at least `FLOOR_S` seconds."""
 
 
 @dataclass(frozen=True)
 class Deadlines:
-    """Seconds by phase, and for `silent`.
+    """Deadlines of a job in seconds: those that were set, and defaults for the other phases.
 
     Attributes:
-        given: those that were chosen; they are kept to the letter.
+        given: the deadlines that were set, by phase or `silent`.
     """
 
     given: Mapping[str, float]
@@ -70,11 +71,11 @@ class Deadlines:
         return ",".join(f"{phase}={seconds}" for phase, seconds in self.given.items())
 
     def of(self, phase: str, step_times_s: list[float]) -> float:
-        """Returns how long a phase may take.
+        """The deadline of a phase, seconds.
 
         Args:
             phase: of `exajax.train.loop.PHASES`, or `silent`.
-            step_times_s: of the last steps.
+            step_times_s: durations of the last steps.
         """
         if phase in self.given:
             return self.given[phase]

@@ -1,7 +1,7 @@
-"""How a job goes on with fewer hosts: fewer replicas, the same global batch in more parts.
+"""Layouts of a job on fewer hosts: fewer replicas, the same global batch in more micro-batches.
 
-Every sample of a step stays in that step, and their order stays; sums are made in another order, so
-that numbers change by rounding.
+A step keeps its samples and their order. Sums over the batch are taken in another order, so that
+losses differ by rounding.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from exajax.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What an attempt runs on.
+class ElasticLayout:
+    """The hosts and the mesh of one attempt.
 
     Attributes:
-        members: hosts, by the number of their process.
-        mesh: that their devices make up, as it is written.
-        micro_batch: sequences that a part of the batch works on at a time.
+        members: hosts, in the order of their processes' ranks.
+        mesh: the mesh of their devices, as text.
+        micro_batch: sequences of a micro-batch.
     """
 
     members: tuple[int, ...]
@@ -28,42 +28,42 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Layouts:
-    """The layouts of a recipe on fewer hosts than it was made for.
+class ElasticLayouts:
+    """The layouts of a job on any number of its hosts.
 
     Attributes:
-        recipe: for all hosts.
-        hosts: how many that is.
-        min_hosts: how many at least.
+        recipe: the recipe on all hosts.
+        hosts: number of all hosts.
+        min_hosts: least number of hosts to train on.
     """
 
     recipe: Recipe
     hosts: int
     min_hosts: int
 
-    def of(self, ready: Sequence[int]) -> Layout | None:
-        """Returns the layout on as many of the hosts that are ready as make up a mesh.
+    def for_hosts(self, ready: Sequence[int]) -> ElasticLayout | None:
+        """The layout on the largest number of ready hosts that makes up a mesh; None without one.
 
         Args:
             ready: numbers of hosts, in order.
         """
         for count in range(len(ready), self.min_hosts - 1, -1):
-            recipe = shrunk(self.recipe, self.hosts, count)
+            recipe = shrink(self.recipe, self.hosts, count)
             if recipe:
-                return Layout(tuple(ready[:count]), str(recipe.mesh), recipe.micro_batch)
+                return ElasticLayout(tuple(ready[:count]), str(recipe.mesh), recipe.micro_batch)
         return None
 
 
-def shrunk(recipe: Recipe, hosts: int, count: int) -> Recipe | None:
-    """Returns a recipe's job on fewer hosts, None if its replicas do not go with so many.
+def shrink(recipe: Recipe, hosts: int, count: int) -> Recipe | None:
+    """A recipe on fewer hosts; None if its replicas cannot be divided over that many.
 
-    Replicas are given up where there are any (`data`), else the ways that `fsdp` divides by; what
-    splits a layer stays as it is. No device works on more samples at a time than before.
+    The `data` axis shrinks, or `fsdp` where there is no `data`; axes that split a layer stay. No
+    micro-batch grows.
 
     Args:
-        recipe: for all hosts.
-        hosts: how many that is.
-        count: hosts that are left.
+        recipe: the recipe on all hosts.
+        hosts: number of all hosts.
+        count: number of hosts that are left.
     """
     if count == hosts:
         return recipe

@@ -1,7 +1,4 @@
-"""A job as a whole: what is trained, how its processes train it, how they are supervised.
-
-A process that starts another one gives it the job in a file.
-"""
+"""The full description of a job, and the file by which one process hands it to another."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,19 +15,20 @@ from exajax.resilience.options import JobOptions
 from exajax.train.options import TrainOptions
 
 FIELD = "file"
+"""Field that input errors about a job file name."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, complete.
+    """The full description of a job: recipe, training options and supervision.
 
     Attributes:
         recipe: what to train.
-        options: of every training process.
-        supervision: of the job.
-        json: whether one JSON object is all that is printed.
-        result: file that takes the result instead of standard output, for another process that
-            owns the run folder; None where the job owns it.
+        options: options of every training process.
+        supervision: hosts, restarts and deadlines of the job.
+        json: whether standard output takes one JSON object and nothing else.
+        result: file for the result, where the process that started the job owns the run folder;
+            None prints the result, and the job owns the run folder.
     """
 
     recipe: Recipe
@@ -41,15 +39,15 @@ class Job:
 
     @property
     def owns_folder(self) -> bool:
-        """Whether the run folder's `run.json` is the job's own to write."""
+        """Whether the job writes the run folder's `run.json` itself."""
         return self.result is None
 
     def in_folder(self, run_dir: Path) -> "Job":
-        """Returns the same job in another run folder."""
+        """The same job in another run folder."""
         return dataclasses.replace(self, options=dataclasses.replace(self.options, run_dir=run_dir))
 
     def write(self, path: Path) -> Path:
-        """Writes the job to a file, whole or not at all, and returns the path."""
+        """Writes the job to a file atomically, and returns the path."""
         content = {
             "recipe": self.recipe.to_json(),
             "options": option.to_json(self.options),
@@ -64,7 +62,7 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> "Job":
-        """Reads a job that `write` has written.
+        """The job in a file that `write` has written.
 
         Raises:
             InputError: the file is not there, or damaged.

@@ -1,10 +1,10 @@
-"""Who leads a job: a lease on the run folder that its holder renews and others may take over.
+"""The leader's lease on a run folder, which its holder renews and others take over when it dies.
 
-The files `lease-000001`, `lease-000002`, ... are each made by exactly one process: to create a file
-that must not exist is atomic on every file system that clusters share. The highest number leads,
-and numbers only grow: what an earlier leader decided is known by its lower one.
-Whether its holder lives is seen by its count going on, on the clock of whoever looks, so that
-clocks need not agree; on the same machine a holder that has ended is known at once.
+Each of the files `lease-000001`, `lease-000002`, ... is created by exactly one process: creating a
+file that must not exist is atomic on every file system that clusters share. The highest number
+leads, and numbers only grow, so that a decision of an earlier leader is known by its lower number.
+A holder is alive while its heartbeat changes, on the clock of the observer, so that clocks need not
+agree; on the same machine, a holder whose process has ended is noticed at once.
 """
 
 import contextlib
@@ -21,30 +21,30 @@ from exajax.job.runtime import json_text
 from exajax.resilience.control import alive, this_machine
 
 SILENT_S = {True: 10.0, False: 60.0}
-"""A holder that is silent for longer has lost its lease, by whether all hosts are one machine; file
-systems that many share stand still for longer."""
+"""Seconds without a heartbeat after which a lease is lost, by whether all hosts are on this
+machine; shared file systems may be suspended for longer."""
 
 MOST = 999_999
-"""Number of the last lease that its name has room for."""
+"""Highest number of a lease, by the digits of its file name."""
 
 NAMED = re.compile("lease-[0-9]{6}")
 
 UNKNOWN = ""
-"""The job of a holder that could not be read."""
+"""The job of a holder whose file could not be read."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who leads.
+    """The supervisor that holds a lease.
 
     Attributes:
         epoch: number of the lease.
-        job: which start of the command it belongs to.
+        job: identifies the start of the command.
         host: number of the host.
-        machine: name of the machine, with the time it was started.
+        machine: the machine and its boot, as of `this_machine`.
         pid: of the supervisor.
-        started: when that process began, as the kernel counts; numbers of processes come back.
-        beat: counts renewals; -1 where the lease was given up.
+        started: start time of that process in clock ticks, since process numbers are reused.
+        beat: heartbeat: counts renewals; -1 where the lease was released.
     """
 
     epoch: int
@@ -57,13 +57,16 @@ class Holder:
 
 
 class Lease:
-    """The lease of a run folder as one supervisor sees it.
+    """The lease on a run folder, as one supervisor takes and observes it.
+
+    Attributes:
+        epoch: number of the lease that this supervisor holds, 0 without one.
 
     Args:
-        folder: the control folder; made if it is not there.
+        folder: the control folder; created if missing.
         job: the supervisor's job.
         host: its host.
-        silent_s: time without a renewal after which the lease is free.
+        silent_s: seconds without a renewal after which the lease is free.
         after: number of the last lease that something was decided under; its file may be gone.
     """
 
@@ -71,37 +74,38 @@ class Lease:
         self, folder: Path, job: str, host: int, silent_s: float = SILENT_S[True], after: int = 0
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._mine = folder, (job, host, this_machine(), os.getpid(), _started())
+        self._folder = folder
+        self._identity = job, host, this_machine(), os.getpid(), _start_ticks()
         self._silent_s, self._after = silent_s, after
         self._seen: Holder | None = None
         self._seen_s = time.monotonic()
         self.epoch = 0
 
     def holder(self) -> Holder | None:
-        """Returns who leads, None if nobody does or who did has ended or is silent."""
+        """The supervisor that leads; None if there is none, or it has ended or is silent."""
         newest = self._newest()
         if newest is None:
             self._seen = None
             return None
-        # One that is being replaced just now, or that a slow file system still lists, is unknown.
+        # A file that is being replaced, or that a slow file system still lists, cannot be read.
         epoch = int(newest.name[6:])
-        found = _read(newest)
-        if found is None or found.epoch != epoch:
-            found = Holder(epoch, UNKNOWN, -1, "", 0, "")
-        if found != self._seen:
-            self._seen, self._seen_s = found, time.monotonic()
-        if found.beat < 0:
+        holder = _read(newest)
+        if holder is None or holder.epoch != epoch:
+            holder = Holder(epoch, UNKNOWN, -1, "", 0, "")
+        if holder != self._seen:
+            self._seen, self._seen_s = holder, time.monotonic()
+        if holder.beat < 0:
             return None
-        if found.machine == this_machine() and _started(found.pid) != found.started:
+        if holder.machine == this_machine() and _start_ticks(holder.pid) != holder.started:
             return None
-        return found if time.monotonic() - self._seen_s < self._silent_s else None
+        return holder if time.monotonic() - self._seen_s < self._silent_s else None
 
-    def forget(self) -> None:
-        """Counts the silence of others anew: this process has not looked for a while itself."""
+    def reset_silence(self) -> None:
+        """Starts the holder's silence anew, because this process was suspended for a while."""
         self._seen_s = time.monotonic()
 
     def hold(self) -> bool:
-        """Renews the lease, or takes it if nobody has it; returns whether this process leads."""
+        """Renews the lease, or takes a free one; returns whether this process leads."""
         holder = self.holder()
         if holder is not None and holder.epoch != self.epoch:
             self.epoch = 0
@@ -109,13 +113,13 @@ class Lease:
         if holder is None and not self._take():
             return False
         beat = self._seen.beat + 1 if self._seen else 1
-        self._write(Holder(self.epoch, *self._mine, beat))
+        self._write(Holder(self.epoch, *self._identity, beat))
         return True
 
     def release(self) -> None:
-        """Gives the lease up, if this process has it; its number stays."""
+        """Releases the lease, if this process holds it; its number stays used."""
         if self.epoch and self._is_newest():
-            self._write(Holder(self.epoch, *self._mine, -1))
+            self._write(Holder(self.epoch, *self._identity, -1))
         self.epoch = 0
 
     def _take(self) -> bool:
@@ -127,9 +131,9 @@ class Lease:
                 "remove that folder once no job runs there",
             )
         path = self._folder / f"lease-{epoch:06d}"
-        new = self._written(Holder(epoch, *self._mine))
+        new = self._temporary(Holder(epoch, *self._identity))
         try:
-            os.link(new, path)  # fails if it is there, and is never half
+            os.link(new, path)  # atomic: fails if the file exists
         except FileExistsError:
             return False
         finally:
@@ -145,13 +149,13 @@ class Lease:
         return newest is not None and newest.name == f"lease-{self.epoch:06d}"
 
     def _newest(self) -> Path | None:
-        found = (path for path in self._folder.glob("lease-*") if NAMED.fullmatch(path.name))
-        return max(found, default=None)
+        leases = (path for path in self._folder.glob("lease-*") if NAMED.fullmatch(path.name))
+        return max(leases, default=None)
 
     def _write(self, holder: Holder) -> None:
-        self._written(holder).replace(self._folder / f"lease-{holder.epoch:06d}")
+        self._temporary(holder).replace(self._folder / f"lease-{holder.epoch:06d}")
 
-    def _written(self, holder: Holder) -> Path:
+    def _temporary(self, holder: Holder) -> Path:
         new = self._folder / f".lease.{os.getpid()}"
         new.write_text(json_text(asdict(holder)))
         return new
@@ -163,8 +167,11 @@ def _read(path: Path) -> Holder | None:
     return None
 
 
-def _started(pid: int | None = None) -> str:
-    """Returns when a process of this machine began, in ticks since boot; nothing if it is gone."""
+def _start_ticks(pid: int | None = None) -> str:
+    """The start time of a process of this machine in clock ticks since boot; empty if it is gone.
+
+    proc_pid_stat(5), field 22.
+    """
     pid = os.getpid() if pid is None else pid
     if not alive(pid):
         return ""

@@ -1,4 +1,4 @@
-"""All hosts of a job on this machine: keeps their supervisors alive, as machines' systems do."""
+"""The supervisors of a job whose hosts are all on this machine, restarted when they die."""
 
 import os
 import shlex
@@ -7,25 +7,26 @@ import subprocess
 import sys
 import time
 import uuid
-from types import FrameType
 
 from exajax.errors import InputError
 from exajax.job import environment, local_hosts
+from exajax.job.signals import collected_signals
 from exajax.resilience.control import Control
 from exajax.resilience.job import Job
 
 ROUND_S = 0.05
 
 QUICK_S, QUICK_DEATHS = 2.0, 5
-"""A supervisor that ended so soon after its start, so often in a row, is not started again."""
+"""A supervisor that is killed within `QUICK_S` seconds of its start, `QUICK_DEATHS` times in a row,
+is not restarted."""
 
 
 class LocalJob:
-    """The supervisors of a job whose hosts are all this machine.
+    """The supervisors of a job whose hosts are all on this machine.
 
     Args:
         job: what they supervise.
-        hosts: how many.
+        hosts: number of hosts.
     """
 
     def __init__(self, job: Job, hosts: int) -> None:
@@ -36,8 +37,8 @@ class LocalJob:
         self._started_s: dict[int, float] = {}
         self._quick_deaths = dict.fromkeys(range(hosts), 0)
         self._codes: dict[int, int] = {}
-        self._asked: list[int] = []
-        self._passed = 0
+        self._signals: list[int] = []
+        self._forwarded = 0
 
     def run(self) -> int:
         """Runs the job; returns its exit code.
@@ -51,34 +52,27 @@ class LocalJob:
                 f"every host is drained in {self._control.folder}",
                 f"remove its drain-0 to drain-{self._hosts - 1}",
             )
-        before = {
-            number: signal.signal(number, self._remember)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            while len(self._codes) < self._hosts and not self._ended():
-                for host in range(self._hosts):
-                    self._look_after(host)
-                self._pass_on()
-                time.sleep(ROUND_S)
-            return 130 if self._asked else local_hosts.exit_code(self._codes.values())
-        finally:
-            for process in self._running.values():
-                process.kill()
-                process.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._asked.append(number)
+        with collected_signals() as self._signals:
+            try:
+                while len(self._codes) < self._hosts and not self._ended():
+                    for host in range(self._hosts):
+                        self._check(host)
+                    self._forward_signals()
+                    time.sleep(ROUND_S)
+                return 130 if self._signals else local_hosts.exit_code(self._codes.values())
+            finally:
+                for process in self._running.values():
+                    process.kill()
+                    process.wait()
 
     def _ended(self) -> bool:
-        return bool(self._codes or self._asked) and not self._running
+        return bool(self._codes or self._signals) and not self._running
 
-    def _look_after(self, host: int) -> None:
+    def _check(self, host: int) -> None:
+        """Starts the supervisor of a host unless it runs, and notes its exit code when it ends."""
         process = self._running.get(host)
         if process is None:
-            if host not in self._codes and not self._asked and not self._control.drained(host):
+            if host not in self._codes and not self._signals and not self._control.drained(host):
                 self._start(host)
             return
         code = process.poll()
@@ -107,10 +101,10 @@ class LocalJob:
         )
         self._started_s[host] = time.monotonic()
 
-    def _pass_on(self) -> None:
-        """Passes Ctrl-C or SIGTERM on; a second Ctrl-C as such, which ends what is left."""
-        while self._passed < len(self._asked):
-            number = self._asked[self._passed] if self._passed else signal.SIGTERM
-            self._passed += 1
+    def _forward_signals(self) -> None:
+        """Forwards the first signal as SIGTERM, later ones as they are: a second Ctrl-C kills."""
+        while self._forwarded < len(self._signals):
+            number = self._signals[self._forwarded] if self._forwarded else signal.SIGTERM
+            self._forwarded += 1
             for process in self._running.values():
                 process.send_signal(number)

@@ -1,4 +1,4 @@
-"""How a job is supervised: its hosts, its patience, its end."""
+"""Options of a job's supervision: hosts, restarts, deadlines and wall time."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from exajax.resilience.deadlines import Deadlines
 from exajax.spmd.mesh import MOST_DEVICES
 
 MOST_SECONDS = 1e9
-"""Thirty years."""
+"""Upper bound of options in seconds: thirty years."""
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Options of a job's supervision. Every field is an `option`, which says what it is."""
+    """Options of a job's supervision. Every field is an `option`, which carries its help text."""
 
     hosts: int | None = option(
         "start so many host processes on this machine",
@@ -95,7 +95,7 @@ class JobOptions:
         """Raises an `InputError` if an option of supervision is impossible.
 
         Args:
-            hosts: of the job.
+            hosts: number of hosts of the job.
         """
         Deadlines.parse(self.deadlines or "")
         if self.min_hosts is not None and not 1 <= self.min_hosts <= hosts:

@@ -1,4 +1,4 @@
-"""The file in which one process gives another its job."""
+"""The file by which one process hands another its job."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def job(tmp_path):
     return Job(RECIPE, options, JobOptions(hosts=2, deadlines="step=9"), result=tmp_path / "out")
 
 
-def test_a_job_is_the_same_on_the_other_side_of_its_file(job, tmp_path):
+def test_a_job_survives_a_round_trip_through_its_file(job, tmp_path):
     assert Job.read(job.write(tmp_path / "job.json")) == job
 
 
@@ -44,7 +44,7 @@ def test_a_file_that_holds_no_job_is_refused_by_name(job, tmp_path, change):
     assert "\n" not in str(caught.value)
 
 
-def test_half_a_file_is_refused(job, tmp_path):
+def test_a_truncated_file_is_refused(job, tmp_path):
     path = job.write(tmp_path / "job.json")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"job\.json"):

@@ -1,4 +1,4 @@
-"""Who leads: one process at a time, whatever becomes of the one before."""
+"""The leader's lease: one holder at a time, whatever happens to the one before."""
 
 import json
 import multiprocessing
@@ -12,7 +12,7 @@ from exajax.errors import InputError
 from exajax.resilience.lease import UNKNOWN, Lease
 
 
-def test_the_first_to_come_leads_and_the_others_do_not(tmp_path):
+def test_the_first_to_take_the_lease_leads(tmp_path):
     first, second = Lease(tmp_path, "job", 0), Lease(tmp_path, "job", 1)
     assert first.hold()
     assert not second.hold()
@@ -20,7 +20,7 @@ def test_the_first_to_come_leads_and_the_others_do_not(tmp_path):
     assert second.holder().host == 0
 
 
-def test_a_lease_that_was_given_up_is_free_and_its_number_stays_used(tmp_path):
+def test_a_released_lease_is_free_and_its_number_stays_used(tmp_path):
     first, second = Lease(tmp_path, "job", 0), Lease(tmp_path, "other", 1)
     assert first.hold()
     first.release()
@@ -31,7 +31,7 @@ def test_a_lease_that_was_given_up_is_free_and_its_number_stays_used(tmp_path):
     assert second.hold()
 
 
-def test_a_silent_holder_loses_its_lease_and_knows_it(tmp_path):
+def test_a_silent_holder_loses_its_lease_and_notices(tmp_path):
     first, second = Lease(tmp_path, "job", 0, 0.2), Lease(tmp_path, "job", 1, 0.2)
     assert first.hold()
     assert not second.hold()
@@ -54,12 +54,12 @@ def test_the_lease_of_a_process_that_was_killed_is_free_at_once(tmp_path):
     process = multiprocessing.Process(target=_hold_for_ever, args=(tmp_path, ready))
     process.start()
     assert ready.wait(10)
-    mine = Lease(tmp_path, "job", 1)
-    assert not mine.hold()
+    lease = Lease(tmp_path, "job", 1)
+    assert not lease.hold()
     process.kill()
     process.join()
-    assert mine.hold()
-    assert mine.epoch == 2
+    assert lease.hold()
+    assert lease.epoch == 2
 
 
 def _race(folder, host, start, won):
@@ -70,7 +70,7 @@ def _race(folder, host, start, won):
         time.sleep(1)
 
 
-def test_of_many_that_want_it_at_once_one_gets_it(tmp_path):
+def test_exactly_one_of_many_contenders_gets_the_lease(tmp_path):
     start, won = multiprocessing.Event(), multiprocessing.Queue()
     racers = [
         multiprocessing.Process(target=_race, args=(tmp_path, host, start, won))
@@ -101,16 +101,16 @@ def test_a_lease_that_cannot_be_read_is_taken_once_it_is_old(tmp_path, content):
     assert json.loads((tmp_path / "lease-000005").read_text())["pid"] == os.getpid()
 
 
-def test_who_was_held_up_counts_the_silence_of_others_anew(tmp_path):
+def test_a_suspended_process_starts_the_silence_of_others_anew(tmp_path):
     first, second = Lease(tmp_path, "job", 0, 0.3), Lease(tmp_path, "job", 1, 0.3)
     assert first.hold()
     assert not second.hold()
     time.sleep(0.4)
-    second.forget()
+    second.reset_silence()
     assert not second.hold()
 
 
-def test_after_the_last_number_that_a_lease_can_have_it_says_which_file_is_in_the_way(tmp_path):
+def test_after_the_last_lease_number_the_folder_to_remove_is_named(tmp_path):
     lease = Lease(tmp_path, "job", 0)
     assert lease.hold()
     lease.release()
@@ -119,7 +119,7 @@ def test_after_the_last_number_that_a_lease_can_have_it_says_which_file_is_in_th
         Lease(tmp_path, "job", 0, 0).hold()
 
 
-def test_a_lease_is_newer_than_all_that_was_decided_though_its_file_is_gone(tmp_path):
+def test_a_lease_is_newer_than_the_last_decision_though_its_file_is_gone(tmp_path):
     lease = Lease(tmp_path, "job", 0, after=41)
     assert lease.hold()
     assert lease.epoch == 42

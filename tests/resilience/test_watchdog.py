@@ -1,4 +1,4 @@
-"""A training process that is stuck ends itself, and says where it was."""
+"""A stuck training process ends itself, and reports where it was stuck."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def test_every_phase_of_training_has_a_deadline():
     assert set(DEFAULTS_S) == {*PHASES, "silent"}
 
 
-def test_deadlines_are_handed_on_as_they_were_given():
+def test_deadlines_survive_a_round_trip_through_text():
     given = Deadlines.parse("step=1.5,silent=30")
     assert Deadlines.parse(str(given)) == given
     assert Deadlines.parse(str(Deadlines.parse(""))) == Deadlines.parse("")
@@ -56,11 +56,11 @@ def test_a_stuck_process_dumps_its_stacks_and_ends(tmp_path):
     stacks = (tmp_path / event["stacks"]).read_text()
     assert "threading.py" in stacks
     assert "in <module>" in stacks
-    said = Control(tmp_path).worker(1)
-    assert (said.phase, said.step, said.turns, said.attempt) == ("step", 2, 2, 3)
+    status = Control(tmp_path).worker(1)
+    assert (status.phase, status.step, status.turns, status.attempt) == ("step", 2, 2, 3)
 
 
-def test_a_process_that_goes_on_is_left_alone(tmp_path):
+def test_a_process_that_makes_progress_is_left_alone(tmp_path):
     steps = "[(watch.progress('step', n), time.sleep(0.1)) for n in range(25)]"
     body = f"{steps}; watch.progress('checkpoint', 25)"
     assert process(tmp_path, body).wait(timeout=30) == 0
@@ -76,7 +76,7 @@ def test_a_process_whose_attempt_is_over_ends(tmp_path):
     assert old.wait(timeout=10) == SUPERSEDED
 
 
-def test_once_steps_are_timed_their_median_says_how_long_one_may_take():
+def test_the_deadline_of_a_step_follows_from_the_median_of_timed_steps():
     assert Deadlines({}).of("step", [1.0] * 3) == DEFAULTS_S["step"]
     assert Deadlines({}).of("step", [5.0] * 50) == STEPS * 5.0
     assert Deadlines({}).of("step", [0.01] * 50) == FLOOR_S
@@ -86,18 +86,18 @@ def test_once_steps_are_timed_their_median_says_how_long_one_may_take():
 @pytest.mark.parametrize(
     "text", ["stepp=3", "step=", "step=-1", "step=nan", "step=inf", "step", "step=1,step=2"]
 )
-def test_an_impossible_deadline_is_named(text):
+def test_an_impossible_deadline_is_refused_by_name(text):
     with pytest.raises(InputError, match=r"deadlines: .*step"):
         Deadlines.parse(text)
 
 
-def test_a_line_that_was_cut_short_spoils_no_other(tmp_path):
+def test_a_truncated_line_spoils_no_other(tmp_path):
     log = EventLog(tmp_path, 0, "worker", 1)
     log.write("phase", phase="step", step=1)
     log.close()
     path = tmp_path / "events" / "0-worker.jsonl"
     path.write_bytes(path.read_bytes() + b'{"time": 17')
-    again = EventLog(tmp_path, 0, "worker", 2)
-    again.write("phase", phase="step", step=2)
-    again.close()
+    second = EventLog(tmp_path, 0, "worker", 2)
+    second.write("phase", phase="step", step=2)
+    second.close()
     assert [event["step"] for event in read_events(tmp_path)] == [1, 2]
