@@ -1,1 +1,1 @@
-"""Breaks a running job as a schedule of faults says, from outside of its processes and within."""
+"""Fault injection: schedules of faults, their injection into running jobs, and the outcome."""

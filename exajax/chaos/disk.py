@@ -1,4 +1,4 @@
-"""Damage to what a job has on disk: checkpoints with other bytes, and a disk without room."""
+"""Faults of storage: damaged checkpoint files, and a full disk."""
 
 import contextlib
 import os
@@ -14,27 +14,30 @@ from exajax.train.checkpoint.folder import SAVING, steps_in
 FILLER = ".filler"
 
 
-def proven(checkpoints: Path) -> list[Path]:
-    """Returns the checkpoints that are whole, the newest last."""
+def complete_checkpoints(checkpoints: Path) -> list[Path]:
+    """The folders of finished checkpoints, the newest last."""
     return [checkpoints / str(step) for step in reversed(steps_in(checkpoints))]
 
 
-def committing(checkpoints: Path) -> bool:
-    """Returns whether a checkpoint is being written, or what is left of one that was."""
+def save_in_progress(checkpoints: Path) -> bool:
+    """Whether an unfinished checkpoint exists: one is being saved, or its save was killed."""
     with contextlib.suppress(OSError):
         return any(path.name.endswith(SAVING) for path in checkpoints.iterdir())
     return False
 
 
 def damage(fault: Fault, checkpoint: Path) -> dict[str, object]:
-    """Cuts a file of a checkpoint short, or flips bits of it; returns what was done, as JSON.
+    """Truncates a file of a checkpoint, or flips bits of it.
 
-    Every byte of the checkpoint is equally likely to be hit; which one follows from the fault.
+    Every byte of the checkpoint is equally likely to be hit; the fault's number is the seed.
+
+    Returns:
+        What was damaged, as JSON.
     """
-    draw = np.random.default_rng(fault.id)
+    generator = np.random.default_rng(fault.id)
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size)
     sizes = np.array([path.stat().st_size for path in files], float)
-    path = files[int(draw.choice(len(files), p=sizes / sizes.sum()))]
+    path = files[int(generator.choice(len(files), p=sizes / sizes.sum()))]
     size = path.stat().st_size
     facts: dict[str, object] = {
         "step": int(checkpoint.name),
@@ -42,10 +45,10 @@ def damage(fault: Fault, checkpoint: Path) -> dict[str, object]:
         "bytes": size,
     }
     if fault.kind == "truncate":
-        kept = min(int(size * (1 - fault.detail("share"))), size - 1)
-        os.truncate(path, kept)
-        return facts | {"kept_bytes": kept}
-    bits = [int(bit) for bit in draw.integers(8 * size, size=int(fault.detail("bits")))]
+        left = min(int(size * (1 - fault.detail("share"))), size - 1)
+        os.truncate(path, left)
+        return facts | {"kept_bytes": left}
+    bits = [int(bit) for bit in generator.integers(8 * size, size=int(fault.detail("bits")))]
     with path.open("r+b") as file:
         for bit in bits:
             file.seek(bit // 8)
@@ -55,31 +58,31 @@ def damage(fault: Fault, checkpoint: Path) -> dict[str, object]:
     return facts | {"bits": bits}
 
 
-def mount_small(folder: Path, size_bytes: int) -> None:
-    """Lays a folder on a small disk of its own, which ends with this mount namespace."""
+def mount_tmpfs(folder: Path, size_bytes: int) -> None:
+    """Mounts a small tmpfs on a folder; it ends with this mount namespace."""
     folder.mkdir(parents=True, exist_ok=True)
     options = f"size={size_bytes}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "exajax", folder], check=True)
 
 
-def unmount_kept(folder: Path) -> None:
-    """Takes a folder off its small disk; what lies in it stays."""
-    beside = folder.with_name(f".{folder.name}.kept")
-    shutil.copytree(folder, beside, symlinks=True)
+def unmount_and_keep(folder: Path) -> None:
+    """Unmounts the tmpfs of a folder, and leaves its files in the folder."""
+    copy = folder.with_name(f".{folder.name}.kept")
+    shutil.copytree(folder, copy, symlinks=True)
     subprocess.run(["umount", folder], check=True)
     folder.rmdir()
-    beside.replace(folder)
+    copy.replace(folder)
 
 
 def fill(folder: Path) -> Path:
-    """Takes all the room of the disk that a folder is on; returns the file that has it."""
+    """Fills the disk that a folder is on; returns the file that fills it."""
     path = folder / FILLER
     with path.open("wb", buffering=0) as file:
         with contextlib.suppress(OSError):
             disk = os.fstatvfs(file.fileno())
             os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize)
         file.seek(0, os.SEEK_END)
-        with contextlib.suppress(OSError):  # until nothing goes in any more
+        with contextlib.suppress(OSError):  # ends with ENOSPC
             while file.write(bytes(4096)):
                 pass
     return path

@@ -1,22 +1,27 @@
-"""Whether two runs have come to the same end: their last checkpoints, and their samples."""
+"""Comparison of two runs: the arrays of their last checkpoints, and the samples they saw."""
 
+import collections
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exajax.train.checkpoint.folder import STATE, steps_in, verify
 from exajax.train.sinks import history
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True)
-class Difference:
-    """How the last checkpoints of two runs differ.
+class CheckpointDifference:
+    """The difference between the last checkpoints of two runs.
 
     Attributes:
-        identical: whether every array has the same bits.
-        arrays: names of those that differ.
-        largest: largest difference of two elements, as a share of the largest element of the array.
+        identical: whether all arrays are equal, bit for bit.
+        arrays: names of the arrays that differ.
+        largest: largest difference of two elements, divided by the array's largest element;
+            infinite where an array is missing or has another shape or type.
     """
 
     identical: bool
@@ -24,34 +29,35 @@ class Difference:
     largest: float
 
 
-def differences(undisturbed: Path, disturbed: Path, step: int) -> Difference:
-    """Compares the checkpoints of a step, which must be there, array by array.
+def compare_checkpoints(undisturbed: Path, disturbed: Path, step: int) -> CheckpointDifference:
+    """Compares the checkpoints of a step in two runs, array by array.
 
     Args:
         undisturbed: one run folder.
         disturbed: the other one.
-        step: of both checkpoints.
+        step: of both checkpoints, which must exist.
 
     Raises:
         ValueError, OSError: one of them cannot be read.
     """
     import numpy as np
 
-    ours, theirs = _arrays(undisturbed, step), _arrays(disturbed, step)
+    expected, actual = _arrays(undisturbed, step), _arrays(disturbed, step)
     names, largest = [], 0.0
-    for name in sorted({*ours, *theirs}):
-        one, other = ours.get(name), theirs.get(name)
-        if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+    for name in sorted({*expected, *actual}):
+        a, b = expected.get(name), actual.get(name)
+        if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
             names.append(name)
             largest = float("inf")
-        elif one.tobytes() != other.tobytes():
+        elif a.tobytes() != b.tobytes():
             names.append(name)
-            change = np.max(np.abs(one.astype(np.float64) - other.astype(np.float64)))
-            largest = max(largest, float(change / max(np.max(np.abs(one)), 1e-30)))
-    return Difference(not names, tuple(names), largest)
+            change = np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)))
+            largest = max(largest, float(change / max(np.max(np.abs(a)), 1e-30)))
+    return CheckpointDifference(not names, tuple(names), largest)
 
 
-def _arrays(run_dir: Path, step: int) -> Mapping[str, Any]:
+def _arrays(run_dir: Path, step: int) -> "Mapping[str, np.ndarray]":
+    """The arrays of a checkpoint by name, each restored as a whole on this host."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
@@ -60,8 +66,8 @@ def _arrays(run_dir: Path, step: int) -> Mapping[str, Any]:
     path = epath.Path((run_dir / "checkpoints" / str(step) / STATE).absolute())
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(path)
-    whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree.tree)
-    state = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=whole))
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree.tree)
+    state = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
     return {
         jax.tree_util.keystr(key): np.asarray(leaf)
         for key, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -69,13 +75,13 @@ def _arrays(run_dir: Path, step: int) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What the samples of a run's surviving lineage lack.
+class SampleDifference:
+    """The difference between the samples of two runs, counted on their surviving lineages.
 
     Attributes:
-        missing: of the undisturbed run's, those that a step should have seen and has not.
-        repeated: seen more often than in the undisturbed run.
-        same: whether every step saw the same ones in the same order.
+        missing: samples that the undisturbed run trained on and the other one did not.
+        repeated: samples that the other run trained on more often than the undisturbed one.
+        same: whether every step saw the same samples in the same order.
     """
 
     missing: int
@@ -83,18 +89,17 @@ class Samples:
     same: bool
 
 
-def samples(undisturbed: Path, disturbed: Path) -> Samples:
+def compare_samples(undisturbed: Path, disturbed: Path) -> SampleDifference:
     """Compares the samples that two runs trained on, step by step."""
-    import collections
-
-    ours, theirs = (history.read(path / "samples.jsonl") for path in (undisturbed, disturbed))
-    counts = [
-        collections.Counter(i for r in records for i in r["ids"]) for records in (ours, theirs)
-    ]
-    return Samples(
-        (counts[0] - counts[1]).total(),
-        (counts[1] - counts[0]).total(),
-        _steps(ours) == _steps(theirs),
+    expected, actual = (history.read(path / "samples.jsonl") for path in (undisturbed, disturbed))
+    expected_counts, actual_counts = (
+        collections.Counter(i for record in records for i in record["ids"])
+        for records in (expected, actual)
+    )
+    return SampleDifference(
+        (expected_counts - actual_counts).total(),
+        (actual_counts - expected_counts).total(),
+        _steps(expected) == _steps(actual),
     )
 
 
@@ -102,12 +107,12 @@ def _steps(records: list[dict[str, Any]]) -> list[tuple[int, list[int]]]:
     return [(record["step"], record["ids"]) for record in records]
 
 
-def newest(run_dir: Path) -> int | None:
-    """Returns the step of the newest checkpoint of a run, None if it has none."""
+def newest_step(run_dir: Path) -> int | None:
+    """The step of the newest checkpoint of a run, None if it has none."""
     return next(iter(steps_in(run_dir / "checkpoints")), None)
 
 
-def half_checkpoints(run_dir: Path) -> list[str]:
-    """Returns what is in the folder of checkpoints and is none, every byte read and compared."""
+def bad_checkpoints(run_dir: Path) -> list[str]:
+    """Step and state of unfinished and damaged checkpoints; every byte is read and verified."""
     folder = run_dir / "checkpoints"
-    return [f"{found.step} {found.state}" for found in verify(folder) if found.state != "proven"]
+    return [f"{entry.step} {entry.state}" for entry in verify(folder) if entry.state != "proven"]

@@ -1,4 +1,4 @@
-"""Faults as data: what breaks, where, when and for how long. What injects and simulates shares it.
+"""Faults as data: what breaks, where, when and for how long, for injection and for simulation.
 
 A schedule is a tuple of faults, drawn from a seed here or read from a file (`faults_file`).
 """
@@ -11,32 +11,32 @@ from typing import Literal
 import numpy as np
 
 Role = Literal["worker", "supervisor", "parent"]
-"""Which process of a host is meant; `parent` is the one that started all hosts."""
+"""The process of a host that a signal is sent to; `parent` is the one that started all hosts."""
 
 ROLES: tuple[Role, ...] = ("worker", "supervisor", "parent")
 
 TARGETS = ("any", "leader", "parent")
-"""Targets beside the number of a host: one that is drawn, the one that leads, the parent."""
-
-PHASES = (
-    "start", "compile", "restore", "step", "evaluate", "callback", "audit", "checkpoint", "end",
-)  # fmt: skip
-"""What a worker can be at, as it tells itself (`exajax.train.loop.PHASES`)."""
+"""Targets besides the number of a host: a random host, the host that leads, the parent."""
 
 COMMIT = "commit"
-"""The moment between the first byte of a checkpoint and the name that makes it one."""
+"""A moment for faults besides `PHASES`: while a checkpoint is being written and does not count."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What faults of a kind have in common.
+class FaultKind:
+    """The properties that all faults of a kind share.
 
     Attributes:
-        signals: whether it is a signal to a process, whose `role` is then to be told.
-        inside: whether it happens inside the training process, which does it to itself.
-        stepwise: whether all processes must know its moment beforehand, so that it has a step.
-        lasts: whether it has a duration: `no`, `yes`, or `maybe`, where none is for ever.
-        details: what else can be told of it: name to default, least and most.
+        signals: whether it is a signal to a process, which the fault's `role` chooses.
+        inside: whether the training process inflicts it on itself.
+        stepwise: whether all processes must know its moment in advance, which is then a `step`.
+        lasts: whether it has a duration: `no`, `yes`, or `maybe`, where none means for ever.
+        details: its parameters: name to default, least and most.
+        events: names of the events that detect it.
+        any_event: whether the end of a process or an attempt detects it as well.
+        restarts: whether a new attempt recovers from it; otherwise the same attempt does.
+        recovers_by: the event that shows recovery within the attempt: the next `step` or `save`.
+        deadline: what its detection waits for, as of `exajax.chaos.outcome.deadline_s`.
     """
 
     signals: bool = False
@@ -46,48 +46,77 @@ class Kind:
     details: Mapping[str, tuple[float, float, float]] = field(
         default_factory=lambda: MappingProxyType({})
     )
+    events: tuple[str, ...] = ()
+    any_event: bool = False
+    restarts: bool = False
+    recovers_by: Literal["step", "save"] = "step"
+    deadline: Literal["lease", "grace", "heartbeat", "step", "restart"] = "step"
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+def _details(**bounds: tuple[float, float, float]) -> Mapping[str, tuple[float, float, float]]:
+    return MappingProxyType(bounds)
+
+
+_SAVES = ("checkpoint-failed", "checkpoint-skipped")
+_DAMAGE = ("checkpoint-damaged",)
+
+KINDS: Mapping[str, FaultKind] = MappingProxyType(
     {
-        "kill": Kind(signals=True),
-        "terminate": Kind(signals=True),
-        "stop": Kind(signals=True, lasts="maybe"),
-        "lost-coordinator": Kind(),
-        "cut-network": Kind(lasts="yes"),
-        "slow-host": Kind(lasts="yes", details=MappingProxyType({"share": (0.8, 0.01, 0.99)})),
-        "full-disk": Kind(lasts="yes"),
-        "truncate": Kind(details=MappingProxyType({"share": (0.5, 0.0, 0.99)})),
-        "bit-flip": Kind(details=MappingProxyType({"bits": (1, 1, 1024)})),
-        "stuck": Kind(inside=True, lasts="maybe"),
-        "slow-disk": Kind(inside=True, lasts="yes"),
-        "nan": Kind(inside=True, stepwise=True),
-        "flip-parameter": Kind(inside=True, details=MappingProxyType({"bit": (20, 0, 31)})),
+        # SIGKILL, SIGTERM and SIGSTOP
+        "kill": FaultKind(signals=True, any_event=True, restarts=True, deadline="lease"),
+        "terminate": FaultKind(
+            signals=True, events=("preempted",), any_event=True, restarts=True, deadline="grace"
+        ),
+        "stop": FaultKind(
+            signals=True, lasts="maybe", events=("stuck",), any_event=True, deadline="heartbeat"
+        ),
+        # SIGKILL to the process that the others have joined
+        "lost-coordinator": FaultKind(any_event=True, restarts=True, deadline="lease"),
+        "cut-network": FaultKind(lasts="yes", events=("stuck",), any_event=True),
+        # a worker that is stopped for a share of the time
+        "slow-host": FaultKind(
+            lasts="yes", details=_details(share=(0.8, 0.01, 0.99)), events=("straggler",)
+        ),
+        "full-disk": FaultKind(lasts="yes", events=_SAVES, recovers_by="save"),
+        # damage to the newest finished checkpoint; a worker is killed so that it is read
+        "truncate": FaultKind(
+            details=_details(share=(0.5, 0.0, 0.99)),
+            events=_DAMAGE,
+            restarts=True,
+            deadline="restart",
+        ),
+        "bit-flip": FaultKind(
+            details=_details(bits=(1, 1, 1024)), events=_DAMAGE, restarts=True, deadline="restart"
+        ),
+        # a process that does not enter its next collective
+        "stuck": FaultKind(inside=True, lasts="maybe", events=("stuck",), any_event=True),
+        # a process that is late with its part of a checkpoint
+        "slow-disk": FaultKind(inside=True, lasts="yes", events=_SAVES, recovers_by="save"),
+        # a NaN in the loss and the gradient
+        "nan": FaultKind(inside=True, stepwise=True, events=("bad-step",)),
+        # a flipped bit of a parameter, in one device's memory
+        "flip-parameter": FaultKind(
+            inside=True, details=_details(bit=(20, 0, 31)), events=("corruption",)
+        ),
     }
 )
-"""Every kind of fault.
-
-`kill`, `terminate` and `stop` are SIGKILL, SIGTERM and SIGSTOP. A `slow-host` is stopped for a
-`share` of the time. `truncate` and `bit-flip` damage the newest proven checkpoint, which is then
-read because a worker is killed. `stuck` does not enter its collective, `slow-disk` is late with its
-part of a checkpoint, `nan` is a gradient's, `flip-parameter` turns one `bit` of a parameter over.
-"""
+"""Every kind of fault, by the name that schedules use."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. It is due once everything holds that is said of when.
+    """One fault of a schedule. It is due once `at_s`, `step` and `phase`, where given, all hold.
 
     Attributes:
         id: its number in the schedule.
         kind: one of `KINDS`.
         target: number of a host, or one of `TARGETS`.
-        role: which process of the target gets a signal.
-        at_s: seconds since the start of the job, None if its time is not what makes it due.
-        step: number of an update that a worker of the target has come to.
-        phase: what the target's worker is at, one of `PHASES` or `COMMIT`.
-        duration_s: seconds that it lasts; None is for ever, or it takes no time.
-        details: what the kind has beside, by name.
+        role: the process of the target that gets a signal.
+        at_s: least seconds since the start of the job.
+        step: least update that a worker of the target has reached.
+        phase: phase of the target's worker, one of `PHASES` or `COMMIT`.
+        duration_s: seconds that it lasts; None is for ever, or for a kind without duration.
+        details: parameters of the kind, by name.
     """
 
     id: int
@@ -102,19 +131,19 @@ class Fault:
 
     @property
     def inside(self) -> bool:
-        """Whether the training process does it to itself."""
+        """Whether the training process inflicts it on itself."""
         return KINDS[self.kind].inside
 
     def detail(self, name: str) -> float:
-        """Returns something that the kind has beside, or its default."""
+        """The value of a parameter of the kind, or its default."""
         return self.details.get(name, KINDS[self.kind].details[name][0])
 
     def host(self, hosts: int, leader: int = 0) -> int:
-        """Returns the number of the host that it hits; `any` is the same one every time.
+        """The number of the host that it hits; `any` is drawn with the fault's number as the seed.
 
         Args:
-            hosts: how many there are.
-            leader: which of them leads.
+            hosts: number of hosts of the job.
+            leader: number of the host that leads.
         """
         if isinstance(self.target, int):
             return self.target
@@ -124,18 +153,18 @@ class Fault:
 
 
 def kills(seed: int, count: int, hosts: int, mean_gap_s: float) -> tuple[Fault, ...]:
-    """Returns kills of any process at any moment: every role and every host equally likely.
+    """A schedule of kills of any process at any moment, every role and host equally likely.
 
     Args:
         seed: of the schedule.
-        count: how many.
-        hosts: how many hosts the job has.
-        mean_gap_s: mean of the exponential time between two of them.
+        count: number of kills.
+        hosts: number of hosts of the job.
+        mean_gap_s: mean of the exponentially distributed time between two kills, seconds.
     """
-    draw = np.random.default_rng(seed)
-    times_s = np.cumsum(draw.exponential(mean_gap_s, count))
-    roles = [ROLES[i] for i in draw.integers(len(ROLES), size=count)]
-    targets = draw.integers(hosts, size=count).tolist()
+    generator = np.random.default_rng(seed)
+    times_s = np.cumsum(generator.exponential(mean_gap_s, count))
+    roles = [ROLES[i] for i in generator.integers(len(ROLES), size=count)]
+    targets = generator.integers(hosts, size=count).tolist()
     return tuple(
         Fault(i, "kill", "parent" if role == "parent" else target, role, round(float(at_s), 3))
         for i, (at_s, role, target) in enumerate(zip(times_s, roles, targets, strict=True))
@@ -151,29 +180,30 @@ def poisson(
     of: Literal["host", "job"] = "host",
     duration_s: float | None = None,
 ) -> tuple[Fault, ...]:
-    """Returns independent faults at a constant rate, by time.
+    """A schedule of independent faults at a constant rate (a Poisson process), sorted by time.
 
-    The count over `until_s` is Poisson, and given the count the moments are uniform; see Ross,
-    Introduction to Probability Models, section 5.3.
+    The count over `until_s` has a Poisson distribution, and given the count the times are uniform;
+    see Ross, Introduction to Probability Models, section 5.3.
 
     Args:
         seed: of the schedule, or a generator to draw from.
-        hosts: how many there are; every one is hit equally often.
+        hosts: number of hosts; all are hit equally often.
         until_s: length of the schedule in seconds.
         mtbf_s: mean time between failures in seconds, by kind.
-        of: whose that mean is: of one host, or of the job with all its hosts.
-        duration_s: how long each one lasts, of kinds that do.
+        of: whether that mean is of one host, or of the job with all its hosts.
+        duration_s: duration of faults of kinds that last.
     """
-    draw = np.random.default_rng(seed)
-    found: list[tuple[float, str, int]] = []
+    generator = np.random.default_rng(seed)
+    drawn: list[tuple[float, str, int]] = []
     for kind, mean_s in mtbf_s.items():
         expected = until_s / mean_s * (hosts if of == "host" else 1)
-        count = int(draw.poisson(expected))
-        times_s, targets = draw.uniform(0, until_s, count), draw.integers(hosts, size=count)
-        found += zip(times_s.tolist(), [kind] * count, targets.tolist(), strict=True)
+        count = int(generator.poisson(expected))
+        times_s = generator.uniform(0, until_s, count)
+        targets = generator.integers(hosts, size=count)
+        drawn += zip(times_s.tolist(), [kind] * count, targets.tolist(), strict=True)
     return tuple(
         Fault(
             i, kind, host, at_s=at_s, duration_s=None if KINDS[kind].lasts == "no" else duration_s
         )
-        for i, (at_s, kind, host) in enumerate(sorted(found))
+        for i, (at_s, kind, host) in enumerate(sorted(drawn))
     )

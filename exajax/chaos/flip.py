@@ -1,4 +1,4 @@
-"""A bit that flips in the memory of one device, as radiation or a worn cell would do it."""
+"""A bit flip in the memory of one device, as radiation or a worn cell causes it."""
 
 import ctypes
 
@@ -6,17 +6,17 @@ import jax
 
 
 def flip_bit(array: jax.Array, device: jax.Device, index: int, bit: int) -> None:
-    """Flips a bit of an array in place, in one device's memory and no other's.
+    """Flips a bit of an array in place, in the memory of one device only.
 
     Args:
-        array: a global array; other copies of the element stay as they are.
+        array: a global array; replicas of the element on other devices stay as they are.
         device: a CPU device of this process.
-        index: number of the element within the device's part, row by row.
+        index: flat index of the element within the device's shard.
         bit: number of the bit, from the lowest.
 
     Raises:
-        ValueError: the device's memory is not the host's, the array has no part there, or its part
-            is one memory with another device's.
+        ValueError: the device is no CPU device, holds no shard of the array, or shares the memory
+            of its shard with another device.
     """
     if device.platform != "cpu":
         raise ValueError(f"the memory of {device} is not the host's: bits flip on CPU devices only")

@@ -2,121 +2,117 @@
 
 import contextlib
 import json
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from exajax.chaos import disk
 from exajax.chaos.faults import COMMIT, Fault
-from exajax.chaos.strikes import STRIKES, Blow, Scene
-from exajax.chaos.whereabouts import Whereabouts
+from exajax.chaos.injections import INJECTIONS, Injection, JobUnderTest
+from exajax.chaos.positions import WorkerPositions
 from exajax.job.events import EventLog
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Injector:
-    """Strikes when a fault is due, and takes it back when its time is over.
+    """Injects faults when they are due, and lifts them when their duration is over.
 
     Args:
         faults: the schedule.
-        scene: where.
-        events: takes an `injected` and a `lifted` for each fault.
-        tell: takes a line for the person who watches.
+        job: the running job.
+        events: takes the events `injected` and `lifted` of each fault.
+
+    Attributes:
+        pending: faults that have not been injected.
     """
 
-    def __init__(
-        self,
-        faults: Sequence[Fault],
-        scene: Scene,
-        events: EventLog,
-        tell: Callable[[str], None],
-    ) -> None:
+    def __init__(self, faults: Sequence[Fault], job: JobUnderTest, events: EventLog) -> None:
         self.pending = list(faults)
-        self._scene, self._events, self._tell = scene, events, tell
-        self._whereabouts = Whereabouts(scene.run_dir)
-        self._lasting: list[tuple[Fault, Blow, float]] = []
+        self._job, self._events = job, events
+        self._positions = WorkerPositions(job.run_dir)
+        self._active: list[tuple[Fault, Injection, float]] = []
         self._started_s = time.monotonic()
 
     def round(self) -> None:
-        """Does what is to be done now. To be called many times a second."""
-        self._whereabouts.update()
+        """Injects and lifts what is due now; to be called many times a second."""
+        self._positions.update()
         now_s = time.monotonic()
-        for entry in list(self._lasting):
-            fault, blow, since_s = entry
+        for entry in list(self._active):
+            fault, injection, since_s = entry
             if fault.duration_s is not None and now_s - since_s >= fault.duration_s:
-                self._lasting.remove(entry)
-                self._lift(fault, blow)
+                self._active.remove(entry)
+                self._lift(fault, injection)
             else:
-                blow.keep(now_s - since_s)
+                injection.update(now_s - since_s)
         for fault in list(self.pending):
             if fault.inside:
-                self._note(fault)
+                self._check_note(fault)
             elif self._due(fault, now_s - self._started_s):
-                self._strike(fault)
+                self._inject(fault)
 
     @property
     def furthest(self) -> int:
-        """The furthest step that any host has come to."""
-        return max(self._whereabouts.of(host).step for host in range(self._scene.hosts))
+        """The highest step that any host has reached."""
+        return max(self._positions.of(host).step for host in range(self._job.hosts))
 
     def lift_all(self) -> None:
-        """Takes back everything that lasts."""
-        while self._lasting:
-            fault, blow, _ = self._lasting.pop()
-            self._lift(fault, blow)
+        """Lifts all faults that last."""
+        while self._active:
+            fault, injection, _ = self._active.pop()
+            self._lift(fault, injection)
 
     def _host(self, fault: Fault) -> int:
-        return fault.host(self._scene.hosts, leader_of(self._scene.run_dir))
+        return fault.host(self._job.hosts, leader_of(self._job.run_dir))
 
     def _due(self, fault: Fault, elapsed_s: float) -> bool:
         if fault.at_s is not None and elapsed_s < fault.at_s:
             return False
         host = self._host(fault)
-        if fault.step is not None and self._whereabouts.of(host).step < fault.step:
+        if fault.step is not None and self._positions.of(host).step < fault.step:
             return False
         if fault.phase == COMMIT:
-            return disk.committing(self._scene.checkpoints)
-        return fault.phase is None or self._whereabouts.has_been_at(host, fault.phase)
+            return disk.save_in_progress(self._job.checkpoints)
+        return fault.phase is None or self._positions.entered(host, fault.phase)
 
-    def _strike(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault) -> None:
         host = self._host(fault)
-        where = self._whereabouts.of(host)
-        committing = disk.committing(self._scene.checkpoints)
-        since_s = time.time()
-        blow = STRIKES[fault.kind](self._scene, fault, host)
-        if blow is None:
+        position = self._positions.of(host)
+        committing = disk.save_in_progress(self._job.checkpoints)
+        time_s = time.time()
+        injection = INJECTIONS[fault.kind](self._job, fault, host)
+        if injection is None:
             return
-        at = {"phase": where.phase, "step": where.step, **blow.facts}
-        if blow.facts.get("attempt", where.attempt) > where.attempt:
-            at = {
-                **at,
-                "phase": "start",
-                "step": 0,
-            }  # a new worker, which has not said anything yet
-        self._struck(fault, host, since_s, at | {"committing": committing})
-        self._lasting.append((fault, blow, time.monotonic()))
+        facts = {"phase": position.phase, "step": position.step, **injection.facts}
+        if injection.facts.get("attempt", position.attempt) > position.attempt:
+            facts |= {"phase": "start", "step": 0}  # a new worker that has not logged a phase yet
+        self._note(fault, host, time_s, facts | {"committing": committing})
+        self._active.append((fault, injection, time.monotonic()))
 
-    def _note(self, fault: Fault) -> None:
-        """Takes note of what a training process did to itself."""
+    def _check_note(self, fault: Fault) -> None:
+        """Notes a fault that a training process has inflicted on itself, once it has."""
         with contextlib.suppress(OSError, ValueError):
-            note = json.loads((self._scene.fired / str(fault.id)).read_text())
-            self._struck(fault, note.pop("host"), note.pop("time"), note)
+            note = json.loads((self._job.fired / str(fault.id)).read_text())
+            self._note(fault, note.pop("host"), note.pop("time"), note)
 
-    def _struck(self, fault: Fault, host: int, time_s: float, facts: Mapping[str, Any]) -> None:
+    def _note(self, fault: Fault, host: int, time_s: float, facts: Mapping[str, Any]) -> None:
+        """Writes the event and the log line of an injected fault."""
         self.pending.remove(fault)
         target = "parent" if fault.role == "parent" else host
         about = {"id": fault.id, "kind": fault.kind, "target": target, "process": fault.role}
-        about["attempt"] = self._whereabouts.of(host).attempt
+        about["attempt"] = self._positions.of(host).attempt
         self._events.write("injected", **{**about, **facts, "time": time_s})
-        self._tell(described(fault, host, facts))
+        LOGGER.info("%s", summary(fault, host, facts))
 
-    def _lift(self, fault: Fault, blow: Blow) -> None:
-        blow.lift()
+    def _lift(self, fault: Fault, injection: Injection) -> None:
+        injection.lift()
         self._events.write("lifted", id=fault.id, kind=fault.kind)
 
 
 def leader_of(run_dir: Path) -> int:
-    """Returns the number of the host that leads, or did last; 0 before there is one."""
+    """The number of the host that leads, or led last; 0 before there is a leader."""
     lease = max((run_dir / ".job").glob("lease-*"), default=None)
     with contextlib.suppress(OSError, ValueError, KeyError):
         if lease:
@@ -124,12 +120,12 @@ def leader_of(run_dir: Path) -> int:
     return 0
 
 
-def described(fault: Fault, host: int, facts: Mapping[str, Any]) -> str:
-    """Returns in words what a fault hit, and when."""
-    whom = "the parent" if fault.role == "parent" else f"host {host}"
+def summary(fault: Fault, host: int, facts: Mapping[str, Any]) -> str:
+    """One line for the log about an injected fault, such as `kill of host 1 at step 12`."""
+    target = "the parent" if fault.role == "parent" else f"host {host}"
     if fault.role == "supervisor":
-        whom = f"the supervisor of {whom}"
-    at = f"at {facts.get('phase', '')} {facts.get('step', '')}".rstrip()
+        target = f"the supervisor of {target}"
+    where = f"at {facts.get('phase', '')} {facts.get('step', '')}".rstrip()
     committing = ", a checkpoint half written" if facts.get("committing") else ""
-    lasts = f" for {fault.duration_s:g} s" if fault.duration_s is not None else ""
-    return f"{fault.kind} of {whom}{lasts} {at}{committing}"
+    duration = f" for {fault.duration_s:g} s" if fault.duration_s is not None else ""
+    return f"{fault.kind} of {target}{duration} {where}{committing}"

@@ -1,8 +1,8 @@
-"""Hosts of this machine with a network of their own, which can be cut: Linux network namespaces.
+"""A network of local hosts in Linux network namespaces, from which each host can be cut off.
 
-Every host is a namespace that a pair of virtual Ethernet devices joins to one bridge; to cut a host
-off is to set its device down. It has a name of its own, too: Gloo listens where the name of its
-machine leads to. It takes root, or a user namespace (`unshare -Urmn`).
+Every host is a network namespace that a pair of virtual Ethernet devices connects to one bridge; a
+host is cut off by setting its device down. It also has a host name of its own, since Gloo listens
+on the address of its host name. This needs root, or a user namespace (`unshare -Urmn`).
 """
 
 import os
@@ -15,31 +15,31 @@ from pathlib import Path
 from exajax.job.environment import ADDRESS, HOST_PREFIX, NAMESPACES
 
 HOLD = "echo {name} > /proc/sys/kernel/hostname; echo; exec cat"
-"""What lives in the namespace of a host, and keeps it, until its standard input ends."""
+"""Shell command that keeps the namespace of a host alive until its standard input ends."""
 
 TOOLS = ("unshare", "nsenter", "ip", "mount", "umount")
 
 
-def why_not() -> str | None:
-    """Returns why this process cannot have namespaces of its own, None if it can."""
+def why_unavailable() -> str | None:
+    """Why this process cannot create namespaces, None if it can."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         return f"{', '.join(missing)} is not installed"
-    tried = subprocess.run(
+    trial = subprocess.run(
         [*_unshare(), "ip", "link", "add", "exajax0", "type", "bridge"],
         capture_output=True,
         text=True,
     )
-    return tried.stderr.strip().splitlines()[-1] if tried.returncode else None
+    return trial.stderr.strip().splitlines()[-1] if trial.returncode else None
 
 
 def enter() -> None:
-    """Starts this command again in namespaces of its own, unless it is in them.
+    """Replaces this process by the same command in new namespaces, unless it runs in them.
 
-    It takes the place of this process, so that signals and exit code stay as they are.
+    It stays the same process (`execve`), so that signals and the exit code are unchanged.
     """
     if NAMESPACES.get():
-        _ip("link", "set", "lo", "up")  # a new network has not even that
+        _ip("link", "set", "lo", "up")  # it is down in a new network namespace
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -48,35 +48,35 @@ def enter() -> None:
 
 
 def _unshare() -> list[str]:
-    """Returns what starts a command where it may make mounts and networks."""
-    # A private mount namespace: what is mounted there is seen nowhere else, and ends with it.
+    """The prefix of a command that may create mounts and networks of its own."""
+    # Mounts in a private mount namespace are invisible outside, and end with it.
     flags = ["-mn"] if os.geteuid() == 0 else ["-Urmn"]
     return ["unshare", *flags, "--propagation", "private"]
 
 
-class Network:
-    """A network of hosts, each in a namespace of its own. Use it in a `with`.
+class HostNetwork:
+    """A network of hosts, each in its own namespace, as a context manager.
 
     Args:
-        hosts: how many.
-        folder: where the names of the namespaces go; made if it is not there.
+        hosts: number of hosts.
+        folder: takes links to the namespaces; created if missing.
     """
 
     def __init__(self, hosts: int, folder: Path) -> None:
         self._hosts, self._folder = hosts, folder
         self._holders: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> "Network":
+    def __enter__(self) -> "HostNetwork":
         self._folder.mkdir(parents=True, exist_ok=True)
         names = self._folder / "hosts"
-        lines = [f"{address_of(host)} {name_of(host)}\n" for host in range(self._hosts)]
+        lines = [f"{address_of(host)} {host_name(host)}\n" for host in range(self._hosts)]
         names.write_text("127.0.0.1 localhost\n" + "".join(lines))
         _run(["mount", "--bind", str(names), "/etc/hosts"])
         _ip("link", "add", "exajax0", "type", "bridge")
         _ip("link", "set", "exajax0", "up")
         try:
             for host in range(self._hosts):
-                self._join(host)
+                self._add(host)
         except BaseException:
             self.__exit__()
             raise
@@ -92,35 +92,35 @@ class Network:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the parent of a local job needs to start every supervisor in its namespace."""
+        """Environment of a local job's parent, which starts every supervisor in its namespace."""
         address = f"{ADDRESS.name}={address_of('{host}')}"
         names = f"--net={self._folder}/{{host}}-net --uts={self._folder}/{{host}}-uts"
         return {HOST_PREFIX.name: f"env {address} nsenter {names}"}
 
     def cut(self, host: int) -> None:
-        """Cuts a host off from all others."""
+        """Disconnects a host from all others."""
         _ip("link", "set", f"host{host}", "down")
 
-    def mend(self, host: int) -> None:
-        """Joins a host to the others again."""
+    def reconnect(self, host: int) -> None:
+        """Connects a host to the others again."""
         _ip("link", "set", f"host{host}", "up")
 
-    def _join(self, host: int) -> None:
-        """Makes the namespace of a host. It lasts as long as a process is in it."""
+    def _add(self, host: int) -> None:
+        """Creates the namespace of a host, which lasts as long as a process is in it."""
         holder = subprocess.Popen(
-            ["unshare", "-nu", "sh", "-c", HOLD.format(name=name_of(host))],
+            ["unshare", "-nu", "sh", "-c", HOLD.format(name=host_name(host))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         self._holders.append(holder)
         assert holder.stdout
-        holder.stdout.readline()  # from now on it is in the namespace
+        holder.stdout.readline()  # once it has printed, it is in the namespace
         for kind in ("net", "uts"):
             link = self._folder / f"{host}-{kind}"
             link.unlink(missing_ok=True)
             link.symlink_to(f"/proc/{holder.pid}/ns/{kind}")
-        ends = ["peer", "name", "eth0", "netns", str(holder.pid)]
-        _ip("link", "add", f"host{host}", "type", "veth", *ends)
+        peer = ["peer", "name", "eth0", "netns", str(holder.pid)]
+        _ip("link", "add", f"host{host}", "type", "veth", *peer)
         _ip("link", "set", f"host{host}", "master", "exajax0", "up")
         for command in (
             ["link", "set", "lo", "up"],
@@ -131,12 +131,12 @@ class Network:
 
 
 def address_of(host: int | str) -> str:
-    """Returns the address of a host in the network."""
+    """The IPv4 address of a host in the network."""
     return f"10.77.{host}.1"
 
 
-def name_of(host: int) -> str:
-    """Returns the name of a host's machine."""
+def host_name(host: int) -> str:
+    """The host name of a host."""
     return f"exajax-host-{host}"
 
 

@@ -1,75 +1,38 @@
-"""What became of every injected fault: when it was noticed and overcome, from a run's events."""
+"""The outcome of every injected fault: when it was detected and recovered from, from the events."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from exajax.chaos.faults import KINDS
 from exajax.job.local_hosts import GRACE_S
 from exajax.resilience.deadlines import FLOOR_S, SILENT, Deadlines
 from exajax.resilience.lease import SILENT_S
 
-Event = Mapping[str, Any]
-
-GOING = ("step", "evaluate", "callback", "checkpoint", "end")
-"""Phases of a job that has found its way back."""
+RECOVERED_PHASES = ("step", "evaluate", "callback", "checkpoint", "end")
+"""Phases of a job that trains again."""
 
 SLACK_S = 5.0
-"""Beside a deadline: until a supervisor has looked, on a machine that is busy."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """How a kind of fault shows.
-
-    Attributes:
-        seen: events that notice it, beside those that a process has ended.
-        ends: whether it ends a process, so that a new attempt overcomes it; otherwise the job goes
-            on by itself.
-        back: what shows that it is overcome where it ends none: the next `step`, or `save`.
-    """
-
-    seen: tuple[str, ...] = ()
-    ends: bool = False
-    back: Literal["step", "save"] = "step"
-
-
-TRACES: Mapping[str, Trace] = {
-    "kill": Trace(ends=True),
-    "terminate": Trace(("preempted",), ends=True),
-    "stop": Trace(("stuck",)),
-    "lost-coordinator": Trace(ends=True),
-    "cut-network": Trace(("stuck",)),
-    "slow-host": Trace(("straggler",)),
-    "full-disk": Trace(("checkpoint-failed", "checkpoint-skipped"), back="save"),
-    "truncate": Trace(("checkpoint-damaged",), ends=True),
-    "bit-flip": Trace(("checkpoint-damaged",), ends=True),
-    "stuck": Trace(("stuck",)),
-    "slow-disk": Trace(("checkpoint-skipped", "checkpoint-failed"), back="save"),
-    "nan": Trace(("bad-step",)),
-    "flip-parameter": Trace(("corruption",)),
-}
-
-QUIET = ("full-disk", "slow-disk", "slow-host", "truncate", "bit-flip", "nan", "flip-parameter")
-"""Kinds that are noticed by what they are, not by a process that ends."""
+"""Seconds added to a deadline: until a supervisor has looked, on a busy machine."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault.
+    """The outcome of one fault.
 
     Attributes:
         id: its number in the schedule.
-        kind: what it was.
-        target: the host, or `parent`.
-        process: worker, supervisor or parent.
-        at_s: when it struck, since the start of the run.
-        phase: what the host's worker was at.
-        step: the update that it was at or behind.
-        committing: whether a checkpoint was half written.
-        detected_s: from then until it was noticed, None if it was not.
-        recovered_s: from then until the job went on, None if it did not.
-        deadline_s: until when it should be noticed; None where it may pass unnoticed, as it was
-            over before that.
+        kind: its kind, one of `exajax.chaos.faults.KINDS`.
+        target: number of the host, or `parent`.
+        process: `worker`, `supervisor` or `parent`.
+        at_s: when it was injected, seconds since the start of the run.
+        phase: the phase of the host's worker at that moment.
+        step: the current or last update of that worker.
+        committing: whether a checkpoint was being written.
+        detected_s: seconds from then until it was detected, None if it was not.
+        recovered_s: seconds from then until the job trained again, None if it did not.
+        deadline_s: seconds within which it should be detected; None where it need not be, because
+            it was over before that.
     """
 
     id: int
@@ -86,51 +49,51 @@ class Outcome:
 
     @property
     def in_time(self) -> bool:
-        """Whether it was noticed within its deadline, if it has one."""
+        """Whether it was detected within its deadline, if it has one."""
         if self.deadline_s is None:
             return True
         return self.detected_s is not None and self.detected_s <= self.deadline_s
 
 
 def outcomes(
-    events: Iterable[Event], started_s: float, deadlines: Deadlines, startup_s: float
+    events: Iterable[Mapping[str, Any]], started_s: float, deadlines: Deadlines, startup_s: float
 ) -> list[Outcome]:
-    """Returns what became of every fault that was injected.
+    """The outcomes of all faults that were injected into a run.
 
     Args:
-        events: of the run, by time.
-        started_s: when it began, in seconds since 1970.
+        events: of the run and of the injector, sorted by time.
+        started_s: start of the run, in seconds since 1970.
         deadlines: of its training processes.
-        startup_s: what it takes to start it again and restore.
+        startup_s: seconds that a restart takes to restore and train.
     """
-    told = list(events)
-    lifted = {event["id"]: event["time"] for event in told if event["event"] == "lifted"}
+    log = list(events)
+    lifted_s = {event["id"]: event["time"] for event in log if event["event"] == "lifted"}
     return [
-        _outcome(event, told, lifted.get(event["id"]), started_s, deadlines, startup_s)
-        for event in told
+        _outcome(
+            event,
+            [later for later in log if later["time"] >= event["time"]],
+            lifted_s.get(event["id"]),
+            started_s,
+            deadline_s(event["kind"], event["process"], deadlines, startup_s),
+        )
+        for event in log
         if event["event"] == "injected"
     ]
 
 
 def _outcome(
-    fault: Event,
-    events: Sequence[Event],
-    lifted: float | None,
+    fault: Mapping[str, Any],
+    later: Sequence[Mapping[str, Any]],
+    lifted_s: float | None,
     started_s: float,
-    deadlines: Deadlines,
-    startup_s: float,
+    limit_s: float,
 ) -> Outcome:
+    """The outcome of one fault, from the events after it."""
     kind, since_s = fault["kind"], fault["time"]
-    later = [event for event in events if event["time"] >= since_s]
-    detected = next((event for event in later if _notices(event, fault)), None)
-    recovered = _recovered(fault, later, detected, lifted)
-    limit_s = deadline_s(kind, fault["process"], deadlines, startup_s)
-    lasted_s = None if lifted is None else lifted - since_s
-    may_pass = kind in ("stop", "cut-network", "slow-host", "slow-disk", "full-disk", "stuck")
-    if may_pass and detected is None and lasted_s is not None and lasted_s < limit_s:
-        limit = None
-    else:
-        limit = limit_s
+    detected = next((event for event in later if _detects(event, fault)), None)
+    recovered = _recovery(fault, later, detected, lifted_s)
+    over_before = lifted_s is not None and lifted_s - since_s < limit_s
+    may_pass = KINDS[kind].lasts != "no" and detected is None and over_before
     return Outcome(
         fault["id"],
         kind,
@@ -142,16 +105,16 @@ def _outcome(
         bool(fault.get("committing")),
         None if detected is None else round(detected["time"] - since_s, 3),
         None if recovered is None else round(recovered["time"] - since_s, 3),
-        limit,
+        None if may_pass else limit_s,
     )
 
 
-def _notices(event: Event, fault: Event) -> bool:
-    """Returns whether an event notices a fault that came before it."""
-    name, kind = event["event"], fault["kind"]
-    if name in TRACES[kind].seen:
+def _detects(event: Mapping[str, Any], fault: Mapping[str, Any]) -> bool:
+    """Whether an event detects a fault that was injected before it."""
+    name, kind = event["event"], KINDS[fault["kind"]]
+    if name in kind.events:
         return True
-    if kind in QUIET:
+    if not kind.any_event:
         return False
     if fault["process"] == "parent":
         return bool(name == "left")
@@ -162,55 +125,53 @@ def _notices(event: Event, fault: Event) -> bool:
     return bool(name in ("fault", "left"))
 
 
-def _recovered(
-    fault: Event, later: Sequence[Event], detected: Event | None, lifted: float | None
-) -> Event | None:
-    """Returns what shows that a job goes on after a fault."""
-    trace = TRACES[fault["kind"]]
-    if trace.ends:
-        return _first(later, lambda e: _goes_on(e) and e["attempt"] > fault["attempt"])
+def _recovery(
+    fault: Mapping[str, Any],
+    later: Sequence[Mapping[str, Any]],
+    detected: Mapping[str, Any] | None,
+    lifted_s: float | None,
+) -> Mapping[str, Any] | None:
+    """The event that shows that the job trains again after a fault."""
+    kind = KINDS[fault["kind"]]
+    if kind.restarts:
+        return _first(later, lambda e: _trains(e) and e["attempt"] > fault["attempt"])
     over_s = max(
-        detected["time"] if detected else fault["time"], fault["time"] if lifted is None else lifted
+        detected["time"] if detected else fault["time"],
+        fault["time"] if lifted_s is None else lifted_s,
     )
     if fault["kind"] == "stop" and detected:
-        over_s = detected["time"]  # whoever is noticed is ended, and does not have to go on
+        over_s = detected["time"]  # a stopped process is killed when it is detected
     after = [event for event in later if event["time"] > over_s]
-    if trace.back == "save":
+    if kind.recovers_by == "save":
         return _first(after, lambda e: e["event"] == "checkpoint-saved")
-    return _first(after, _goes_on)
+    return _first(after, _trains)
 
 
-def _goes_on(event: Event) -> bool:
-    return bool(event["event"] == "phase" and event["phase"] in GOING)
+def _trains(event: Mapping[str, Any]) -> bool:
+    return bool(event["event"] == "phase" and event["phase"] in RECOVERED_PHASES)
 
 
-def _first(events: Iterable[Event], condition: Callable[[Event], bool]) -> Event | None:
+def _first(
+    events: Iterable[Mapping[str, Any]], condition: Callable[[Mapping[str, Any]], bool]
+) -> Mapping[str, Any] | None:
     return next((event for event in events if condition(event)), None)
 
 
 def deadline_s(kind: str, role: str, deadlines: Deadlines, startup_s: float) -> float:
-    """Returns how long a fault of a kind may go unnoticed, in seconds.
+    """Seconds within which a fault should be detected.
 
     Args:
         kind: of the fault.
         role: of the process that it hits.
         deadlines: of the training processes.
-        startup_s: what it takes to start again and restore.
+        startup_s: seconds that a restart takes to restore and train.
     """
-    step_s = deadlines.given.get("step", FLOOR_S)
-    by_kind = {
-        "kill": SILENT_S[True],
-        "lost-coordinator": SILENT_S[True],
-        "terminate": GRACE_S + SILENT_S[True],
-        "stop": deadlines.of(SILENT, []) if role == "worker" else SILENT_S[True],
-        "stuck": step_s,
-        "cut-network": step_s,
-        "slow-host": step_s,
-        "full-disk": step_s,
-        "slow-disk": step_s,
-        "nan": step_s,
-        "flip-parameter": step_s,
-        "truncate": startup_s,
-        "bit-flip": startup_s,
+    lease_s = SILENT_S[True]
+    limits_s = {
+        "lease": lease_s,
+        "grace": GRACE_S + lease_s,
+        "heartbeat": deadlines.of(SILENT, []) if role == "worker" else lease_s,
+        "step": deadlines.given.get("step", FLOOR_S),
+        "restart": startup_s,
     }
-    return by_kind[kind] + SLACK_S
+    return limits_s[KINDS[kind].deadline] + SLACK_S

@@ -1,4 +1,4 @@
-"""A gradient that is not a number, or too large: put into the batch, so that the step is real."""
+"""NaN or outsized gradients, by a factor in the batch that multiplies the loss of a real step."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -17,36 +17,34 @@ LEAF = "poison"
 
 
 def poisoned(workload: Workload) -> Workload:
-    """Returns a workload whose loss is multiplied by what its batch has under `poison`.
+    """A workload whose loss is multiplied by the mean of its batch's `poison`, float32 [B].
 
-    That is one factor a sample, float32 [B], of which the mean counts. Where all are 1 no bit of
-    the loss or of a gradient changes; a NaN makes all of them NaN.
+    With factors of 1, loss and gradients are the same bit for bit; one NaN makes all of them NaN.
     """
     loss = workload.loss
     batch = {**workload.batch, LEAF: jax.ShapeDtypeStruct((workload.samples,), jnp.float32)}
     if isinstance(loss, Stages):
-        end = loss.exit
+        last_stage = loss.exit
 
-        def exit_(module: Any, stream: jax.Array, batch: Batch) -> Loss:
-            return times(end(module, stream, batch), _factor(batch))
+        def poisoned_stage(module: Any, stream: jax.Array, batch: Batch) -> Loss:
+            return times(last_stage(module, stream, batch), _factor(batch))
 
-        return dataclasses.replace(
-            workload, loss=dataclasses.replace(loss, exit=exit_), batch=batch
-        )
+        stages = dataclasses.replace(loss, exit=poisoned_stage)
+        return dataclasses.replace(workload, loss=stages, batch=batch)
 
-    def multiplied(module: Any, batch: Batch) -> Loss:
+    def poisoned_loss(module: Any, batch: Batch) -> Loss:
         return times(loss(module, batch), _factor(batch))
 
-    return dataclasses.replace(workload, loss=multiplied, batch=batch)
+    return dataclasses.replace(workload, loss=poisoned_loss, batch=batch)
 
 
 def _factor(batch: Batch) -> jax.Array:
-    # A mean of ones need not be one; this is.
+    # A floating-point mean of ones need not be exactly 1; a mean of zeros is exactly 0.
     return 1 + jnp.mean(batch[LEAF] - 1)
 
 
 def with_poison(batch: HostBatch, factor: float = 1.0) -> dict[str, np.ndarray]:
-    """Returns rows of a batch with a factor for the loss."""
+    """Rows of a batch, with a factor for the loss."""
     rows = len(next(iter(batch.values())))
     return {**batch, LEAF: np.full(rows, factor, np.float32)}
 
@@ -56,8 +54,8 @@ class PoisonedBatches:
     """Batches for a poisoned workload.
 
     Attributes:
-        batches: what to add the factor to.
-        factor: `factor(number)` of a batch, counted from 0; the same on every process.
+        batches: the batches without factors.
+        factor: `factor(number)` of a batch, counted from 0; equal on every process.
     """
 
     batches: Batches

@@ -1,6 +1,6 @@
-"""The processes of a job, found by a mark in their environment at any moment.
+"""The processes of a running job, found by a mark in their environment.
 
-The control files say where a process is once it says so itself; a fault may come before that.
+Unlike the control files, this finds a process before it has written its first status.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from exajax.job.environment import ATTEMPT, CHAOS, HOST
 
 
 @dataclass(frozen=True)
-class Found:
-    """A process of the job.
+class JobProcess:
+    """A running process of the job.
 
     Attributes:
-        pid: of the process.
-        parent: of its parent.
-        role: what it does.
-        host: number of its host, None of the parent of all.
-        attempt: that a worker belongs to, 0 for others.
+        pid: its process number.
+        parent: the process number of its parent.
+        role: `worker`, `supervisor` or `parent`.
+        host: number of its host; None for the parent of all hosts.
+        attempt: the attempt that a worker belongs to, 0 for others.
     """
 
     pid: int
@@ -33,32 +33,32 @@ class Found:
     attempt: int
 
 
-def processes(mark: str) -> list[Found]:
-    """Returns the processes that live and carry a mark."""
-    found = []
+def marked_processes(mark: str) -> list[JobProcess]:
+    """The running processes that carry a mark."""
+    marked = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
-            with contextlib.suppress(OSError, ValueError):  # one that ends just now
-                if process := _described(entry, mark):
-                    found.append(process)
-    return found
+            with contextlib.suppress(OSError, ValueError):  # it ended meanwhile
+                if process := _read(entry, mark):
+                    marked.append(process)
+    return marked
 
 
-def of(found: list[Found], role: Role, host: int | None) -> Found | None:
-    """Returns the process with a role on a host, not one that it has started; or None.
+def select(candidates: list[JobProcess], role: Role, host: int | None) -> JobProcess | None:
+    """The process with a role on a host, rather than its children; None without one.
 
     Args:
-        found: where to look.
-        role: what it does.
-        host: number of its host; not asked of the parent.
+        candidates: the processes of the job.
+        role: of the process.
+        host: number of its host; ignored for the parent.
     """
-    same = [p for p in found if p.role == role and (role == "parent" or p.host == host)]
-    inner = {process.pid for process in same}
-    return next((process for process in same if process.parent not in inner), None)
+    same = [p for p in candidates if p.role == role and (role == "parent" or p.host == host)]
+    pids = {process.pid for process in same}
+    return next((process for process in same if process.parent not in pids), None)
 
 
-def signalled(pid: int, number: signal.Signals) -> bool:
-    """Sends a signal; returns whether the process was there."""
+def send_signal(pid: int, number: signal.Signals) -> bool:
+    """Sends a signal to a process; returns whether it exists."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -66,18 +66,19 @@ def signalled(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-def end_all(mark: str, wait: Callable[[float], None], rounds: int = 50) -> None:
+def kill_all(mark: str, wait: Callable[[float], None], rounds: int = 50) -> None:
     """Kills every process that carries a mark, until there is none."""
     for _ in range(rounds):
-        left = processes(mark)
+        left = marked_processes(mark)
         if not left:
             return
         for process in left:
-            signalled(process.pid, signal.SIGKILL)
+            send_signal(process.pid, signal.SIGKILL)
         wait(0.1)
 
 
-def _described(entry: Path, mark: str) -> Found | None:
+def _read(entry: Path, mark: str) -> JobProcess | None:
+    """The process of a folder of /proc; None if it does not carry the mark, or is a zombie."""
     pairs = (
         pair.partition("=") for pair in (entry / "environ").read_text("utf8", "replace").split("\0")
     )
@@ -89,9 +90,9 @@ def _described(entry: Path, mark: str) -> Found | None:
         return None
     host, attempt = None, 0
     role: Role = "parent"
-    if place := ATTEMPT.get(env):
+    if worker := ATTEMPT.get(env):
         role = "worker"
-        host, attempt = place
+        host, attempt = worker
     elif (number := HOST.get(env)) is not None:
         role, host = "supervisor", number
-    return Found(int(entry.name), int(parent), role, host, attempt)
+    return JobProcess(int(entry.name), int(parent), role, host, attempt)

@@ -1,46 +1,49 @@
-"""A training under injection, started again whenever it ends too soon, as a batch system would."""
+"""A training under faults, restarted when its command ends early, as a batch system does it."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from exajax.chaos import processes
 from exajax.chaos.faults import Fault
+from exajax.chaos.injections import JobUnderTest
 from exajax.chaos.injector import Injector
-from exajax.chaos.inside import FIRED
-from exajax.chaos.strikes import Scene
+from exajax.chaos.self_inflicted import FIRED
 from exajax.job.environment import CHAOS, FAULTS, LIFELINE
 from exajax.job.events import EventLog, read_events
 from exajax.resilience.control import Control
 from exajax.resilience.job import Job
 
+LOGGER = logging.getLogger(__name__)
+
 ROUND_S = 0.02
 
-TOLD_EVERY_S = 10.0
+LOG_EVERY_S = 10.0
 
-SILENT_S = 900.0
-"""A job that has told no event for so long will tell none any more."""
+HUNG_S = 900.0
+"""Seconds without an event after which a job counts as hung."""
 
 LEAVE_S = 10.0
-"""Time that processes have to end behind a job that is over."""
+"""Seconds that processes have to end after their job is over."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a training under injection ended.
+class DisturbedRun:
+    """How a training under faults ended.
 
     Attributes:
-        code: of the last parent, 0 if the training is done.
-        starts: how often the command was given.
+        code: exit code of the last start, 0 if the training is done.
+        starts: number of times that the command was given.
         wall_s: seconds that it took.
         began_s: when it began, in seconds since 1970.
-        not_injected: numbers of the faults that did not come to pass.
-        orphans: what was still running when everything should have ended.
+        not_injected: numbers of the faults that were never injected.
+        orphans: processes that still ran after the end, in words.
     """
 
     code: int
@@ -51,65 +54,60 @@ class Ended:
     orphans: tuple[str, ...]
 
 
-def train(job: Job, log: Path, mark: str) -> int:
-    """Trains undisturbed; returns the exit code.
+def train_undisturbed(job: Job, log: Path, mark: str) -> int:
+    """Trains without faults; returns the exit code.
 
     Args:
         job: what to train.
-        log: file that takes what is printed; the job is written beside it.
-        mark: for the environment of all its processes.
+        log: takes standard output and error; the job file lies next to it.
+        mark: for the environment of all processes of the job.
     """
     with _start(job, log, {CHAOS.name: mark}) as process:
         try:
             return process.wait()
         finally:
-            _end(mark)
+            _kill_all(mark)
 
 
-def train_under(
-    faults: Sequence[Fault],
-    job: Job,
-    scene: Scene,
-    schedule: Path,
-    tell: Callable[[str], None],
-) -> Ended:
-    """Trains while faults strike, until it is done.
+def train_under_faults(
+    faults: Sequence[Fault], job: Job, target: JobUnderTest, schedule: Path
+) -> DisturbedRun:
+    """Trains while faults are injected, until the training is done or fails by itself.
 
     Args:
-        faults: what strikes.
+        faults: the schedule.
         job: what to train.
-        scene: where; the run folder is the job's.
-        schedule: the file with the faults, which the training processes read. What was injected is
-            told in events beside it: those of a run that has not trained yet may be removed.
-        tell: takes lines for the person who watches.
+        target: the processes and folders of that job.
+        schedule: the file of the schedule, which the training processes read. The injector's events
+            go to its folder, since the run folder is removed if the job ends before it trains.
     """
     (schedule.parent / FIRED).mkdir()
-    env = {CHAOS.name: scene.mark, FAULTS.name: str(schedule.absolute())}
-    env |= scene.network.environment if scene.network else {}
+    env = {CHAOS.name: target.mark, FAULTS.name: str(schedule.absolute())}
+    env |= target.network.environment if target.network else {}
     began_s = time.time()
-    os.utime(schedule, (began_s, began_s))  # the training processes count from there
+    os.utime(schedule, (began_s, began_s))  # the start of the run for the training processes
     events = EventLog(schedule.parent, 0, "chaos")
-    injector = Injector(faults, scene, events, tell)
-    code, starts, struck = 1, 0, 0
+    injector = Injector(faults, target, events)
+    code, starts, injected = 1, 0, 0
     try:
         while True:
             starts += 1
             with _start(job, schedule.with_name("disturbed.log"), env) as process:
-                code = _watch(process, injector, scene.run_dir, tell)
+                code = _watch(process, injector, target.run_dir)
             events.write("left", code=code)
-            before, struck = struck, len(faults) - len(injector.pending)
-            if code == 0 or struck == before:  # nothing but itself has ended it
+            before, injected = injected, len(faults) - len(injector.pending)
+            if code == 0 or injected == before:  # it ended without a new fault
                 break
-            tell(f"the command ended with {code}, and is given again")
+            LOGGER.info("the command ended with %d, and is given again", code)
         injector.lift_all()
         wall_s = time.time() - began_s
-        orphans = _orphans(scene.mark)
+        orphans = _orphans(target.mark)
     finally:
         injector.lift_all()
-        _end(scene.mark)
+        _kill_all(target.mark)
         events.close()
     left = tuple(fault.id for fault in injector.pending)
-    return Ended(code, starts, wall_s, began_s, left, orphans)
+    return DisturbedRun(code, starts, wall_s, began_s, left, orphans)
 
 
 def _start(job: Job, log: Path, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -125,49 +123,47 @@ def _start(job: Job, log: Path, env: Mapping[str, str]) -> "subprocess.Popen[byt
         )
 
 
-def _watch(
-    job: "subprocess.Popen[bytes]", injector: Injector, run_dir: Path, tell: Callable[[str], None]
-) -> int:
-    """Injects until the parent of a job has ended; returns its exit code."""
-    told_s = time.monotonic()
-    while job.poll() is None:
+def _watch(process: "subprocess.Popen[bytes]", injector: Injector, run_dir: Path) -> int:
+    """Injects faults until the parent process of a job has ended; returns its exit code."""
+    logged_s = time.monotonic()
+    while process.poll() is None:
         injector.round()
-        if time.monotonic() - told_s > TOLD_EVERY_S:
-            told_s = time.monotonic()
-            tell(f"step {injector.furthest}, {len(injector.pending)} faults to come")
-            if _over(run_dir) or _silent(run_dir):
-                job.kill()  # it was stopped for ever, or hangs
+        if time.monotonic() - logged_s > LOG_EVERY_S:
+            logged_s = time.monotonic()
+            LOGGER.info("step %d, %d faults to come", injector.furthest, len(injector.pending))
+            if _has_been_over(run_dir) or _hangs(run_dir):
+                process.kill()
         time.sleep(ROUND_S)
-    code = job.returncode
+    code = process.returncode
     return 128 - code if code < 0 else code
 
 
-def _over(run_dir: Path) -> bool:
-    """Returns whether the job was over some time ago; its parent then should be, too."""
+def _has_been_over(run_dir: Path) -> bool:
+    """Whether a job was over long enough ago for its parent process to have ended."""
     path = Control(run_dir).folder / "attempt.json"
     attempt = Control(run_dir).attempt()
     if attempt is None or attempt.state != "over" or not path.exists():
         return False
-    return time.time() - path.stat().st_mtime > LEAVE_S + TOLD_EVERY_S
+    return time.time() - path.stat().st_mtime > LEAVE_S + LOG_EVERY_S
 
 
-def _silent(run_dir: Path) -> bool:
+def _hangs(run_dir: Path) -> bool:
     events = read_events(run_dir)
-    return bool(events) and time.time() - events[-1]["time"] > SILENT_S
+    return bool(events) and time.time() - events[-1]["time"] > HUNG_S
 
 
 def _orphans(mark: str) -> tuple[str, ...]:
-    """Returns what still runs once there was time to end."""
+    """The processes that still run after they had time to end, in words."""
     until_s = time.monotonic() + LEAVE_S
-    while (left := processes.processes(mark)) and time.monotonic() < until_s:
+    while (left := processes.marked_processes(mark)) and time.monotonic() < until_s:
         time.sleep(0.1)
     return tuple(f"{process.role} of host {process.host}, pid {process.pid}" for process in left)
 
 
-def _end(mark: str) -> None:
-    """Ends everything that carries a mark, whatever state it is in; Ctrl-C has to wait for it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _kill_all(mark: str) -> None:
+    """Kills all processes that carry a mark; Ctrl-C has to wait for it."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        processes.end_all(mark, time.sleep)
+        processes.kill_all(mark, time.sleep)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)

@@ -3,22 +3,22 @@
 import argparse
 import contextlib
 import dataclasses
+import logging
 import signal
 import statistics
-import sys
-import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from exajax.chaos import disk, faults, faults_file, namespaces
-from exajax.chaos import report as reports
-from exajax.chaos import run as runs
 from exajax.chaos.faults import Fault
-from exajax.chaos.strikes import Scene
+from exajax.chaos.injections import JobUnderTest
+from exajax.chaos.report import chaos_report
+from exajax.chaos.run import train_under_faults, train_undisturbed
 from exajax.cli import flag_types, train
+from exajax.cli.terminal import log_with_elapsed_time
 from exajax.errors import InputError
 from exajax.job import run_folder, runtime
 from exajax.job.local_hosts import StageFailed
@@ -30,7 +30,7 @@ from exajax.train import inputs
 HOSTS = 2
 
 SMALL_DISK = 8
-"""The small disk that is to be filled has room for so many times the undisturbed checkpoints."""
+"""Size of the disk for `full-disk` faults, in multiples of the undisturbed run's checkpoints."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -72,33 +72,28 @@ def run(args: argparse.Namespace) -> int:
     _check(job, path)
     kinds = {fault.kind for fault in schedule} & {"cut-network", "full-disk"}
     if kinds:
-        why_not = namespaces.why_not()
-        if why_not:
+        why = namespaces.why_unavailable()
+        if why:
             fix = f"run it as root on Linux, or leave {' and '.join(sorted(kinds))} out"
-            raise InputError("faults", f"no namespaces to be had here ({why_not})", fix)
+            raise InputError("faults", f"no namespaces to be had here ({why})", fix)
         namespaces.enter()
-    # Asked to end by anyone, it ends as after Ctrl-C and leaves nothing running.
+    # SIGTERM is handled as Ctrl-C is, which leaves nothing running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = runtime.claim_stdout(with_jax=False)
-    began_s = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"{time.monotonic() - began_s:8.1f} s  {line}", file=sys.stderr, flush=True)
-
-    report = _report(job, schedule, path, tell)
+    report = _report(job, schedule, path, log_with_elapsed_time("exajax.chaos"))
     print(runtime.json_text(report) if args.json else describe(report), file=out, flush=True)
     return int(not report["passed"])
 
 
 def _name(args: argparse.Namespace, recipe: Recipe) -> str:
-    """Returns the default name of the run folder: other seeds are other runs."""
+    """The default name of the run folder, which names seeds other than 0."""
     seeds = {"seed": recipe.seed, "faults": args.fault_seed}
-    ends = "".join(f"-{what}{seed}" for what, seed in seeds.items() if seed)
-    return f"chaos-{recipe.model.name}-{recipe.mesh}{ends}".replace("=", "")
+    suffix = "".join(f"-{name}{seed}" for name, seed in seeds.items() if seed)
+    return f"chaos-{recipe.model.name}-{recipe.mesh}{suffix}".replace("=", "")
 
 
 def _schedule(args: argparse.Namespace) -> tuple[Fault, ...]:
-    """Returns the faults, every one aimed at a host that is known beforehand or at the leader."""
+    """The faults to inject; random hosts are drawn here, so that the schedule names them."""
     if args.kills is None and args.faults is None:
         raise InputError("kills", "nothing says what to break", "give `kills` or `faults`")
     if args.kills is not None and args.faults is not None:
@@ -117,7 +112,7 @@ def _schedule(args: argparse.Namespace) -> tuple[Fault, ...]:
 
 
 def _check(job: Job, path: Path) -> None:
-    """Raises an `InputError` for what can be known to be wrong before anything is started."""
+    """Raises an `InputError` for everything that can be checked before a process is started."""
     job.supervision.check_local(job.recipe)
     job.supervision.check(job.supervision.hosts or 1)
     if (path / "disturbed").exists():
@@ -127,82 +122,83 @@ def _check(job: Job, path: Path) -> None:
             f"give another `run_dir`, or remove {path / 'disturbed'}",
         )
     inputs.check(job.recipe, job.options)
-    made, steps = _made(job.options.run_dir), job.recipe.steps
-    if made is not None and made != steps:
+    done, steps = _steps_done(job.options.run_dir), job.recipe.steps
+    if done is not None and done != steps:
         raise InputError(
             "steps",
-            f"the undisturbed run in {path} has made {made}, and here are {steps}",
-            f"give {made}, or another `run_dir`",
+            f"the undisturbed run in {path} has made {done}, and here are {steps}",
+            f"give {done}, or another `run_dir`",
         )
 
 
 def _report(
-    job: Job, schedule: Sequence[Fault], path: Path, tell: Callable[[str], None]
+    job: Job, schedule: Sequence[Fault], path: Path, logger: logging.Logger
 ) -> dict[str, Any]:
+    """Trains without and under faults, and writes the comparison to `chaos.json`."""
     undisturbed, disturbed = path / "undisturbed", path / "disturbed"
     mark, hosts = uuid.uuid4().hex, job.supervision.hosts or 1
     path.mkdir(parents=True, exist_ok=True)
-    if _made(undisturbed) is None:
-        tell("trains undisturbed")
+    if _steps_done(undisturbed) is None:
+        logger.info("trains undisturbed")
         log = path / "undisturbed.log"
-        code = runs.train(job, log, mark)
+        code = train_undisturbed(job, log, mark)
         if code:
             raise StageFailed(code, "the undisturbed training", log.read_text().splitlines())
     file = path / "faults.toml"
     faults_file.write(schedule, file)
-    tell(f"trains under {len(schedule)} faults")
-    with _surroundings(hosts, schedule, path) as network:
-        scene = Scene(disturbed, hosts, mark, path / "fired", network)
-        ended = runs.train_under(schedule, job.in_folder(disturbed), scene, file, tell)
-    tell("compares")
+    logger.info("trains under %d faults", len(schedule))
+    with _network_and_disk(hosts, schedule, path) as network:
+        target = JobUnderTest(disturbed, hosts, mark, path / "fired", network)
+        run = train_under_faults(schedule, job.in_folder(disturbed), target, file)
+    logger.info("compares")
     deadlines = Deadlines.parse(job.supervision.deadlines or "")
-    report = reports.report(undisturbed, disturbed, job.recipe.steps, ended, deadlines)
+    report = chaos_report(undisturbed, disturbed, job.recipe.steps, run, deadlines)
     (path / "chaos.json").write_text(runtime.json_text(report, indent=1) + "\n")
     return report
 
 
 @contextlib.contextmanager
-def _surroundings(
+def _network_and_disk(
     hosts: int, schedule: Sequence[Fault], path: Path
-) -> Iterator[namespaces.Network | None]:
-    """Gives a job the network and the disk that its faults need."""
+) -> Iterator[namespaces.HostNetwork | None]:
+    """A context with the network and the small disk that the faults of a schedule need."""
     kinds = {fault.kind for fault in schedule}
     checkpoints = path / "disturbed" / "checkpoints"
     with contextlib.ExitStack() as stack:
         if "full-disk" in kinds:
             saved = path / "undisturbed" / "checkpoints"
             used = sum(f.stat().st_size for f in saved.rglob("*") if f.is_file())
-            disk.mount_small(checkpoints, SMALL_DISK * used)
-            stack.callback(disk.unmount_kept, checkpoints)
+            disk.mount_tmpfs(checkpoints, SMALL_DISK * used)
+            stack.callback(disk.unmount_and_keep, checkpoints)
         network = None
         if "cut-network" in kinds:
-            network = stack.enter_context(namespaces.Network(hosts, path / "network"))
+            network = stack.enter_context(namespaces.HostNetwork(hosts, path / "network"))
         yield network
 
 
-def _made(run_dir: Path) -> int | None:
-    """Returns the steps of a run that is done, None if there is none."""
+def _steps_done(run_dir: Path) -> int | None:
+    """The number of steps of a finished run, None unless it has finished."""
     result = (run_folder.read(run_dir) or {}).get("train", {})
     return None if result.get("interrupted", True) else int(result["step"])
 
 
 def describe(report: dict[str, Any]) -> str:
-    """Returns a report in words, with a table by kind of fault."""
+    """The report for the terminal, with a table by kind of fault."""
     by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for fault in report["faults"]:
         name = f"{fault['kind']} {fault['process']}" if fault["kind"] == "kill" else fault["kind"]
         by_kind[name].append(fault)
     lines = [f"{'':20}{'faults':>8}{'detected':>10}{'recovered':>11}  (median seconds)"]
-    for name, found in sorted(by_kind.items()):
-        times = [_median(fault[key] for fault in found) for key in ("detected_s", "recovered_s")]
-        late = sum(not fault["in_time"] for fault in found)
+    for name, group in sorted(by_kind.items()):
+        times = [_median(fault[key] for fault in group) for key in ("detected_s", "recovered_s")]
+        late = sum(not fault["in_time"] for fault in group)
         note = f"  {late} not within the deadline" if late else ""
-        lines.append(f"{name:20}{len(found):8}{times[0]:>10}{times[1]:>11}{note}")
-    same = "the same bits" if report["end_state_identical"] else "other bits"
+        lines.append(f"{name:20}{len(group):8}{times[0]:>10}{times[1]:>11}{note}")
+    bits = "the same bits" if report["end_state_identical"] else "other bits"
     if not report["survived"]:
-        same = "no end state"
+        bits = "no end state"
     lines += [
-        f"{'survived' if report['survived'] else 'did not survive'}: {same} as undisturbed; "
+        f"{'survived' if report['survived'] else 'did not survive'}: {bits} as undisturbed; "
         f"samples: {report['samples_missing']} missing, {report['samples_repeated']} repeated",
         f"{report['replayed_steps']} steps recomputed, {report['starts']} starts, "
         f"{report['attempts']} attempts in {report['wall_s']:.0f} s, "

@@ -2,19 +2,42 @@
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 
 
 class TerminalHandler(logging.Handler):
-    """Prints records as `exajax: MESSAGE` on the current `sys.stderr`."""
+    """Prints records on the current `sys.stderr`.
+
+    Args:
+        line: the line for a message.
+    """
+
+    def __init__(self, line: Callable[[str], str]) -> None:
+        super().__init__()
+        self._line = line
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one record."""
-        print(f"exajax: {record.getMessage()}", file=sys.stderr, flush=True)
+        print(self._line(record.getMessage()), file=sys.stderr, flush=True)
 
 
 def log_to_terminal() -> None:
-    """Prints what `exajax.*` loggers report, from INFO up; more calls change nothing."""
-    logger = logging.getLogger("exajax")
-    if not any(isinstance(handler, TerminalHandler) for handler in logger.handlers):
-        logger.addHandler(TerminalHandler())
-        logger.setLevel(logging.INFO)
+    """Prints what `exajax.*` loggers report, from INFO up, as `exajax: MESSAGE`."""
+    _replace_handlers(logging.getLogger("exajax"), "exajax: {}".format)
+
+
+def log_with_elapsed_time(name: str) -> logging.Logger:
+    """Prints what the loggers below `name` report with the seconds since this call; returns it."""
+    began_s = time.monotonic()
+    logger = logging.getLogger(name)
+    _replace_handlers(logger, lambda text: f"{time.monotonic() - began_s:8.1f} s  {text}")
+    logger.propagate = False
+    return logger
+
+
+def _replace_handlers(logger: logging.Logger, line: Callable[[str], str]) -> None:
+    for handler in [h for h in logger.handlers if isinstance(h, TerminalHandler)]:
+        logger.removeHandler(handler)
+    logger.addHandler(TerminalHandler(line))
+    logger.setLevel(logging.INFO)

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from exajax import units
-from exajax.chaos import inside
+from exajax.chaos.self_inflicted import faults_from_environment
 from exajax.cli import flags
 from exajax.job import environment, goodput, launchers, runtime
 from exajax.recipe.recipe import Recipe
@@ -61,7 +61,7 @@ def run_job(job: Job) -> int:
             job.recipe,
             job.options,
             sys.stderr if job.json else out,
-            Chain([*hooks, inside.of_environment(run_dir)]),
+            Chain([*hooks, faults_from_environment(run_dir)]),
             job.owns_folder,
             launch,
         )

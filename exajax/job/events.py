@@ -13,6 +13,11 @@ from exajax.job.runtime import json_text
 
 FOLDER = "events"
 
+PHASES = (
+    "start", "compile", "restore", "step", "evaluate", "callback", "audit", "checkpoint", "end",
+)  # fmt: skip
+"""Phases of a training process, which it logs as it enters them (event `phase`)."""
+
 
 @with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
 class _OptionalFields(TypedDict, total=False):

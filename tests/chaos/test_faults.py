@@ -1,3 +1,5 @@
+"""Kinds and schedules of faults, and the files that hold them."""
+
 import math
 from collections import Counter
 from types import MappingProxyType
@@ -9,13 +11,15 @@ from hypothesis import strategies as st
 
 from exajax import InputError
 from exajax.chaos import faults, faults_file
-from exajax.chaos.faults import COMMIT, KINDS, PHASES, ROLES, Fault
-from exajax.train import loop
+from exajax.chaos.faults import COMMIT, KINDS, ROLES, Fault
+from exajax.chaos.injections import INJECTIONS
+from exajax.job.events import PHASES
+from exajax.train.loop import PHASES as TRAINING_PHASES
 
 
 @st.composite
 def schedules(draw):
-    """Schedules of faults of every kind, as TOML can say them."""
+    """Schedules of faults of every kind."""
     seconds = st.floats(0, 1e6, allow_nan=False)
 
     def fault(number):
@@ -42,7 +46,7 @@ def schedules(draw):
 
 
 @given(schedules())
-def test_a_schedule_is_read_as_it_was_written(tmp_path_factory, schedule):
+def test_a_schedule_survives_a_round_trip_through_its_file(tmp_path_factory, schedule):
     path = tmp_path_factory.mktemp("faults") / "faults.toml"
     faults_file.write(schedule, path)
     assert faults_file.read(path) == schedule
@@ -58,7 +62,7 @@ def test_kills_follow_from_their_seed(seed, count, hosts, mean_gap_s):
     faults_file.check_targets(schedule, hosts)
 
 
-def test_kills_meet_every_process_equally_often_at_the_pace_that_was_asked_for():
+def test_kills_hit_every_process_equally_often_at_the_given_rate():
     schedule = faults.kills(7, 6000, 4, 5.0)
     roles = Counter(fault.role for fault in schedule)
     hosts = Counter(fault.target for fault in schedule)
@@ -72,15 +76,15 @@ def test_kills_meet_every_process_equally_often_at_the_pace_that_was_asked_for()
 
 
 @given(st.integers(0, 2**32), st.integers(1, 64), st.sampled_from(["host", "job"]))
-def test_faults_come_as_often_as_their_mean_time_says(seed, hosts, of):
+def test_the_rate_of_faults_follows_from_their_mean_time(seed, hosts, of):
     week_s = 7 * 86400.0
     mtbf_s = {"kill": week_s / 40, "slow-host": week_s / 10}
     schedule = faults.poisson(seed, hosts, week_s, mtbf_s, of=of, duration_s=60.0)
     assert schedule == faults.poisson(seed, hosts, week_s, mtbf_s, of=of, duration_s=60.0)
-    found = Counter(fault.kind for fault in schedule)
+    counts = Counter(fault.kind for fault in schedule)
     for kind, mean_s in mtbf_s.items():
         expected = week_s / mean_s * (hosts if of == "host" else 1)
-        assert abs(found[kind] - expected) < 6 * math.sqrt(expected)
+        assert abs(counts[kind] - expected) < 6 * math.sqrt(expected)
     assert all(0 <= fault.at_s < week_s and 0 <= fault.target < hosts for fault in schedule)
     assert {fault.duration_s for fault in schedule if fault.kind == "slow-host"} <= {60.0}
     assert {fault.duration_s for fault in schedule if fault.kind == "kill"} <= {None}
@@ -93,13 +97,13 @@ def test_gaps_between_poisson_faults_are_exponential():
     assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.15)
 
 
-def test_one_generator_goes_on_through_many_schedules():
+def test_one_generator_draws_different_schedules():
     draw = np.random.default_rng(1)
     first, second = (faults.poisson(draw, 8, 1e5, {"kill": 1e5}) for _ in range(2))
     assert first != second
 
 
-def test_any_host_is_the_same_one_every_time():
+def test_the_host_of_a_random_target_follows_from_the_faults_number():
     hit = {Fault(number, "stuck", "any", at_s=0.0).host(4) for number in range(40)}
     assert hit == {0, 1, 2, 3}
     fault = Fault(5, "stuck", "any", at_s=0.0)
@@ -107,8 +111,12 @@ def test_any_host_is_the_same_one_every_time():
     assert Fault(5, "kill", "leader", at_s=0.0).host(4, leader=2) == 2
 
 
+def test_every_kind_is_injected_from_outside_or_self_inflicted():
+    assert {name for name, kind in KINDS.items() if not kind.inside} == set(INJECTIONS)
+
+
 def test_the_phases_are_those_of_the_loop():
-    assert loop.PHASES == PHASES
+    assert TRAINING_PHASES == PHASES
 
 
 @pytest.mark.parametrize(
@@ -162,13 +170,13 @@ def test_a_wrong_schedule_names_table_and_field(tmp_path, text, says):
     assert says in str(caught.value)
 
 
-def test_a_parent_is_said_by_role_or_by_target(tmp_path):
+def test_role_or_target_alone_can_name_the_parent(tmp_path):
     path = tmp_path / "faults.toml"
-    for said in ("role = 'parent'", "target = 'parent'"):
-        path.write_text(f"[[fault]]\nkind = 'kill'\nat_s = 1\n{said}")
+    for field in ("role = 'parent'", "target = 'parent'"):
+        path.write_text(f"[[fault]]\nkind = 'kill'\nat_s = 1\n{field}")
         assert faults_file.read(path) == (Fault(0, "kill", "parent", "parent", 1),)
 
 
-def test_a_host_that_is_not_there_is_no_target():
+def test_a_target_beyond_the_hosts_is_refused():
     with pytest.raises(InputError, match=r"fault\[0\].target: there is no host 2 among 2"):
         faults_file.check_targets([Fault(0, "kill", 2, at_s=1.0)], 2)

@@ -1,4 +1,4 @@
-"""Namespaces are of a process: every test runs a script in one of its own."""
+"""Network namespaces of local hosts; every test runs a script in namespaces of its own."""
 
 import json
 import os
@@ -10,9 +10,8 @@ import pytest
 from exajax.chaos import namespaces
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.skipif(
-    namespaces.why_not() is not None, reason=f"no namespaces: {namespaces.why_not()}"
-)
+UNAVAILABLE = namespaces.why_unavailable()
+pytestmark = pytest.mark.skipif(UNAVAILABLE is not None, reason=f"no namespaces: {UNAVAILABLE}")
 
 BEGIN = """
 import json, shlex, subprocess, sys
@@ -25,7 +24,7 @@ folder = Path(sys.argv[1])
 """
 
 
-def inside(script, folder, **environment):
+def in_namespaces(script, folder, **environment):
     path = folder / "script.py"
     path.write_text(BEGIN + script)
     done = subprocess.run(
@@ -45,7 +44,7 @@ def reaches(here, there):
     return subprocess.run([*shlex.split(prefix), sys.executable, "-c", ping],
                           capture_output=True).returncode == 0
 
-with namespaces.Network(3, folder / "net") as network:
+with namespaces.HostNetwork(3, folder / "net") as network:
     prefix = network.environment[HOST_PREFIX.name].replace("{host}", "1")
     listen = "import os, socket; s = socket.create_server((socket.gethostname(), 7000));"
     listen += "assert s.getsockname()[0] == os.environ['EXAJAX_ADDRESS'];"
@@ -53,26 +52,26 @@ with namespaces.Network(3, folder / "net") as network:
     server = subprocess.Popen([*shlex.split(prefix), sys.executable, "-c", listen],
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     server.stdout.readline()
-    found = [reaches(0, 1), reaches(2, 1)]
+    reached = [reaches(0, 1), reaches(2, 1)]
     network.cut(0)
-    found += [reaches(0, 1), reaches(2, 1)]
-    network.mend(0)
-    found += [reaches(0, 1)]
+    reached += [reaches(0, 1), reaches(2, 1)]
+    network.reconnect(0)
+    reached += [reaches(0, 1)]
     server.kill()
 links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True).stdout)
-print(json.dumps({"found": found, "links": [link["ifname"] for link in links]}))
+print(json.dumps({"reached": reached, "links": [link["ifname"] for link in links]}))
 """
 
 
-def test_a_host_is_cut_off_and_joined_again_while_the_others_reach_each_other(tmp_path):
-    result = inside(REACH, tmp_path)
-    assert result["found"] == [True, True, False, True, True]
+def test_a_host_is_cut_off_and_reconnected_while_the_others_stay_connected(tmp_path):
+    result = in_namespaces(REACH, tmp_path)
+    assert result["reached"] == [True, True, False, True, True]
     assert result["links"] == ["lo"]
 
 
 SMALL = """
 disk = folder / "checkpoints"
-disks.mount_small(disk, 2**20)
+disks.mount_tmpfs(disk, 2**20)
 (disk / "kept").write_text("whole")
 filler = disks.fill(disk)
 try:
@@ -83,21 +82,21 @@ except OSError as error:
     full = error.errno == 28
 filler.unlink()
 (disk / "more").write_text("x" * 8192)
-disks.unmount_kept(disk)
+disks.unmount_and_keep(disk)
 print(json.dumps({"full": full, "mounted": disk.is_mount()}))
 """
 
 
-def test_a_small_disk_is_filled_and_emptied_and_what_it_held_stays(tmp_path):
-    result = inside(SMALL, tmp_path)
+def test_a_small_disk_is_filled_and_its_files_survive_the_unmount(tmp_path):
+    result = in_namespaces(SMALL, tmp_path)
     assert result == {"full": True, "mounted": False}
-    kept = tmp_path / "checkpoints"
-    assert sorted(path.name for path in kept.iterdir()) == ["kept", "more"]
-    assert (kept / "kept").read_text() == "whole"
+    saved = tmp_path / "checkpoints"
+    assert sorted(path.name for path in saved.iterdir()) == ["kept", "more"]
+    assert (saved / "kept").read_text() == "whole"
 
 
-def test_what_is_mounted_inside_is_not_seen_outside(tmp_path):
-    script = "disks.mount_small(folder / 'disk', 2**20)\n"
+def test_mounts_are_invisible_outside(tmp_path):
+    script = "disks.mount_tmpfs(folder / 'disk', 2**20)\n"
     script += "(folder / 'disk' / 'file').write_text('x')\nprint('{}')"
-    inside(script, tmp_path)
+    in_namespaces(script, tmp_path)
     assert not list((tmp_path / "disk").iterdir())

@@ -10,9 +10,8 @@ import pytest
 from exajax.chaos import namespaces
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.skipif(
-    namespaces.why_not() is not None, reason=f"no namespaces: {namespaces.why_not()}"
-)
+UNAVAILABLE = namespaces.why_unavailable()
+pytestmark = pytest.mark.skipif(UNAVAILABLE is not None, reason=f"no namespaces: {UNAVAILABLE}")
 
 SCRIPT = """
 import json, subprocess, sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from exajax.chaos import disk, namespaces
 namespaces.enter()
 folder = Path(sys.argv[1])
-disk.mount_small(folder, int(sys.argv[2]))
+disk.mount_tmpfs(folder, int(sys.argv[2]))
 argv = [sys.executable, "-m", "exajax", "train", "--mesh=1x1", "--model=gpt-tiny", "--seq=64"]
 argv += ["--global-batch=2", "--steps=6", "--save-every=2", f"--run-dir={folder / 'run'}", "--json"]
 argv += ["--metrics-port=0"]
