@@ -1,7 +1,8 @@
-"""Attention: one named boundary, whatever implements it and however the sequence is divided.
+"""Attention: plain, fused, or as a ring over a divided sequence, behind one function.
 
-Shapes: B batch, T sequence, S key sequence, N query heads, K kv heads, G = N / K queries of a kv
-head, H head size, C ways the sequence is divided.
+Shapes: B batch, T sequence, S key sequence, N query heads, K kv heads, G = N / K query heads of a
+kv head, H head size, C devices over which the sequence is divided. In the ring, t and s are the
+queries and keys of one of the two chunks of a device.
 """
 
 import functools
@@ -17,7 +18,7 @@ from exajax.spmd.mesh import AXES, BATCH_AXES
 from exajax.spmd.sharding import axis_size, free_axes, manual
 
 MASKED = -1e30
-"""Score of what may not be seen: finite, so that a row that sees nothing stays a number."""
+"""Score of a masked key: finite, so that a row in which all are masked does not become NaN."""
 
 
 def attention(
@@ -26,31 +27,35 @@ def attention(
     v_BTKH: jax.Array,
     *,
     flash: bool,
-    again: bool = False,
+    recompute_scores: bool = False,
     causal: bool = True,
     segments_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention with grouped heads.
+    """Attention with grouped query heads.
 
-    On a mesh every device works on its own samples and heads. Where `context` divides the
-    sequence, causal attention is a ring (arXiv:2310.01889); its sequence lies as `zigzag` says.
+    On a mesh every device computes its own samples and heads. Where `context` divides the sequence,
+    causal attention is a ring (arXiv:2310.01889), with the sequence in the order of `zigzag`.
 
     Args:
         q_BTNH: queries.
         k_BTKH: keys, K dividing N.
         v_BTKH: values.
-        flash: the fused cuDNN kernel, which never writes the scores, instead of plain matmuls.
-        again: whether the backward pass makes plain scores again instead of keeping them; others
-            are never kept.
-        causal: whether a position sees only itself and those before it.
-        segments_BT: number of the document of every position; it sees only its own. None is one.
+        flash: whether to use the fused cuDNN kernel, which never writes the scores.
+        recompute_scores: whether the backward pass of plain attention recomputes the scores instead
+            of saving them; the fused kernel and the ring always do.
+        causal: whether a position attends only to itself and those before it.
+        segments_BT: number of the document of every position, which attends only to its own; None
+            for one document.
 
     Returns:
-        The mix of values for every query head, [B, T, N, H].
+        The weighted values of every query head, [B, T, N, H].
     """
     ring = causal and axis_size("context") > 1
     axes = free_axes(AXES)
-    local = _ring if ring else functools.partial(_whole, flash=flash, again=again, causal=causal)
+    full = functools.partial(
+        _full_sequence, flash=flash, recompute_scores=recompute_scores, causal=causal
+    )
+    local = _ring if ring else full
     batch = tuple(axis for axis in axes if axis in BATCH_AXES)
     if q_BTNH.shape[0] % int(np.prod([axis_size(axis) for axis in batch])):
         raise ValueError(f"{q_BTNH.shape[0]} samples do not divide over {batch}")
@@ -64,40 +69,40 @@ def attention(
         return mapped(q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
-def _whole(
+def _full_sequence(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     segments_BT: jax.Array | None,
     *,
     flash: bool,
-    again: bool,
+    recompute_scores: bool,
     causal: bool,
 ) -> jax.Array:
     if flash:
         return jax.nn.dot_product_attention(
             q_BTNH, k_BTKH, v_BTKH, is_causal=causal, implementation="cudnn"
         )
-    seen_B11TS = None
+    visible_B11TS = None
     if causal:
-        places_T = jnp.arange(q_BTNH.shape[1])
-        seen_B11TS = (places_T[:, None] >= places_T)[None, None, None]
+        index_T = jnp.arange(q_BTNH.shape[1])
+        visible_B11TS = (index_T[:, None] >= index_T)[None, None, None]
     if segments_BT is not None:
         same_B11TS = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None, None]
-        seen_B11TS = same_B11TS if seen_B11TS is None else same_B11TS & seen_B11TS
-    # As in a stack, the loop over layers keeps XLA from undoing it.
-    core = jax.checkpoint(_unfused, prevent_cse=False) if again else _unfused
-    return core(q_BTNH, k_BTKH, v_BTKH, seen_B11TS)
+        visible_B11TS = same_B11TS if visible_B11TS is None else same_B11TS & visible_B11TS
+    # In the loop over layers, XLA cannot merge the recomputation with the forward pass.
+    core = jax.checkpoint(_unfused, prevent_cse=False) if recompute_scores else _unfused
+    return core(q_BTNH, k_BTKH, v_BTKH, visible_B11TS)
 
 
 def _unfused(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, seen_B11TS: jax.Array | None
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, visible_B11TS: jax.Array | None
 ) -> jax.Array:
-    """Attention as matrix products, forward and backward without turning a [T, T] array around.
+    """Attention as matrix products, without transposing a [T, T] array in either pass.
 
-    Keys and values lie with their tokens last, so that their gradients are products with the scores
-    as they stand; and the weights are divided by their sum after the mix, over H numbers in place
-    of T (as in arXiv:2205.14135).
+    Keys and values are stored with tokens last, so that their gradients are products with the
+    untransposed scores. The softmax is normalised after the product with the values, on H numbers
+    instead of T (as in arXiv:2205.14135).
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
@@ -106,8 +111,8 @@ def _unfused(
     k_BKHS, v_BKHS = (x_BTKH.transpose(0, 2, 3, 1) for x_BTKH in (k_BTKH, v_BTKH))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     score_BKGTS = product("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS)
-    if seen_B11TS is not None:
-        score_BKGTS = jnp.where(seen_B11TS, score_BKGTS, MASKED)
+    if visible_B11TS is not None:
+        score_BKGTS = jnp.where(visible_B11TS, score_BKGTS, MASKED)
     largest_BKGT1 = jax.lax.stop_gradient(score_BKGTS.max(axis=-1, keepdims=True))
     weight_BKGTS = jnp.exp(score_BKGTS - largest_BKGT1)
     sum_BKGT1 = weight_BKGTS.sum(axis=-1, keepdims=True)
@@ -117,9 +122,9 @@ def _unfused(
 
 
 def zigzag_order(seq: int) -> np.ndarray:
-    """Returns where each place of a divided sequence comes from, [T].
+    """Original index of each position of a sequence in zigzag order, [T].
 
-    Of 2C chunks device i holds i and 2C-1-i, so that under a causal mask all have equal work.
+    Of 2C chunks device i has chunks i and 2C-1-i, so that all have equal work under a causal mask.
     """
     ways = axis_size("context")
     if ways == 1:
@@ -129,14 +134,14 @@ def zigzag_order(seq: int) -> np.ndarray:
 
 
 def zigzag(x_BT: jax.Array) -> jax.Array:
-    """Lays a sequence out for the ring; without `context` it stays as it is."""
+    """A sequence in the order that the ring needs; unchanged where `context` does not divide it."""
     if axis_size("context") == 1:
         return x_BT
     return jnp.take(x_BT, zigzag_order(x_BT.shape[1]), axis=1, unique_indices=True)
 
 
 def _ring(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
-    """Attention of one device's two chunks to the whole sequence, which goes round in a ring."""
+    """Attention of a device's two chunks of queries to all keys, which travel round a ring."""
     b, T, N, H = q.shape
     K = k.shape[2]
     q_b2tKGH = q.reshape(b, 2, T // 2, K, N // K, H)
@@ -146,16 +151,16 @@ def _ring(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) 
     return mixed_b2tKGH.reshape(b, T, N, H).astype(q.dtype)
 
 
-class _Pair(NamedTuple):
-    """Which of a device's two chunks of queries meets which of two chunks of keys."""
+class _ChunkPair(NamedTuple):
+    """One of a device's two chunks of queries, and one of two chunks of keys, by index."""
 
     query: Any
     key: Any
     causal: bool = False
 
 
-class _Keys(NamedTuple):
-    """The keys and values that are visiting."""
+class _KeyBlock(NamedTuple):
+    """The two chunks of keys and values that are on a device at a step of the ring."""
 
     k_b2sKH: jax.Array
     v_b2sKH: jax.Array
@@ -168,120 +173,133 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, documents: jax.Array | Non
 
 
 def _forward(q: Any, k: Any, v: Any, documents: Any) -> tuple[jax.Array, Any]:
-    """Returns the mix of values, fp32 [b, 2, t, K, G, H], and what the backward pass needs."""
+    """The weighted values, fp32 [b, 2, t, K, G, H], and the residuals of the backward pass."""
 
-    def visit(state: Any, _: Any, keys: _Keys, pair: _Pair) -> Any:
-        mixed, weight = state
+    def add_block(totals: Any, _: Any, keys: _KeyBlock, pair: _ChunkPair) -> Any:
+        # Online softmax: `lse` is the log of the sum of exp(score) so far (arXiv:2205.14135).
+        mixed, lse = totals
         scores_bKGts = _scores(q, keys, documents, pair)
-        here_bKGt = jax.nn.logsumexp(scores_bKGts, axis=-1)
-        share_bKGts = jnp.exp(scores_bKGts - here_bKGt[..., None])
-        mixed_here = _product("bKGts,bsKH->btKGH", share_bKGts, keys.v_b2sKH[:, pair.key])
-        here_btKG = jnp.moveaxis(here_bKGt, 3, 1)
-        before_btKG = weight[:, pair.query]
-        after_btKG = jnp.logaddexp(before_btKG, here_btKG)
-        joined = (
-            mixed[:, pair.query] * jnp.exp(before_btKG - after_btKG)[..., None]
-            + mixed_here * jnp.exp(here_btKG - after_btKG)[..., None]
+        block_lse_bKGt = jax.nn.logsumexp(scores_bKGts, axis=-1)
+        share_bKGts = jnp.exp(scores_bKGts - block_lse_bKGt[..., None])
+        block_mixed = _fp32_product("bKGts,bsKH->btKGH", share_bKGts, keys.v_b2sKH[:, pair.key])
+        block_lse_btKG = jnp.moveaxis(block_lse_bKGt, 3, 1)
+        old_lse_btKG = lse[:, pair.query]
+        new_lse_btKG = jnp.logaddexp(old_lse_btKG, block_lse_btKG)
+        new_mixed = (
+            mixed[:, pair.query] * jnp.exp(old_lse_btKG - new_lse_btKG)[..., None]
+            + block_mixed * jnp.exp(block_lse_btKG - new_lse_btKG)[..., None]
         )
         return (
-            mixed.at[:, pair.query].set(joined),
-            weight.at[:, pair.query].set(after_btKG),
+            mixed.at[:, pair.query].set(new_mixed),
+            lse.at[:, pair.query].set(new_lse_btKG),
         ), ()
 
-    nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], MASKED, jnp.float32)
-    (mixed, weight), _ = _round(visit, nothing, (), _Keys(k, v, documents))
-    return mixed, (q, k, v, documents, mixed, weight)
+    zero = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], MASKED, jnp.float32)
+    (mixed, lse), _ = _around_the_ring(add_block, zero, (), _KeyBlock(k, v, documents))
+    return mixed, (q, k, v, documents, mixed, lse)
 
 
 def _backward(saved: Any, d_mixed: jax.Array) -> Any:
-    """The keys go round once more, and take their gradients along until they are home."""
-    q, k, v, documents, mixed, weight = saved
+    """The gradients: the keys travel round the ring once more, and their gradients with them."""
+    q, k, v, documents, mixed, lse = saved
     d_mixed = d_mixed.astype(jnp.float32)
-    removed_b2tKG = jnp.sum(d_mixed * mixed, axis=-1)  # what the softmax takes off every score
+    # Softmax's backward subtracts, for each query, the mean of the gradient under the weights.
+    mean_b2tKG = jnp.sum(d_mixed * mixed, axis=-1)
     scale = q.shape[-1] ** -0.5
 
-    def visit(dq: Any, moving: Any, keys: _Keys, pair: _Pair) -> Any:
-        dk, dv = moving
-        rows = functools.partial(_rows, pair)
-        share_bKGts = jnp.exp(_scores(q, keys, documents, pair) - rows(weight))
-        d_here = d_mixed[:, pair.query]
-        d_share_bKGts = _product("btKGH,bsKH->bKGts", d_here, keys.v_b2sKH[:, pair.key])
-        d_scores_bKGts = share_bKGts * (d_share_bKGts - rows(removed_b2tKG)) * scale
-        dq_here = _product("bKGts,bsKH->btKGH", d_scores_bKGts, keys.k_b2sKH[:, pair.key])
-        dk_here = _product("bKGts,btKGH->bsKH", d_scores_bKGts, q[:, pair.query])
-        dv_here = _product("bKGts,btKGH->bsKH", share_bKGts, d_here.astype(q.dtype))
-        dq = dq.at[:, pair.query].add(dq_here)
-        return dq, (dk.at[:, pair.key].add(dk_here), dv.at[:, pair.key].add(dv_here))
+    def add_block(dq: Any, d_keys: Any, keys: _KeyBlock, pair: _ChunkPair) -> Any:
+        dk, dv = d_keys
+        column = functools.partial(_query_column, pair)
+        share_bKGts = jnp.exp(_scores(q, keys, documents, pair) - column(lse))
+        d_chunk = d_mixed[:, pair.query]
+        d_share_bKGts = _fp32_product("btKGH,bsKH->bKGts", d_chunk, keys.v_b2sKH[:, pair.key])
+        d_scores_bKGts = share_bKGts * (d_share_bKGts - column(mean_b2tKG)) * scale
+        block_dq = _fp32_product("bKGts,bsKH->btKGH", d_scores_bKGts, keys.k_b2sKH[:, pair.key])
+        block_dk = _fp32_product("bKGts,btKGH->bsKH", d_scores_bKGts, q[:, pair.query])
+        block_dv = _fp32_product("bKGts,btKGH->bsKH", share_bKGts, d_chunk.astype(q.dtype))
+        dq = dq.at[:, pair.query].add(block_dq)
+        return dq, (dk.at[:, pair.key].add(block_dk), dv.at[:, pair.key].add(block_dv))
 
-    nothing = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    start = jnp.zeros(q.shape, jnp.float32)
-    dq, (dk, dv) = _round(visit, start, nothing, _Keys(k, v, documents))
+    d_keys = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    dq = jnp.zeros(q.shape, jnp.float32)
+    dq, (dk, dv) = _around_the_ring(add_block, dq, d_keys, _KeyBlock(k, v, documents))
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _round(visit: Callable[..., Any], still: Any, moving: Any, own: _Keys) -> tuple[Any, Any]:
-    """Takes every device's keys to every device.
+def _around_the_ring(
+    add_block: Callable[..., Any], totals: Any, travelling: Any, own: _KeyBlock
+) -> tuple[Any, Any]:
+    """Sends every device's keys to every device, and combines each block with the queries there.
+
+    The next block is sent while the present one is computed on.
 
     Args:
-        visit: `visit(still, moving, keys, pair)` returns the next `still` and `moving`.
-        still: stays on its device.
-        moving: goes along with the keys, and comes home with them.
+        add_block: `add_block(totals, travelling, keys, pair)` returns both, updated for a pair of
+            chunks.
+        totals: arrays that stay on their device.
+        travelling: arrays that travel with the keys, and return with them.
         own: this device's keys and values.
 
-    The next keys are on their way while the present ones are at work.
+    Returns:
+        The final `totals` and `travelling`.
     """
     ways = jax.lax.axis_size("context")
     rank = jax.lax.axis_index("context")
 
-    def pass_on(tree: Any) -> Any:
+    def send(tree: Any) -> Any:
         ring = [(i, (i + 1) % ways) for i in range(ways)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, "context", ring), tree)
 
-    def meet(still: Any, moving: Any, keys: _Keys, pairs: Sequence[_Pair]) -> tuple[Any, Any]:
+    def add_pairs(
+        totals: Any, travelling: Any, keys: _KeyBlock, pairs: Sequence[_ChunkPair]
+    ) -> tuple[Any, Any]:
         for pair in pairs:
-            still, moving = visit(still, moving, keys, pair)
-        return still, pass_on(moving)
+            totals, travelling = add_block(totals, travelling, keys, pair)
+        return totals, send(travelling)
 
-    def visited(distance: jax.Array) -> list[_Pair]:
-        # Keys of an earlier device: both query chunks see the first key chunk. Of a later one:
-        # the second query chunk sees both.
+    def visible_pairs(distance: jax.Array) -> list[_ChunkPair]:
+        # To keys of an earlier device, both chunks of queries attend to the first chunk of keys. To
+        # keys of a later one, the second chunk of queries attends to both.
         chunk = jnp.where(distance > rank, 1, 0)
-        return [_Pair(1, 0), _Pair(chunk, chunk)]
+        return [_ChunkPair(1, 0), _ChunkPair(chunk, chunk)]
 
     def step(carry: Any, distance: jax.Array) -> tuple[Any, None]:
-        still, moving, keys = carry
-        following = pass_on(keys)
-        return (*meet(still, moving, keys, visited(distance)), following), None
+        totals, travelling, keys = carry
+        next_keys = send(keys)
+        return (*add_pairs(totals, travelling, keys, visible_pairs(distance)), next_keys), None
 
-    keys = pass_on(own)
-    still, moving = meet(still, moving, own, [_Pair(0, 0, True), _Pair(1, 1, True), _Pair(1, 0)])
-    carry, _ = jax.lax.scan(step, (still, moving, keys), jnp.arange(1, ways - 1))
-    still, moving, keys = carry
-    return meet(still, moving, keys, visited(jnp.int32(ways - 1)))
+    keys = send(own)
+    own_pairs = [_ChunkPair(0, 0, True), _ChunkPair(1, 1, True), _ChunkPair(1, 0)]
+    totals, travelling = add_pairs(totals, travelling, own, own_pairs)
+    carry, _ = jax.lax.scan(step, (totals, travelling, keys), jnp.arange(1, ways - 1))
+    totals, travelling, keys = carry
+    return add_pairs(totals, travelling, keys, visible_pairs(jnp.int32(ways - 1)))
 
 
-def _scores(q: jax.Array, keys: _Keys, documents: jax.Array | None, pair: _Pair) -> jax.Array:
-    """Returns the scaled scores of a pair of chunks, fp32 [b, K, G, t, s], masked."""
-    scores = _product("btKGH,bsKH->bKGts", q[:, pair.query], keys.k_b2sKH[:, pair.key])
+def _scores(
+    q: jax.Array, keys: _KeyBlock, documents: jax.Array | None, pair: _ChunkPair
+) -> jax.Array:
+    """Scaled and masked scores of a pair of chunks, fp32 [b, K, G, t, s]."""
+    scores = _fp32_product("btKGH,bsKH->bKGts", q[:, pair.query], keys.k_b2sKH[:, pair.key])
     scores *= q.shape[-1] ** -0.5
     if pair.causal:
         scores = jnp.where(jnp.tri(scores.shape[-1], dtype=bool), scores, MASKED)
     if documents is not None and keys.documents_b2s is not None:
-        mine, theirs = documents[:, pair.query], keys.documents_b2s[:, pair.key]
-        same_bts = mine[:, :, None] == theirs[:, None, :]
+        of_queries, of_keys = documents[:, pair.query], keys.documents_b2s[:, pair.key]
+        same_bts = of_queries[:, :, None] == of_keys[:, None, :]
         scores = jnp.where(same_bts[:, None, None], scores, MASKED)
     return scores
 
 
-def _rows(pair: _Pair, x_b2tKG: jax.Array) -> jax.Array:
-    """Returns a number of every query as a column beside its scores, [b, K, G, t, 1]."""
+def _query_column(pair: _ChunkPair, x_b2tKG: jax.Array) -> jax.Array:
+    """A number for each query, in a shape that broadcasts with its scores, [b, K, G, t, 1]."""
     return jnp.moveaxis(x_b2tKG[:, pair.query], 1, 3)[..., None]
 
 
-def _product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def _fp32_product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """Matmul in the narrower type of the two, summed in fp32."""
     narrow = min(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
     return jnp.einsum(

@@ -1,4 +1,4 @@
-"""Dimensions of a model, and the parameters and FLOPs that follow from them. No array library."""
+"""Dimensions of a model, and its numbers of parameters and FLOPs. Does not import JAX."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ FLOPS_CONVENTION = (
     "B, counts the masked half too), nothing recomputed. HFU counts the products that the devices "
     "perform: recomputed ones, padding, masked scores and pipeline bubbles included"
 )
-"""How FLOPs are counted everywhere: both pricing engines, measured runs and benchmarks."""
+"""How FLOPs are counted, in both pricing engines, measured runs and benchmarks."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ModelConfig:
     """Dimensions of a transformer: a decoder of text, or an encoder of images.
 
     Attributes:
-        name: what people call it.
+        name: short name, such as `llama2-7b`.
         family: `gpt` (learned positions, LayerNorm, GELU, biases, tied logits), `llama` (rotary
             positions, RMSNorm, SwiGLU, grouped KV heads), `mixtral` (llama with experts) or `vit`
             (the blocks of gpt without a causal mask, over patches of images).
@@ -26,19 +26,18 @@ class ModelConfig:
         heads: query heads; the size of a head is width / heads.
         kv_heads: key and value heads; divides `heads`.
         ffn: width of the feed-forward layer.
-        vocab: tokens the tokenizer knows, or classes of images; `padded_vocab` of them have a
-            logit.
-        seq: longest sequence, in tokens; a vit's are the patches of an image, all of them.
+        vocab: tokens of the tokenizer, or classes of images; there are `padded_vocab` logits.
+        seq: longest sequence, in tokens; for a vit, the number of patches of an image.
         rope_theta: base of the rotary frequencies (llama, mixtral).
-        experts: feed-forward experts of a mixture layer (mixtral).
-        top_k: experts that each token goes to (mixtral).
-        moe_every: one layer of so many is a mixture, the last of them (mixtral).
+        experts: experts of a mixture layer (mixtral).
+        top_k: experts that each token is routed to (mixtral).
+        moe_every: every `moe_every`-th layer is a mixture (mixtral).
         balance: weight of the load-balancing loss of each mixture layer, alpha of
             arXiv:2101.03961 (mixtral).
         image: height and width of an image, in pixels (vit).
         patch: height and width of a patch (vit).
         channels: colours of a pixel (vit).
-        source: where the dimensions are published.
+        source: publication of the dimensions.
     """
 
     name: str
@@ -85,17 +84,18 @@ class ModelConfig:
         return self.patch**2 * self.channels
 
     @property
-    def described(self) -> str:
-        """Name and size in words, the padding of an odd vocabulary told."""
+    def summary(self) -> str:
+        """Name and size for people, with the padded vocabulary if it is padded."""
         size = (
             f"{self.parameters / 1e9:.3g} G"
             if self.parameters > 1e9
             else (f"{self.parameters / 1e6:.3g} M")
         )
-        what = "classes" if self.family == "vit" else "vocabulary"
-        padded = f", {what} {self.vocab:,} padded to {self.padded_vocab:,}"
-        told = padded if self.padded_vocab != self.vocab else ""
-        return f"{self.name} ({size} parameters{told})"
+        padding = ""
+        if self.padded_vocab != self.vocab:
+            entries = "classes" if self.family == "vit" else "vocabulary"
+            padding = f", {entries} {self.vocab:,} padded to {self.padded_vocab:,}"
+        return f"{self.name} ({size} parameters{padding})"
 
     @property
     def mixture_layers(self) -> int:
@@ -109,10 +109,10 @@ class ModelConfig:
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that multiply every token: all matrices and the logits, no look-up table.
+        """Parameters that multiply each token: all matrices and the logits, not the embedding.
 
-        Of a mixture layer, the router and the `top_k` experts that a token goes to. Of a vit, what
-        multiplies every patch: the map from its pixels, and not the logits, which are an image's.
+        Of a mixture layer these are the router and the `top_k` experts of a token. Of a vit they
+        include the projection of a patch's pixels, but not the logits, computed once an image.
         """
         attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         mixture = self.top_k * self._feed_forward + self.width * self.experts
@@ -126,11 +126,12 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """All parameters, padding included."""
+        """All parameters, including the padding of the vocabulary."""
         D, V = self.width, self.padded_vocab
         outside = {
             "gpt": D * self.seq + 2 * D,  # positions and final norm; the logits are the table
-            "vit": D + D * self.seq + 2 * D + (D + 1) * V,  # bias of the patches, ..., the logits
+            # Bias of the patches' projection, positions, final norm, logits with bias.
+            "vit": D + D * self.seq + 2 * D + (D + 1) * V,
         }.get(self.family, D * V + D)
         if self._biased:
             vectors = 4 * D + self.head_dim * (self.heads + 2 * self.kv_heads) + 2 * D + self.ffn
@@ -141,7 +142,7 @@ class ModelConfig:
 
     @property
     def _biased(self) -> bool:
-        """Whether blocks are those of gpt: LayerNorm, biases, a plain feed-forward."""
+        """Whether blocks are GPT's, with LayerNorm, biases, and a feed-forward without a gate."""
         return self.family in ("gpt", "vit")
 
     @property
@@ -158,28 +159,27 @@ class ModelConfig:
         scores: float | None = None,
         served: float = 1.0,
     ) -> float:
-        """FLOPs of one training step; without recomputation those of the model.
+        """FLOPs of one training step.
 
         6 x parameters x tokens for the matrices, and 12 x layers x width x seq for each token's
-        attention (scores and mix, forward and twice backward). A causal mask hides half of the
-        scores, and they are not counted: so do Megatron-LM (`num_floating_point_operations`), NeMo
-        (`flops_formulas.py`) and MaxText (`calculate_tflops_training_per_device`); PaLM, appendix B
-        (arXiv:2204.02311), counts all. The logits of a vit count once an image, and its patches
-        have no gradient.
+        attention (scores and weighted values, forward and twice in backward). Scores under a causal
+        mask, half of all, are not counted, like in Megatron-LM (`num_floating_point_operations`),
+        NeMo (`flops_formulas.py`) and MaxText (`calculate_tflops_training_per_device`); PaLM,
+        appendix B (arXiv:2204.02311), counts them. The logits of a vit count once an image, and its
+        patches have no gradient.
 
         Args:
-            sequences: of a step.
-            seq: tokens of each.
-            remat: `attention` does the products of attention once more, `selective` those of
-                experts too; `full` all of a block's but the last, whose result nothing needs (the
-                experts' is needed, by their gates).
-            scores: share of the scores of attention that count; those that the mask shows if it is
-                not given.
-            served: share of what tokens send to experts that these have room for.
+            sequences: sequences of a step.
+            seq: tokens of a sequence.
+            remat: what is recomputed, and counted once more: `none`; `attention` the products of
+                attention; `selective` also those of experts; `full` all of a block's but the last
+                one, whose result backward does not need (the experts' gates do need theirs).
+            scores: share of the attention scores that count; by default those that are not masked.
+            served: share of the tokens' choices of an expert that are within its capacity.
         """
         tokens = sequences * seq
-        shown = (0.5 if self.causal else 1.0) if scores is None else scores
-        attention = 4.0 * tokens * self.layers * self.width * seq * shown
+        counted = (0.5 if self.causal else 1.0) if scores is None else scores
+        attention = 4.0 * tokens * self.layers * self.width * seq * counted
         experts = 2.0 * tokens * self.mixture_layers * self.top_k * self._feed_forward
         flops = 6.0 * tokens * self.matmul_parameters + 3 * attention - 3 * (1 - served) * experts
         if self.family == "vit":

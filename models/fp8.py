@@ -1,7 +1,7 @@
-"""Matrix products with weights in 8-bit floating point, by flax's fp8 operations.
+"""Matrix products with weights in 8-bit floating point, with flax's fp8 operations.
 
-Factors are e4m3 and gradients e5m2 (arXiv:2209.05433). One scale for a whole array, from its own
-largest value and not from those of steps before: there is no state beside the parameters.
+Factors are e4m3 and gradients e5m2 (arXiv:2209.05433). There is one scale for an array, from its
+current largest value (not from earlier steps, so that there is no state besides parameters).
 """
 
 import functools
@@ -15,12 +15,12 @@ from jax.typing import DTypeLike
 from exajax.errors import InputError
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
-"""What `jax.lax.dot_general` calls `dimension_numbers`."""
+"""`dimension_numbers` of `jax.lax.dot_general`."""
 
 FACTORS, GRADIENTS = jnp.float8_e4m3fn, jnp.float8_e5m2
 
 FIRST_CAPABILITY = (8, 9)
-"""The first NVIDIA GPUs that multiply fp8 matrices (CUDA C++ Programming Guide, tensor cores)."""
+"""Compute capability from which NVIDIA GPUs have fp8 units (CUDA C++ Programming Guide)."""
 
 
 def dot_general(x: jax.Array, weight: jax.Array, dimensions: Dimensions, **_: Any) -> jax.Array:
@@ -46,8 +46,8 @@ def check(device: jax.Device) -> None:
         )
 
 
-def _rounded(x: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
-    """Returns x / scale in fp8, and the scale that maps the largest |x| to the largest of fp8."""
+def _quantize(x: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """An array as x / scale in fp8, and the scale, by which max |x| is the largest fp8 number."""
     largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
     scale = fp8_ops.compute_scale(largest, 1.0, fp8_ops.get_fp8_max(dtype, jnp.float32))
     return fp8_ops.quantize(x, dtype, scale, jnp.float32), scale
@@ -59,17 +59,17 @@ def _multiply(x: jax.Array, weight: jax.Array, dimensions: Dimensions) -> jax.Ar
 
 
 def _forward(x: jax.Array, weight: jax.Array, dimensions: Dimensions) -> tuple[jax.Array, Any]:
-    x8, x_scale = _rounded(x, FACTORS)
-    weight8, weight_scale = _rounded(weight, FACTORS)
+    x8, x_scale = _quantize(x, FACTORS)
+    weight8, weight_scale = _quantize(weight, FACTORS)
     y = jax.lax.dot_general(x8, weight8, dimensions, preferred_element_type=x.dtype)
     y = fp8_ops.dequantize(y, y.dtype, x_scale * weight_scale)
     return y, (x8, x_scale, weight8, weight_scale)
 
 
-def _backward(dimensions: Dimensions, kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x8, x_scale, weight8, weight_scale = kept
-    dy8, dy_scale = _rounded(dy, GRADIENTS)
-    # HIGHEST tells XLA to add up in fp32; the default is faster and keeps fewer bits.
+def _backward(dimensions: Dimensions, saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x8, x_scale, weight8, weight_scale = saved
+    dy8, dy_scale = _quantize(dy, GRADIENTS)
+    # HIGHEST makes XLA accumulate in fp32; the default is faster and less precise.
     multiply: dict[str, Any] = {
         "dimension_numbers": dimensions,
         "precision": jax.lax.Precision.HIGHEST,

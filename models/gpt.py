@@ -9,43 +9,43 @@ from flax import nnx
 from exajax.models.attention import attention, zigzag, zigzag_order
 from exajax.models.dimensions import ModelConfig
 from exajax.models.layers import (
-    PLAIN,
     QKV,
+    REFERENCE,
     RESIDUAL,
+    ComputeOptions,
     Decoder,
     Documents,
     Embedding,
-    How,
-    Stack,
-    Streamed,
-    kept_as,
+    LayerStack,
+    StreamAndLoss,
     layer_norm,
-    weight,
+    linear,
+    name_for_remat,
 )
-from exajax.models.whole_tokens import gathered, summed
+from exajax.models.whole_tokens import whole_input, whole_output
 from exajax.spmd.sharding import constrain
 
 
-class Attention(nnx.Module):
+class GPTAttention(nnx.Module):
     """Self-attention with biases."""
 
-    def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, how: ComputeOptions, *, rngs: nnx.Rngs):
         D, N, H = config.width, config.heads, config.head_dim
         self.flash, self.causal = how.flash, config.causal
-        self.again, self.whole = how.remat == "attention", how.whole_tokens
+        self.recompute_scores, self.whole_tokens = how.remat == "attention", how.whole_tokens
         names = ("embed", "heads", "head")
-        matrix = functools.partial(weight, bias=True, in_fp8=how.fp8, rngs=rngs)
-        self.query = matrix(D, (N, H), names)
-        self.key = matrix(D, (N, H), names)
-        self.value = matrix(D, (N, H), names)
+        dense = functools.partial(linear, bias=True, in_fp8=how.fp8, rngs=rngs)
+        self.query = dense(D, (N, H), names)
+        self.key = dense(D, (N, H), names)
+        self.value = dense(D, (N, H), names)
         scale = 0.02 / (2 * config.layers) ** 0.5
-        self.out = matrix((N, H), D, ("heads", "head", "embed"), scale=scale)
+        self.out = dense((N, H), D, ("heads", "head", "embed"), scale=scale)
 
     def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> jax.Array:
         heads = ("batch", "tokens", "heads", None)
-        x_BTD = gathered(x_BTD, self.whole)
+        x_BTD = whole_input(x_BTD, self.whole_tokens)
         q_BTNH, k_BTNH, v_BTNH = (
-            kept_as(name, constrain(project(x_BTD), heads))
+            name_for_remat(name, constrain(project(x_BTD), heads))
             for name, project in zip(QKV, (self.query, self.key, self.value), strict=True)
         )
         mixed_BTNH = attention(
@@ -53,57 +53,63 @@ class Attention(nnx.Module):
             k_BTNH,
             v_BTNH,
             flash=self.flash,
-            again=self.again,
+            recompute_scores=self.recompute_scores,
             causal=self.causal,
-            segments_BT=None if documents is None else documents.number_BT,
+            segments_BT=None if documents is None else documents.segment_BT,
         )
-        return kept_as("mixed", summed(self.out(constrain(mixed_BTNH, heads)), self.whole))
+        return name_for_remat(
+            "mixed", whole_output(self.out(constrain(mixed_BTNH, heads)), self.whole_tokens)
+        )
 
 
-class Block(nnx.Module):
+class GPTBlock(nnx.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, how: ComputeOptions, *, rngs: nnx.Rngs):
         D, F = config.width, config.ffn
-        self.whole = how.whole_tokens
+        self.whole_tokens = how.whole_tokens
         self.attention_norm = layer_norm(D, rngs=rngs)
-        self.attention = Attention(config, how, rngs=rngs)
+        self.attention = GPTAttention(config, how, rngs=rngs)
         self.mlp_norm = layer_norm(D, rngs=rngs)
-        matrix = functools.partial(weight, bias=True, in_fp8=how.fp8, rngs=rngs)
-        self.up = matrix(D, F, ("embed", "mlp"))
+        dense = functools.partial(linear, bias=True, in_fp8=how.fp8, rngs=rngs)
+        self.up = dense(D, F, ("embed", "mlp"))
         scale = 0.02 / (2 * config.layers) ** 0.5
-        self.down = matrix(F, D, ("mlp", "embed"), scale=scale)
+        self.down = dense(F, D, ("mlp", "embed"), scale=scale)
 
-    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> Streamed:
+    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> StreamAndLoss:
         with jax.named_scope("attention_block"):
             mixed_BTD = self.attention(self.attention_norm(x_BTD), documents)
             x_BTD = constrain(x_BTD + mixed_BTD, RESIDUAL)
         with jax.named_scope("mlp"):
-            up_BTF = kept_as("up", self.up(gathered(self.mlp_norm(x_BTD), self.whole)))
+            up_BTF = name_for_remat(
+                "up", self.up(whole_input(self.mlp_norm(x_BTD), self.whole_tokens))
+            )
             h_BTF = nnx.gelu(up_BTF, approximate=True)
             fed_BTD = self.down(constrain(h_BTF, ("batch", "tokens", "mlp")))
-            return x_BTD + kept_as("down", summed(fed_BTD, self.whole)), jnp.zeros(())
+            return x_BTD + name_for_remat(
+                "down", whole_output(fed_BTD, self.whole_tokens)
+            ), jnp.zeros(())
 
 
 class GPT(Decoder):
-    """A GPT of the given dimensions.
+    """GPT-2 or GPT-3: tokens [B, T] to logits [B, T, V].
 
     Args:
         config: dimensions.
-        how: how it is computed.
-        rngs: random streams; parameters are drawn from its default stream.
+        how: how the model is computed.
+        rngs: random streams; initial parameters are drawn from the default stream.
     """
 
-    def __init__(self, config: ModelConfig, how: How = PLAIN, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, how: ComputeOptions = REFERENCE, *, rngs: nnx.Rngs):
         D, V = config.width, config.padded_vocab
-        self.remat, self.whole = how.remat, how.whole_tokens
+        self.remat, self.whole_tokens = how.remat, how.whole_tokens
         self.embed = Embedding(V, D, rngs=rngs)
         self.position = nnx.Param(
             nnx.initializers.normal(0.01)(rngs.params(), (config.seq, D)),
             out_sharding=(None, "embed"),
         )
-        self.stack = Stack(
-            lambda r: Block(config, how, rngs=r), config.layers, parts=how.interleave, rngs=rngs
+        self.stack = LayerStack(
+            lambda r: GPTBlock(config, how, rngs=r), config.layers, parts=how.interleave, rngs=rngs
         )
         self.norm = layer_norm(D, rngs=rngs)
 
@@ -118,6 +124,6 @@ class GPT(Decoder):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         with jax.named_scope("logits"):
-            x_BTD = gathered(self.norm(x_BTD), self.whole)
+            x_BTD = whole_input(self.norm(x_BTD), self.whole_tokens)
             logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, self.embed.table[...])
             return constrain(logits_BTV, ("batch", "tokens", "vocab"))

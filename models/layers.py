@@ -1,4 +1,4 @@
-"""Pieces that the model families share.
+"""Layers that the model families share: dense maps, norms, embedding, rotary positions, stacks.
 
 Shapes: B batch, T sequence, D width, N query heads, K kv heads, H head size, F feed-forward
 width, V vocabulary, L layers.
@@ -18,19 +18,19 @@ from jax.sharding import PartitionSpec
 from exajax.models import fp8
 from exajax.models.attention import zigzag, zigzag_order
 from exajax.spmd.mesh import BATCH_AXES
-from exajax.spmd.sharding import axes_of, constrain, free_axes, manual, platform
+from exajax.spmd.sharding import constrain, free_axes, manual, mesh_axes_of, platform
 
 RESIDUAL = ("batch", "sequence", "embed")
 """Logical axes of the residual stream between sublayers."""
 
 
 EPSILON = 1e-5
-"""What norms add to the variance: that of GPT-2, Llama 2 and 3, and Mixtral."""
+"""Added to the variance in norms; the value of GPT-2, Llama 2 and 3, and Mixtral."""
 
 _VECTOR = {"out_sharding": ("embed",)}
 
 
-def weight(
+def linear(
     shape_in: int | Sequence[int],
     shape_out: int | Sequence[int],
     names: tuple[str | None, ...],
@@ -40,7 +40,17 @@ def weight(
     in_fp8: bool = False,
     rngs: nnx.Rngs,
 ) -> nnx.LinearGeneral:
-    """Returns a dense map over the trailing `shape_in` axes, its axes named for sharding."""
+    """A dense layer over the trailing axes of its input.
+
+    Args:
+        shape_in: sizes of the trailing axes of the input.
+        shape_out: sizes of the axes that replace them.
+        names: logical names of the kernel's axes, for sharding.
+        bias: whether a bias is added.
+        scale: standard deviation of the initial kernel.
+        in_fp8: whether to multiply in fp8.
+        rngs: random streams.
+    """
     axes_in = (shape_in,) if isinstance(shape_in, int) else tuple(shape_in)
     return nnx.LinearGeneral(
         axes_in,
@@ -56,21 +66,21 @@ def weight(
 
 
 def rms_norm(width: int, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """Returns x / rms(x) x scale over the last axis, its scale named for sharding."""
+    """RMSNorm over the last axis, x / rms(x) * scale, with axes named for sharding."""
     return nnx.RMSNorm(width, epsilon=EPSILON, scale_metadata=_VECTOR, rngs=rngs)
 
 
 def layer_norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Returns (x - mean) / deviation x scale + bias over the last axis, named for sharding."""
+    """LayerNorm over the last axis, (x - mean) / std * scale + bias, named for sharding."""
     return nnx.LayerNorm(
         width, epsilon=EPSILON, scale_metadata=_VECTOR, bias_metadata=_VECTOR, rngs=rngs
     )
 
 
 class Embedding(nnx.Module):
-    """A row of the table for each token, in the table's type.
+    """Embedding table [V, D]; the result has the table's type.
 
-    Flax's own keeps the type it was made with, which would turn a bf16 pass back into fp32.
+    Flax's own returns the type that it was built with, which would make a bf16 pass fp32.
     """
 
     def __init__(self, vocab: int, width: int, *, rngs: nnx.Rngs):
@@ -84,49 +94,55 @@ class Embedding(nnx.Module):
         batch = tuple(axis for axis in axes if axis in BATCH_AXES) or None
         tokens = PartitionSpec(batch, "context" if "context" in axes else None)
         vocab = PartitionSpec("model" if "model" in axes else None)
-        look_up = functools.partial(_look_up, axes=axes)
+        look_up = functools.partial(_look_up_shard, axes=axes)
         return manual(look_up, axes, (vocab, tokens), tokens)(self.table[...], tokens_BT)
 
 
-def _look_up(table_VD: jax.Array, tokens_BT: jax.Array, *, axes: Sequence[str]) -> jax.Array:
-    """Each device looks up the tokens that are in its part of the vocabulary."""
+def _look_up_shard(table_VD: jax.Array, tokens_BT: jax.Array, *, axes: Sequence[str]) -> jax.Array:
+    """Rows of the table for tokens; each device looks up those in its shard of the vocabulary."""
     if "model" not in axes:
         return jnp.take(table_VD, tokens_BT, axis=0)
-    here_BT = tokens_BT - jax.lax.axis_index("model") * table_VD.shape[0]
-    found_BTD = jnp.take(table_VD, here_BT, axis=0, mode="clip")
-    mine_BT1 = ((here_BT >= 0) & (here_BT < table_VD.shape[0]))[..., None]
-    return jax.lax.psum(jnp.where(mine_BT1, found_BTD, 0), "model")
+    local_BT = tokens_BT - jax.lax.axis_index("model") * table_VD.shape[0]
+    row_BTD = jnp.take(table_VD, local_BT, axis=0, mode="clip")
+    is_local_BT1 = ((local_BT >= 0) & (local_BT < table_VD.shape[0]))[..., None]
+    return jax.lax.psum(jnp.where(is_local_BT1, row_BTD, 0), "model")
 
 
 class Documents(NamedTuple):
-    """The documents that are packed into a batch of sequences, laid as `zigzag` lays the stream.
+    """The documents packed into a batch of sequences, in the order of `zigzag`.
 
     Attributes:
-        number_BT: number of the document that a token is of.
-        position_BT: place of the token in its document. A document that began before the sequence
-            counts from the sequence's first token, since nothing before that can be seen.
+        segment_BT: number of the document that each token belongs to.
+        position_BT: position of each token in its document. A document that continues from the
+            sequence before counts from the first token of this one, which is all that is visible.
     """
 
-    number_BT: jax.Array
+    segment_BT: jax.Array
     position_BT: jax.Array
 
     @classmethod
     def of(cls, segments_BT: jax.Array) -> "Documents":
-        """Returns the documents of sequences whose tokens lie in order."""
-        places_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
-        begins_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
-        first_BT = jax.lax.cummax(jnp.where(begins_BT, places_T, 0), axis=1)
-        laid = (zigzag(x_BT) for x_BT in (segments_BT, places_T - first_BT))
-        return cls(*(constrain(x_BT, ("batch", "tokens")) for x_BT in laid))
+        """The documents of sequences.
+
+        Args:
+            segments_BT: number of the document of each token, in the order of the text.
+        """
+        index_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
+        starts_BT = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 0)))
+        first_BT = jax.lax.cummax(jnp.where(starts_BT, index_T, 0), axis=1)
+        ordered = (zigzag(x_BT) for x_BT in (segments_BT, index_T - first_BT))
+        return cls(*(constrain(x_BT, ("batch", "tokens")) for x_BT in ordered))
 
 
 def rotary(x_BTNH: jax.Array, theta: float, positions_BT: jax.Array | None = None) -> jax.Array:
-    """Turns pairs (i, i + H/2) of every head by position x theta^(-2i/H) (arXiv:2104.09864).
+    """Rotary position embedding (arXiv:2104.09864).
+
+    Rotates each pair (i, i + H/2) of a head by the angle position x theta^(-2i/H).
 
     Args:
         x_BTNH: queries or keys.
         theta: base of the angles.
-        positions_BT: position of every token; None counts from the beginning of the sequence.
+        positions_BT: position of every token; None for their index in the sequence.
     """
     T, H = x_BTNH.shape[1], x_BTNH.shape[-1]
     frequency_H = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
@@ -137,13 +153,13 @@ def rotary(x_BTNH: jax.Array, theta: float, positions_BT: jax.Array | None = Non
     angle = positions[..., None] * frequency_H
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
 
 
 QKV = ("query", "key", "value")
-"""Names that blocks give (`kept_as`) to what goes into attention; then come `mixed`, `up`, `down`:
-what leaves attention's last map, the feed-forward's first and its last."""
+"""Names that blocks give to the inputs of attention (`name_for_remat`). The others are `mixed`, the
+output of attention's last projection, and `up` and `down`, those of the feed-forward's."""
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -155,36 +171,42 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
-"""What a block keeps for its backward pass, from most to least: everything; all but the scores of
-attention (which sees to it itself; selective in arXiv:2205.05198); the outputs of its weight
-matmuls (attention is recomputed, as in arXiv:2205.05198, and experts, whose outputs are many
-times a token's); those but the feed-forward's first; those of attention; queries, keys and values
-(these three as MaxText calls them); its input alone. Last, the outputs of weight matmuls in the
-memory of the host."""
+"""What a block saves for its backward pass, from most to least:
+
+- `none`: everything.
+- `attention`: everything but the attention scores, which `attention` itself recomputes
+  (selective recomputation in arXiv:2205.05198).
+- `selective`: outputs of matmuls with weights; attention and experts are recomputed.
+- `save-dots-except-mlp-wi`: those without the first of the feed-forward (MaxText's name).
+- `save-dots-except-mlp`: those of attention (MaxText's name).
+- `save-qkv`: queries, keys and values (MaxText's name).
+- `full`: only its input.
+- `offload`: outputs of matmuls with weights, in the memory of the host.
+"""
 
 
 RECOMPUTES_MIXED = ("save-qkv", "full")
-"""Policies that recompute attention before what the feed-forward reads is there."""
+"""Policies under which the backward pass recomputes attention to get the feed-forward's input."""
 
 
-def kept_as(name: str, x: jax.Array) -> jax.Array:
-    """Names an array, so that a policy can keep it for the backward pass."""
+def name_for_remat(name: str, x: jax.Array) -> jax.Array:
+    """An array with a name, by which a remat policy can save it for the backward pass."""
     return checkpoint_name(x, name)
 
 
 @dataclass(frozen=True)
-class How:
-    """How a model is computed. Only `fp8` and `capacity_factor` change what comes out.
+class ComputeOptions:
+    """How a model is computed. Only `fp8`, `moe` and `capacity_factor` change its results.
 
     Attributes:
-        flash: use the fused attention kernel.
-        fp8: multiply with the weights of the blocks in fp8.
-        remat: what blocks keep for the backward pass, a key of `REMAT_POLICIES`.
-        interleave: parts that each pipeline stage holds of the layers.
-        moe: `dropless`, or `capacity`: an expert takes so many tokens of a sequence and no more.
-        capacity_factor: room of an expert, as a multiple of an even share.
-        whole_tokens: whether sublayers say that they read and write tokens which `model` does not
-            divide, and do not leave it to the partitioner (see `models.whole_tokens`).
+        flash: whether to use the fused attention kernel.
+        fp8: whether to multiply with the weights of blocks in fp8.
+        remat: what blocks save for the backward pass, a key of `REMAT_POLICIES`.
+        interleave: chunks of layers of each pipeline stage.
+        moe: `dropless`, or `capacity`: an expert takes a limited number of tokens of a sequence.
+        capacity_factor: that limit / an even share of the tokens.
+        whole_tokens: whether to constrain inputs and outputs of sublayers to tokens that `model`
+            does not divide, instead of leaving it to the partitioner (see `models.whole_tokens`).
     """
 
     flash: bool = False
@@ -196,29 +218,30 @@ class How:
     whole_tokens: bool = False
 
 
-PLAIN = How()
-"""As on one device, for numbers and not for speed."""
+REFERENCE = ComputeOptions()
+"""The reference computation: plain matmuls, everything saved."""
 
 
-Streamed = tuple[jax.Array, jax.Array]
-"""What a block returns: the residual stream, and its share of the loss (0 where it has none)."""
+StreamAndLoss = tuple[jax.Array, jax.Array]
+"""What a block returns: the residual stream, and the block's extra loss, 0 if it has none."""
 
 
 UNROLLED = 12
-"""Layers of a stack that is unrolled on a CPU, at most."""
+"""Most layers of a stack that is unrolled on a CPU."""
 
 
-class Stack(nnx.Module):
-    """L equal blocks, their parameters stacked and scanned: compile time does not grow with L.
+class LayerStack(nnx.Module):
+    """L equal blocks in sequence, scanned, so that compile time does not grow with L.
 
-    A short stack that recomputes nothing is unrolled on a CPU: there, copying what the loop keeps
-    for the backward pass into stacked arrays and out again takes a fifth of a step.
+    On a CPU, a short stack without recomputation is unrolled: copying the loop's saved activations
+    into stacked arrays and back would take a fifth of a step there.
 
-    Parameters lie as [L, ...]; interleaved over V parts of a pipeline stage, as [V, L / V, ...],
-    in the same order.
+    Parameters are stacked as [L, ...]; or, for an interleaved pipeline schedule with V chunks in a
+    stage, as [V, L / V, ...], in the same order.
 
     Args:
-        block: makes one block; called with the stream and its documents it returns `Streamed`.
+        block: `block(rngs)` returns a block, which is called as `block(stream, documents)` and
+            returns `StreamAndLoss`.
         layers: number of blocks.
         parts: V.
         name: logical name of the stacked axis.
@@ -244,23 +267,24 @@ class Stack(nnx.Module):
 
     def __call__(
         self, x_BTD: jax.Array, documents: Documents | None = None, *, remat: str = "none"
-    ) -> Streamed:
+    ) -> StreamAndLoss:
         graph, stacked = nnx.split(self.blocks)
 
-        def step(x_BTD: jax.Array, one_layer: nnx.State) -> Streamed:
-            x_BTD, loss = nnx.merge(graph, one_layer)(x_BTD, documents)
+        def step(x_BTD: jax.Array, layer: nnx.State) -> StreamAndLoss:
+            x_BTD, loss = nnx.merge(graph, layer)(x_BTD, documents)
             return constrain(x_BTD, RESIDUAL), loss
 
         if REMAT_POLICIES[remat]:
-            # The loop already keeps XLA from undoing the recomputation by merging it away. Where
-            # `model` gathers recomputed tokens of a ring, a barrier keeps them behind the block's
-            # gradients: XLA's pipelined all-gathers would begin one block early, and attention
-            # would be recomputed for them and again for all else.
-            ring = {"context", "model"} <= set(axes_of("sequence"))
-            apart = ring and remat in RECOMPUTES_MIXED
-            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=apart)
+            # In a loop, XLA cannot merge the recomputation with the forward pass, so it needs no
+            # barrier. An exception are recomputed tokens of a ring that `model` gathers: XLA's
+            # pipelined all-gathers would start one block early, so that attention would be
+            # recomputed once for them and once for the rest. A barrier keeps them after the
+            # gradients of the block before.
+            ring = {"context", "model"} <= set(mesh_axes_of("sequence"))
+            barrier = ring and remat in RECOMPUTES_MIXED
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=barrier)
 
-        def walk(x_BTD: jax.Array, layers: nnx.State) -> Streamed:
+        def walk(x_BTD: jax.Array, layers: nnx.State) -> StreamAndLoss:
             count = len(jax.tree.leaves(layers)[0])
             short = remat == "none" and platform() == "cpu" and count <= UNROLLED
             x_BTD, losses_L = jax.lax.scan(step, x_BTD, layers, unroll=count if short else 1)
@@ -274,35 +298,35 @@ class Stack(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Tokens, or images, to logits in three parts, so that a pipeline can deal them out.
+    """Base class of the model families: inputs to logits in three parts, for a pipeline.
 
-    A family sets `stack` and `remat`, and says how the stream begins and ends.
+    A family sets `stack` and `remat`, and implements `enter` and `head`.
     """
 
-    stack: Stack
+    stack: LayerStack
     remat: str
 
     def enter(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        """Returns the residual stream [B, T, D] that tokens begin with.
+        """The residual stream [B, T, D] that enters the first block.
 
         Args:
-            tokens_BT: tokens, in order.
-            segments_BT: number of the document of each; None is one document.
+            tokens_BT: tokens, in the order of the text.
+            segments_BT: number of the document of each token; None if there is one document.
         """
         raise NotImplementedError
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns logits [B, T, V]."""
+        """Logits [B, T, V] of the residual stream after the last block."""
         raise NotImplementedError
 
-    def body(self, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> Streamed:
-        """Returns the stream behind the blocks that this module holds, and their loss."""
+    def body(self, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> StreamAndLoss:
+        """The residual stream after this module's blocks, and the sum of their extra losses."""
         documents = None if segments_BT is None else Documents.of(segments_BT)
         return self.stack(x_BTD, documents, remat=self.remat)
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        """Returns logits [B, T, V] for the token after each of `tokens_BT`.
+        """Logits [B, T, V] for the token after each of `tokens_BT`.
 
-        Where `context` divides the sequence they lie as `zigzag` lays it.
+        Where `context` divides the sequence, they are in the order of `zigzag`.
         """
         return self.head(self.body(self.enter(tokens_BT, segments_BT), segments_BT)[0])

@@ -9,85 +9,89 @@ from flax import nnx
 from exajax.models.attention import attention, zigzag
 from exajax.models.dimensions import ModelConfig
 from exajax.models.layers import (
-    PLAIN,
+    REFERENCE,
     RESIDUAL,
+    ComputeOptions,
     Decoder,
     Documents,
     Embedding,
-    How,
-    Stack,
-    Streamed,
-    kept_as,
+    LayerStack,
+    StreamAndLoss,
+    linear,
+    name_for_remat,
     rms_norm,
     rotary,
-    weight,
 )
-from exajax.models.whole_tokens import gathered, summed
+from exajax.models.whole_tokens import whole_input, whole_output
 from exajax.spmd.sharding import constrain
 
 
-class Attention(nnx.Module):
+class LlamaAttention(nnx.Module):
     """Self-attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, how: ComputeOptions, *, rngs: nnx.Rngs):
         D, N, K, H = config.width, config.heads, config.kv_heads, config.head_dim
         self.theta, self.flash = config.rope_theta, how.flash
-        self.again, self.whole = how.remat == "attention", how.whole_tokens
-        matrix = functools.partial(weight, in_fp8=how.fp8, rngs=rngs)
-        self.query = matrix(D, (N, H), ("embed", "heads", "head"))
-        self.key = matrix(D, (K, H), ("embed", "kv_heads", "head"))
-        self.value = matrix(D, (K, H), ("embed", "kv_heads", "head"))
+        self.recompute_scores, self.whole_tokens = how.remat == "attention", how.whole_tokens
+        dense = functools.partial(linear, in_fp8=how.fp8, rngs=rngs)
+        self.query = dense(D, (N, H), ("embed", "heads", "head"))
+        self.key = dense(D, (K, H), ("embed", "kv_heads", "head"))
+        self.value = dense(D, (K, H), ("embed", "kv_heads", "head"))
         scale = 0.02 / (2 * config.layers) ** 0.5
-        self.out = matrix((N, H), D, ("heads", "head", "embed"), scale=scale)
+        self.out = dense((N, H), D, ("heads", "head", "embed"), scale=scale)
 
     def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> jax.Array:
         heads, kv_heads = ("batch", "tokens", "heads", None), ("batch", "tokens", "kv_heads", None)
-        places_BT = None if documents is None else documents.position_BT
-        x_BTD = gathered(x_BTD, self.whole)
+        positions_BT = None if documents is None else documents.position_BT
+        x_BTD = whole_input(x_BTD, self.whole_tokens)
         q_BTNH, k_BTKH = constrain(self.query(x_BTD), heads), constrain(self.key(x_BTD), kv_heads)
-        q_BTNH = kept_as("query", rotary(q_BTNH, self.theta, places_BT))
-        k_BTKH = kept_as("key", rotary(k_BTKH, self.theta, places_BT))
-        v_BTKH = kept_as("value", constrain(self.value(x_BTD), kv_heads))
+        q_BTNH = name_for_remat("query", rotary(q_BTNH, self.theta, positions_BT))
+        k_BTKH = name_for_remat("key", rotary(k_BTKH, self.theta, positions_BT))
+        v_BTKH = name_for_remat("value", constrain(self.value(x_BTD), kv_heads))
         mixed_BTNH = attention(
             q_BTNH,
             k_BTKH,
             v_BTKH,
             flash=self.flash,
-            again=self.again,
-            segments_BT=None if documents is None else documents.number_BT,
+            recompute_scores=self.recompute_scores,
+            segments_BT=None if documents is None else documents.segment_BT,
         )
-        return kept_as("mixed", summed(self.out(constrain(mixed_BTNH, heads)), self.whole))
+        return name_for_remat(
+            "mixed", whole_output(self.out(constrain(mixed_BTNH, heads)), self.whole_tokens)
+        )
 
 
 class SwiGLU(nnx.Module):
     """Gated feed-forward: down(silu(gate(x)) * up(x)) (arXiv:2002.05202)."""
 
-    def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, how: ComputeOptions, *, rngs: nnx.Rngs):
         D, F = config.width, config.ffn
-        self.whole = how.whole_tokens
-        matrix = functools.partial(weight, in_fp8=how.fp8, rngs=rngs)
-        self.gate = matrix(D, F, ("embed", "mlp"))
-        self.up = matrix(D, F, ("embed", "mlp"))
-        self.down = matrix(F, D, ("mlp", "embed"), scale=0.02 / (2 * config.layers) ** 0.5)
+        self.whole_tokens = how.whole_tokens
+        dense = functools.partial(linear, in_fp8=how.fp8, rngs=rngs)
+        self.gate = dense(D, F, ("embed", "mlp"))
+        self.up = dense(D, F, ("embed", "mlp"))
+        self.down = dense(F, D, ("mlp", "embed"), scale=0.02 / (2 * config.layers) ** 0.5)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x_BTD = gathered(x_BTD, self.whole)
-        gate_BTF, up_BTF = (kept_as("up", matrix(x_BTD)) for matrix in (self.gate, self.up))
+        x_BTD = whole_input(x_BTD, self.whole_tokens)
+        gate_BTF, up_BTF = (
+            name_for_remat("up", project(x_BTD)) for project in (self.gate, self.up)
+        )
         h_BTF = nnx.silu(gate_BTF) * up_BTF
         fed_BTD = self.down(constrain(h_BTF, ("batch", "tokens", "mlp")))
-        return kept_as("down", summed(fed_BTD, self.whole))
+        return name_for_remat("down", whole_output(fed_BTD, self.whole_tokens))
 
 
-class Block(nnx.Module):
+class LlamaBlock(nnx.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, how: How, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, how: ComputeOptions, *, rngs: nnx.Rngs):
         self.attention_norm = rms_norm(config.width, rngs=rngs)
-        self.attention = Attention(config, how, rngs=rngs)
+        self.attention = LlamaAttention(config, how, rngs=rngs)
         self.mlp_norm = rms_norm(config.width, rngs=rngs)
         self.mlp = SwiGLU(config, how, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> Streamed:
+    def __call__(self, x_BTD: jax.Array, documents: Documents | None) -> StreamAndLoss:
         with jax.named_scope("attention_block"):
             mixed_BTD = self.attention(self.attention_norm(x_BTD), documents)
             x_BTD = constrain(x_BTD + mixed_BTD, RESIDUAL)
@@ -96,27 +100,30 @@ class Block(nnx.Module):
 
 
 class Llama(Decoder):
-    """A Llama of the given dimensions.
+    """Llama: tokens [B, T] to logits [B, T, V].
 
     Args:
         config: dimensions.
-        how: how it is computed.
-        rngs: random streams; parameters are drawn from its default stream.
+        how: how the model is computed.
+        rngs: random streams; initial parameters are drawn from the default stream.
     """
 
-    def __init__(self, config: ModelConfig, how: How = PLAIN, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, how: ComputeOptions = REFERENCE, *, rngs: nnx.Rngs):
         D, V = config.width, config.padded_vocab
-        self.remat, self.whole = how.remat, how.whole_tokens
+        self.remat, self.whole_tokens = how.remat, how.whole_tokens
         self.embed = Embedding(V, D, rngs=rngs)
         self.stack = self.layers(config, how, rngs)
         self.norm = rms_norm(D, rngs=rngs)
-        self.logits = weight(D, V, ("embed", "vocab"), rngs=rngs)
+        self.logits = linear(D, V, ("embed", "vocab"), rngs=rngs)
 
     @staticmethod
-    def layers(config: ModelConfig, how: How, rngs: nnx.Rngs) -> Stack:
-        """Returns the blocks, stacked."""
-        return Stack(
-            lambda r: Block(config, how, rngs=r), config.layers, parts=how.interleave, rngs=rngs
+    def layers(config: ModelConfig, how: ComputeOptions, rngs: nnx.Rngs) -> LayerStack:
+        """The stack of blocks; a subclass may have other ones."""
+        return LayerStack(
+            lambda r: LlamaBlock(config, how, rngs=r),
+            config.layers,
+            parts=how.interleave,
+            rngs=rngs,
         )
 
     def enter(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
@@ -125,5 +132,5 @@ class Llama(Decoder):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         with jax.named_scope("logits"):
-            x_BTD = gathered(self.norm(x_BTD), self.whole)
+            x_BTD = whole_input(self.norm(x_BTD), self.whole_tokens)
             return constrain(self.logits(x_BTD), ("batch", "tokens", "vocab"))

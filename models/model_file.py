@@ -1,4 +1,4 @@
-"""A model's dimensions in TOML: one schema per family, and what has to fit together.
+"""Reader of a model's dimensions from TOML: one schema per family, and checks across fields.
 
 family = "llama"
 layers = 2
@@ -23,7 +23,7 @@ from exajax.files.schema import Name, Schema, Text, checked
 from exajax.models.dimensions import ModelConfig
 
 MOST_PARAMETERS = 10**15
-"""Largest model, parameters: their bytes, with the optimizer's, are counted in 64 bits."""
+"""Limit on parameters: their bytes, with the optimizer's, must fit 64 bits."""
 
 Layers = Annotated[int, Field(ge=1, le=10_000)]
 Heads = Annotated[int, Field(ge=1, le=65_536)]
@@ -34,8 +34,8 @@ Theta = Annotated[float, Field(ge=1.0, le=1e12)]
 Weight = Annotated[float, Field(ge=0.0, le=1000.0)]
 
 
-class _Model(Schema):
-    """Dimensions of every family; those that a file leaves out are None."""
+class _ModelTable(Schema):
+    """Fields of every family."""
 
     name: Name
     source: Text
@@ -48,16 +48,16 @@ class _Model(Schema):
     seq: Tokens
 
 
-class _Gpt(_Model):
+class _GptTable(_ModelTable):
     family: Literal["gpt"]
 
 
-class _Llama(_Model):
+class _LlamaTable(_ModelTable):
     family: Literal["llama"]
     rope_theta: Theta = 10_000.0
 
 
-class _Mixtral(_Model):
+class _MixtralTable(_ModelTable):
     family: Literal["mixtral"]
     rope_theta: Theta = 10_000.0
     experts: Heads
@@ -66,78 +66,77 @@ class _Mixtral(_Model):
     balance: Weight = ModelConfig.balance
 
 
-class _Vit(_Model):
+class _VitTable(_ModelTable):
     family: Literal["vit"]
     image: Pixels
     patch: Pixels
     channels: Pixels
 
 
-SCHEMAS: dict[str, type[_Model]] = {
-    "gpt": _Gpt,
-    "llama": _Llama,
-    "mixtral": _Mixtral,
-    "vit": _Vit,
+SCHEMAS: dict[str, type[_ModelTable]] = {
+    "gpt": _GptTable,
+    "llama": _LlamaTable,
+    "mixtral": _MixtralTable,
+    "vit": _VitTable,
 }
 
 _UNGROUPED = ("gpt", "vit")
-"""Families whose key and value heads are as many as the query heads."""
+"""Families with as many key and value heads as query heads."""
 
 
 def read_model(path: Path) -> ModelConfig:
-    """Returns the model of a TOML file; its name and source are by default the file's own.
+    """The model that a TOML file describes; its name and source default to the file's name.
 
     Raises:
-        Malformed: the file cannot be read, or is no model's.
+        Malformed: the file cannot be read, or does not describe a model.
     """
     table = read_toml(path)
-    return of_table({"name": name_of(path.stem), "source": name_of(path.name)} | table)
+    return model_of_table({"name": valid_name(path.stem), "source": valid_name(path.name)} | table)
 
 
-def of_record(recorded: Any) -> ModelConfig:
-    """Returns the model that a run recorded, every field of `ModelConfig` written out.
+def model_of_record(recorded: Any) -> ModelConfig:
+    """The model that a run recorded as a table of all fields of `ModelConfig`.
 
     Raises:
-        Malformed: it is no model's.
+        Malformed: the table does not describe a model.
     """
     if not isinstance(recorded, dict):
         raise Malformed("model", f"is {shown(recorded)}", "give a table")
-    schema = SCHEMAS.get(str(recorded.get("family")), _Model)
+    schema = SCHEMAS.get(str(recorded.get("family")), _ModelTable)
     unset = {
         entry.name: entry.default
         for entry in dataclasses.fields(ModelConfig)
         if entry.name not in schema.model_fields
     }
-    mine = {k: v for k, v in recorded.items() if k not in unset or v != unset[k]}
-    if not mine.get("source"):
-        mine["source"] = "unknown"
-    return dataclasses.replace(of_table(mine), source=str(recorded.get("source", "")))
+    fields = {k: v for k, v in recorded.items() if k not in unset or v != unset[k]}
+    if not fields.get("source"):
+        fields["source"] = "unknown"
+    return dataclasses.replace(model_of_table(fields), source=str(recorded.get("source", "")))
 
 
-def of_table(table: dict[str, Any]) -> ModelConfig:
-    """Returns the model that a table describes.
+def model_of_table(table: dict[str, Any]) -> ModelConfig:
+    """The model that a table describes.
 
     Args:
-        table: fields of `ModelConfig`, `name` and `source` among them. Without `kv_heads` there
-            are as many as `heads`, and the `seq` of a vit follows from its image.
+        table: fields of `ModelConfig`, with `name` and `source`. `kv_heads` defaults to `heads`,
+            and the `seq` of a vit to its number of patches.
 
     Raises:
-        Malformed: names the field that is missing, unknown, out of range, or does not go with
-            the others.
+        Malformed: a field is missing, unknown, out of range, or does not fit the others.
     """
     schema = _schema_of(table)
     if "heads" in table:
         table = {"kv_heads": table["heads"]} | table
-    if schema is _Vit:
-        table = {"seq": _patches(table)} | table
+    if schema is _VitTable:
+        table = {"seq": _count_patches(table)} | table
     config = ModelConfig(**checked(schema, table).model_dump())
     _check_heads(config)
     _check_experts(config)
-    if config.family == "vit" and config.seq != _patches(table):
+    if config.family == "vit" and config.seq != _count_patches(table):
         raise Malformed(
             "seq",
             f"is {config.seq}, which is not the number of patches",
-            f"leave it out, or give {_patches(table)}",
+            f"leave it out, or give {_count_patches(table)}",
         )
     if config.parameters > MOST_PARAMETERS:
         raise Malformed(
@@ -146,13 +145,17 @@ def of_table(table: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def name_of(text: str) -> str:
-    """Returns a file's or folder's own name as a model's, with `-` for what no name may have."""
+def valid_name(text: str) -> str:
+    """A text as a valid name of a model, with `-` for every character that is not allowed."""
     return re.sub(r"[^A-Za-z0-9 ._+=,()-]", "-", text).lstrip(" ._+=,()-")[:64].strip() or "model"
 
 
-def _schema_of(table: dict[str, Any]) -> type[_Model]:
-    """Returns the schema of a table's family; refuses by name what another family has."""
+def _schema_of(table: dict[str, Any]) -> type[_ModelTable]:
+    """The schema of a table's family.
+
+    Raises:
+        Malformed: there is no such family, or a field belongs to another one.
+    """
     if "family" not in table:
         raise Malformed("family", "is missing", f"give one of {', '.join(SCHEMAS)}")
     family = table["family"]
@@ -162,18 +165,18 @@ def _schema_of(table: dict[str, Any]) -> type[_Model]:
         raise Malformed("family", f"is {shown(family)}", nearest(family, SCHEMAS))
     schema = SCHEMAS[family]
     for key in table:
-        having = [name for name, other in SCHEMAS.items() if key in other.model_fields]
-        if having and key not in schema.model_fields:
+        owners = [name for name, other in SCHEMAS.items() if key in other.model_fields]
+        if owners and key not in schema.model_fields:
             raise Malformed(
                 key,
                 f"is nothing that a {family} has",
-                f"leave it out, or give family {' or '.join(having)}",
+                f"leave it out, or give family {' or '.join(owners)}",
             )
     return schema
 
 
-def _patches(table: dict[str, Any]) -> int:
-    """Returns how many patches the images of a vit have."""
+def _count_patches(table: dict[str, Any]) -> int:
+    """Number of patches of an image of a vit; raises `Malformed` if they do not fit it."""
     sizes: list[Any] = [table.get(key) for key in ("image", "patch", "channels")]
     image, patch, _ = sizes
     if any(type(size) is not int or not 1 <= size <= 65_536 for size in sizes) or image % patch:

@@ -1,5 +1,7 @@
-"""Models by name: the dimensions that are published, and small models of seconds on a CPU."""
+"""Models by name: published dimensions, and small models that train in seconds on a CPU."""
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from exajax.errors import InputError, nearest
@@ -15,58 +17,59 @@ def _gpt(
     )
 
 
-def _llama(
-    name: str,
-    layers: int,
-    width: int,
-    heads: int,
-    kv_heads: int,
-    ffn: int,
-    vocab: int,
-    seq: int,
-    rope_theta: float,
-    source: str,
-) -> ModelConfig:
-    return ModelConfig(
-        name, "llama", layers, width, heads, kv_heads, ffn, vocab, seq, rope_theta, source
-    )
+@dataclass(frozen=True)
+class _LlamaRelease:
+    """What the models of one release of Llama have in common."""
+
+    vocab: int
+    seq: int
+    rope_theta: float
+    source: str
+
+    def model(
+        self, name: str, layers: int, width: int, heads: int, kv_heads: int, ffn: int
+    ) -> ModelConfig:
+        return ModelConfig(
+            name, "llama", layers, width, heads, kv_heads, ffn, **dataclasses.asdict(self)
+        )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images that a vit classifies: height of an image and of a patch, and colours."""
+
+    image: int
+    patch: int
+    channels: int
 
 
 def _vit(
-    name: str,
-    layers: int,
-    width: int,
-    heads: int,
-    *,
-    classes: int = 1000,
-    image: int = 224,
-    patch: int = 16,
-    channels: int = 3,
-    source: str,
+    name: str, layers: int, width: int, heads: int, *, classes: int, images: _Images, source: str
 ) -> ModelConfig:
     return ModelConfig(
-        name,
-        "vit",
-        layers,
-        width,
-        heads,
-        heads,
-        4 * width,
-        classes,
-        (image // patch) ** 2,
+        name=name,
+        family="vit",
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        ffn=4 * width,
+        vocab=classes,
+        seq=(images.image // images.patch) ** 2,
         source=source,
-        image=image,
-        patch=patch,
-        channels=channels,
+        **dataclasses.asdict(images),
     )
 
 
 _GPT2 = "Radford et al. 2019, table 2"
 _GPT3 = "arXiv:2005.14165, table 2.1"
-_LLAMA2 = "arXiv:2307.09288"
-_LLAMA3 = "arXiv:2407.21783, table 3"
 _MIXTRAL = "arXiv:2401.04088, table 1"
 _VIT = "arXiv:2010.11929, table 1"
+
+_LLAMA2 = _LlamaRelease(32_000, 4096, 1e4, "arXiv:2307.09288")
+_LLAMA3 = _LlamaRelease(128_256, 8192, 5e5, "arXiv:2407.21783, table 3")
+_IMAGENET = _Images(image=224, patch=16, channels=3)
+_DIGITS = _Images(image=8, patch=2, channels=1)
 
 PRESETS: dict[str, ModelConfig] = {
     config.name: config
@@ -85,12 +88,12 @@ PRESETS: dict[str, ModelConfig] = {
         # The table's width of 5,140 is not 40 heads of 128; 5,120 is.
         _gpt("gpt3-13b", 40, 5120, 40, 2048, source=_GPT3),
         _gpt("gpt3-175b", 96, 12288, 96, 2048, source=_GPT3),
-        _llama("llama2-7b", 32, 4096, 32, 32, 11008, 32_000, 4096, 1e4, _LLAMA2),
-        _llama("llama2-13b", 40, 5120, 40, 40, 13824, 32_000, 4096, 1e4, _LLAMA2),
-        _llama("llama2-70b", 80, 8192, 64, 8, 28672, 32_000, 4096, 1e4, _LLAMA2),
-        _llama("llama3-8b", 32, 4096, 32, 8, 14336, 128_256, 8192, 5e5, _LLAMA3),
-        _llama("llama3-70b", 80, 8192, 64, 8, 28672, 128_256, 8192, 5e5, _LLAMA3),
-        _llama("llama3-405b", 126, 16384, 128, 8, 53248, 128_256, 8192, 5e5, _LLAMA3),
+        _LLAMA2.model("llama2-7b", 32, 4096, 32, 32, 11008),
+        _LLAMA2.model("llama2-13b", 40, 5120, 40, 40, 13824),
+        _LLAMA2.model("llama2-70b", 80, 8192, 64, 8, 28672),
+        _LLAMA3.model("llama3-8b", 32, 4096, 32, 8, 14336),
+        _LLAMA3.model("llama3-70b", 80, 8192, 64, 8, 28672),
+        _LLAMA3.model("llama3-405b", 126, 16384, 128, 8, 53248),
         ModelConfig(
             name="mixtral-8x7b",
             family="mixtral",
@@ -105,7 +108,7 @@ PRESETS: dict[str, ModelConfig] = {
             source=_MIXTRAL,
             experts=8,
             top_k=2,
-            # router_aux_loss_coef 0.02 of mistralai/Mixtral-8x7B-v0.1, by `balance_of` there.
+            # router_aux_loss_coef 0.02 of mistralai/Mixtral-8x7B-v0.1, by `to_balance`.
             balance=0.02 * 2 / 32,
         ),
         # The feed-forward width is what makes 250 G of the dimensions that the name stands for.
@@ -125,9 +128,9 @@ PRESETS: dict[str, ModelConfig] = {
             top_k=2,
             moe_every=6,
         ),
-        _vit("vit-b", 12, 768, 12, source=_VIT),
-        _vit("vit-l", 24, 1024, 16, source=_VIT),
-        # Twins of seconds on a CPU: every mesh of 8 devices divides them.
+        _vit("vit-b", 12, 768, 12, classes=1000, images=_IMAGENET, source=_VIT),
+        _vit("vit-l", 24, 1024, 16, classes=1000, images=_IMAGENET, source=_VIT),
+        # Small models, which every mesh of 8 devices divides.
         ModelConfig("gpt-tiny", "gpt", 8, 128, 16, 16, 512, 256, 128, source="ours"),
         ModelConfig("llama-tiny", "llama", 8, 128, 16, 8, 384, 256, 128, source="ours"),
         ModelConfig(
@@ -144,20 +147,23 @@ PRESETS: dict[str, ModelConfig] = {
             experts=8,
             top_k=2,
         ),
-        _vit("vit-tiny", 8, 128, 16, classes=10, image=8, patch=2, channels=1, source="ours"),
+        _vit("vit-tiny", 8, 128, 16, classes=10, images=_DIGITS, source="ours"),
     )
 }
 
 
 def lookup(name: str, field: str = "model") -> ModelConfig:
-    """Returns a model by preset name, or read from a TOML file of `ModelConfig`'s fields.
+    """The model of a preset's name, a TOML file, or a Hugging Face folder.
 
-    A folder in Hugging Face's form, with a `config.json`, is read as well.
+    Args:
+        name: a key of `PRESETS`, the path of a TOML file with fields of `ModelConfig`, or of a
+            folder with Hugging Face's `config.json`.
+        field: field that errors name.
 
     Raises:
-        InputError: no such preset or file, or the file's fields are not those of a model.
+        InputError: there is no such preset or file, or the file does not describe a model.
     """
-    from exajax.models import model_file  # it needs ModelConfig
+    from exajax.models import model_file
     from exajax.models.huggingface.config import CONFIG, read_config
 
     if name.lower() in PRESETS:
@@ -166,7 +172,7 @@ def lookup(name: str, field: str = "model") -> ModelConfig:
     try:
         if name and is_folder(path):
             path, folder = path / CONFIG, path
-            return model_file.of_table(read_config(folder))
+            return model_file.model_of_table(read_config(folder))
         if name.endswith(".toml"):
             return model_file.read_model(path)
     except Malformed as error:
@@ -174,10 +180,15 @@ def lookup(name: str, field: str = "model") -> ModelConfig:
     raise InputError(field, f"unknown model {shown(name)}", nearest(name, PRESETS))
 
 
-TWINS = {"gpt": "gpt-tiny", "llama": "llama-tiny", "mixtral": "mixtral-tiny", "vit": "vit-tiny"}
-"""The model of each family that trains in seconds on a CPU."""
+SMALL_MODELS = {
+    "gpt": "gpt-tiny",
+    "llama": "llama-tiny",
+    "mixtral": "mixtral-tiny",
+    "vit": "vit-tiny",
+}
+"""Name of the preset of each family that trains in seconds on a CPU."""
 
 
-def twin_of(config: ModelConfig) -> ModelConfig:
-    """Returns the small model of the same family: the same code, fewer and narrower layers."""
-    return PRESETS[TWINS[config.family]]
+def small_model_of(config: ModelConfig) -> ModelConfig:
+    """The small model of the same family: the same code, fewer and narrower layers."""
+    return PRESETS[SMALL_MODELS[config.family]]

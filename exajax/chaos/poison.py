@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from exajax.spmd.weighted import Loss, times
+from exajax.spmd.weighted import Loss, scale
 from exajax.spmd.workload import Batch, Stages, Workload
 from exajax.train.data.batches import Batches, HostBatch
 
@@ -27,13 +27,13 @@ def poisoned(workload: Workload) -> Workload:
         last_stage = loss.exit
 
         def poisoned_stage(module: Any, stream: jax.Array, batch: Batch) -> Loss:
-            return times(last_stage(module, stream, batch), _factor(batch))
+            return scale(last_stage(module, stream, batch), _factor(batch))
 
         stages = dataclasses.replace(loss, exit=poisoned_stage)
         return dataclasses.replace(workload, loss=stages, batch=batch)
 
     def poisoned_loss(module: Any, batch: Batch) -> Loss:
-        return times(loss(module, batch), _factor(batch))
+        return scale(loss(module, batch), _factor(batch))
 
     return dataclasses.replace(workload, loss=poisoned_loss, batch=batch)
 

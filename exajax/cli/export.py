@@ -11,7 +11,7 @@ from exajax.spmd.mesh import MeshSpec
 from exajax.train.data.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:  # the command line must not cost an import of jax
-    from exajax.models.huggingface.text import TextForm
+    from exajax.models.huggingface.tokenizer_files import TextForm
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +64,9 @@ def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None
     """
     import jax
 
-    from exajax.models.huggingface.writing import DTYPES, check_free, save
+    from exajax.models.huggingface.weights_writer import DTYPES, check_free, save
     from exajax.recipe import language
-    from exajax.spmd.parameters import parameters
+    from exajax.spmd.parameters import abstract_parameters
     from exajax.train.checkpoint.parameters import check_tokenizer, kept_tokenizer, trained
 
     check_free(folder)
@@ -75,14 +75,14 @@ def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None
     encoder = load_tokenizer(tokenizer) if tokenizer else kept_tokenizer(run, run_dir)
     check_tokenizer(run, encoder)
     mesh = MeshSpec().build(runtime.job_devices()[:1])
-    _, described = parameters(build, mesh, DTYPES[dtype])
+    _, described = abstract_parameters(build, mesh, DTYPES[dtype])
     params = jax.device_get(run.params(described))
     save(folder, run.model, params, dtype, text=_text_form(encoder))
     return {"model": run.model.name, "step": run.step, "dtype": dtype, "out": str(folder)}
 
 
 def _text_form(tokenizer: Tokenizer) -> "TextForm":
-    from exajax.models.huggingface.text import TextForm
+    from exajax.models.huggingface.tokenizer_files import TextForm
 
     if isinstance(tokenizer, FileTokenizer):
         return TextForm.of_file(tokenizer.content, tokenizer.end_of_document)

@@ -154,12 +154,12 @@ def announce(job: Rehearsal, devices: dict[str, Any]) -> None:
         f"{cluster.devices_per_node} x {cluster.chip.title}"
     )
     say(
-        f"  model       {recipe.model.described}; "
+        f"  model       {recipe.model.summary}; "
         f"{recipe.global_batch} sequences of {recipe.seq:,} tokens a step"
     )
     say(f"  attached    {describe_devices(devices)}: not the mesh, so it is rehearsed")
     say(
-        f"  measured    {job.twin.model.described}, same family, trained here on {HOSTS} host "
+        f"  measured    {job.twin.model.summary}, same family, trained here on {HOSTS} host "
         f"processes, mesh {job.twin.mesh} ({job.corpus.size}, {job.corpus.path})"
     )
     if job.not_kept:

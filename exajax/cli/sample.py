@@ -113,7 +113,7 @@ def _model(
     """Restores a run's parameters onto the devices that are attached."""
     import jax
 
-    from exajax.spmd.parameters import parameters
+    from exajax.spmd.parameters import abstract_parameters
     from exajax.spmd.sharding import use_mesh
     from exajax.spmd.step import COMPUTE_DTYPES
     from exajax.train.generate import LanguageModel
@@ -121,7 +121,7 @@ def _model(
     config = run.model
     ways = _tensor_parallel_ways(config, len(runtime.job_devices()))
     mesh = MeshSpec(model=ways).build(runtime.job_devices()[:ways])
-    module, described = parameters(build, mesh, COMPUTE_DTYPES[precision])
+    module, described = abstract_parameters(build, mesh, COMPUTE_DTYPES[precision])
 
     def logits(params: Any, tokens_BT: jax.Array) -> jax.Array:
         with use_mesh(mesh):

@@ -103,6 +103,10 @@ Measurements = Annotated[
 ]
 """Measured times by number of devices: `8 = [[[bytes, microseconds], ...], "source"]`."""
 
+Kind = Annotated[str, _key(*COLLECTIVE_KINDS)]
+LatencyKind = Annotated[str, _key(*COLLECTIVE_KINDS, "further-array")]
+MeasurableKind = Annotated[str, _key(*MEASURABLE_KINDS)]
+
 
 @dataclass(frozen=True)
 class Fabric:
@@ -124,17 +128,13 @@ class Fabric:
     __pydantic_config__ = TABLE
 
     bandwidth: Bandwidth
-    efficiency: dict[Annotated[str, _key(*COLLECTIVE_KINDS)], Fraction] = field(
+    efficiency: dict[Kind, Fraction] = field(default_factory=dict)
+    latency_s: Annotated[dict[LatencyKind, Seconds], Field(validation_alias="latency")] = field(
         default_factory=dict
     )
-    latency_s: Annotated[
-        dict[Annotated[str, _key(*COLLECTIVE_KINDS, "further-array")], Seconds],
-        Field(validation_alias="latency"),
-    ] = field(default_factory=dict)
-    times: Annotated[
-        dict[Annotated[str, _key(*MEASURABLE_KINDS)], Measurements],
-        Field(validation_alias="microseconds"),
-    ] = field(default_factory=dict)
+    times: Annotated[dict[MeasurableKind, Measurements], Field(validation_alias="microseconds")] = (
+        field(default_factory=dict)
+    )
     in_switch_from: Count | None = None
 
     def rate(self, kind: str) -> float:

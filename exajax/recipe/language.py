@@ -11,7 +11,7 @@ from exajax.errors import InputError
 from exajax.models.attention import zigzag
 from exajax.models.dimensions import ModelConfig
 from exajax.models.gpt import GPT
-from exajax.models.layers import Decoder, How, Streamed
+from exajax.models.layers import ComputeOptions, Decoder, StreamAndLoss
 from exajax.models.llama import Llama
 from exajax.models.losses import cross_entropy
 from exajax.models.mixtral import Mixtral
@@ -38,7 +38,7 @@ def forward(config: ModelConfig, interleave: int = 1) -> Callable[[nnx.Rngs], nn
         raise InputError(
             "run_dir", f"{config.name} is a {config.family}", "give the run of a language model"
         )
-    how = How(interleave=interleave)
+    how = ComputeOptions(interleave=interleave)
     return lambda rngs: FAMILIES[config.family](config, how, rngs=rngs)
 
 
@@ -49,7 +49,7 @@ def workload(recipe: Recipe, platform: str) -> Workload:
         recipe: the job.
         platform: `cpu`, `cuda` or `gpu`; decides what implements attention.
     """
-    how = How(
+    how = ComputeOptions(
         flash=recipe.flash(platform),
         fp8=recipe.precision == "fp8",
         remat=recipe.remat,
@@ -86,7 +86,7 @@ def _enter(model: Decoder, batch: Batch) -> jax.Array:
     return model.enter(batch["inputs"], batch.get("segments"))
 
 
-def _body(model: Decoder, x_BTD: jax.Array, batch: Batch) -> Streamed:
+def _body(model: Decoder, x_BTD: jax.Array, batch: Batch) -> StreamAndLoss:
     return model.body(x_BTD, batch.get("segments"))
 
 

@@ -12,6 +12,7 @@ from exajax.errors import InputError
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.option import check, names, option
 from exajax.spmd.mesh import MeshSpec
+from exajax.spmd.pipeline_schedule import SCHEDULES
 
 if TYPE_CHECKING:  # reading a recipe must not cost an import of jax
     from exajax.spmd.step import StepOptions
@@ -27,7 +28,6 @@ REMATS = (
     "full",
     "offload",
 )
-SCHEDULES = ("gpipe", "1f1b", "interleaved")
 MIXTURES = ("dropless", "capacity")
 ZEROS = (0, 1, 2, 3, "auto")
 ATTENTIONS = ("auto", "flash", "unfused")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from exajax.models.presets import twin_of
+from exajax.models.presets import small_model_of
 from exajax.recipe import option
 from exajax.recipe.recipe import Recipe
 from exajax.spmd.mesh import MeshSpec
@@ -41,7 +41,7 @@ def small(recipe: Recipe, mesh: MeshSpec) -> tuple[Recipe, list[str]]:
         for name in option.names(Recipe)
     }
     del values["model"], values["mesh"]
-    made = Recipe.of(twin_of(recipe.model), mesh, **values)
+    made = Recipe.of(small_model_of(recipe.model), mesh, **values)
     not_kept = [
         f"{name} {getattr(made, name)} instead of {getattr(recipe, name)} ({why})"
         for name, (_, why) in others.items()

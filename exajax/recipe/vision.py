@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from exajax.models.layers import How
+from exajax.models.layers import ComputeOptions
 from exajax.models.losses import accuracy, cross_entropy
 from exajax.models.vit import ViT
 from exajax.recipe.optimizer import optimizer, schedule
@@ -25,7 +25,7 @@ def workload(recipe: Recipe, platform: str) -> Workload:
         platform: `cpu`, `cuda` or `gpu`; decides what implements attention.
     """
     model = recipe.model
-    how = How(
+    how = ComputeOptions(
         flash=recipe.flash(platform),
         fp8=recipe.precision == "fp8",
         remat=recipe.remat,

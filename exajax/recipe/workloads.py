@@ -37,7 +37,7 @@ def measures(recipe: Recipe, platform: str) -> dict[str, Callable[[Any, Batch], 
     plain = dataclasses.replace(recipe, z_loss=0.0, label_smoothing=0.0)
     if plain != recipe or recipe.model.experts:
         loss = workload(plain, platform).loss
-        found["loss"] = loss.alone if isinstance(loss, Stages) else loss
+        found["loss"] = loss.without_extra if isinstance(loss, Stages) else loss
     if recipe.model.family in vision.FAMILIES:
         found["accuracy"] = vision.accurate(recipe)
     return found

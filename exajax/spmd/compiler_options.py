@@ -1,36 +1,39 @@
-"""Compiler options of a run: what is compiled ahead of time is compiled as it will run.
+"""XLA compiler options of a train step, the same for training and for ahead-of-time compilation.
 
-Options come and go between releases of XLA, which refuses those that it does not know. The compiler
-itself is asked: what it refuses is left out, and recorded.
+Options come and go between releases of XLA, which rejects unknown ones. `compile` leaves out those
+that the installed compiler rejects, and `left_out` lists them.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what is set before JAX is imported is read here
+if TYPE_CHECKING:  # this module is also read before JAX is imported, to set its environment
     import jax
 
+logger = logging.getLogger(__name__)
+
 OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
-    # What NVIDIA runs large language models with (NVIDIA/JAX-Toolbox, docs/GPU_performance.md, and
+    # NVIDIA's options for large language models (NVIDIA/JAX-Toolbox, docs/GPU_performance.md, and
     # rosetta/projects/maxtext/xla_flags/llama2-7b-1N8G.env).
     "cuda": {
-        # Collectives run beside compute; without it every one is waited for at once.
+        # Collectives overlap with compute; without it every collective is fully exposed.
         "xla_gpu_enable_latency_hiding_scheduler": True,
-        # The parameters of a layer are gathered during the one before, gradients are scattered
-        # during the one behind; two trips of the loop are one, so that neither has to be copied.
+        # A layer's parameters are gathered during the layer before, and its gradients scattered
+        # during the layer after. Double buffering unrolls the loop by two, which avoids copies.
         "xla_gpu_enable_pipelined_all_gather": True,
         "xla_gpu_enable_pipelined_reduce_scatter": True,
         "xla_gpu_enable_pipelined_all_reduce": True,
         "xla_gpu_enable_while_loop_double_buffering": True,
-        # One collective for the arrays of a layer, and not one each.
+        # The arrays of a layer are combined into one collective.
         "xla_gpu_all_gather_combine_threshold_bytes": 1 << 30,
         "xla_gpu_all_reduce_combine_threshold_bytes": 1 << 30,
         "xla_gpu_reduce_scatter_combine_threshold_bytes": 1 << 25,
-        # Matrix products are cuBLAS's.
+        # Matrix products run in cuBLAS.
         "xla_gpu_enable_triton_gemm": False,
-        # What is recomputed is what the recipe says, and nothing besides.
+        # Only what the recipe says is recomputed.
         "xla_disable_hlo_passes": "rematerialization",
     },
     "cpu": {},
@@ -38,12 +41,12 @@ OPTIONS: Mapping[str, Mapping[str, bool | int | float | str]] = {
 
 
 MEMORY_FRACTION: Mapping[str, float] = {"cuda": 0.92, "cpu": 1.0}
-"""Share of a device's memory that a run takes for its arrays: JAX's own default on a GPU is 0.75,
-and the rest is for NCCL, cuBLAS and the driver."""
+"""Share of a device's memory that is available to arrays; NCCL, cuBLAS and the driver use the rest.
+JAX's own default on a GPU is 0.75."""
 
 
 def compiler_options(platform: str) -> dict[str, bool | int | float | str]:
-    """Returns the options to compile a step with for a platform (`cuda`, `gpu`, `cpu`)."""
+    """Compiler options of a train step for a platform (`cuda`, `gpu`, `cpu`)."""
     return dict(OPTIONS.get("cuda" if platform == "gpu" else platform, {}))
 
 
@@ -54,25 +57,25 @@ SUCCESSORS: Mapping[str, tuple[str, str]] = {
     "xla_gpu_enable_pipelined_reduce_scatter": ("xla_gpu_pipeline_reduce_scatter", ON),
     "xla_gpu_enable_pipelined_all_reduce": ("xla_gpu_pipeline_all_reduce", ON),
 }
-"""What newer releases call an option, and its value there: openxla/xla#45836, in jax 0.12."""
+"""Name and value of the option that replaces another in newer XLA (openxla/xla#45836, jax 0.12)."""
 
-_UNKNOWN: set[str] = set()
-"""Options that the compiler of this process has refused."""
+_rejected: set[str] = set()
+"""Options that the compiler of this process has rejected so far."""
 
-REFUSED = re.compile(r"[Nn]o such compile option:? ?'?(xla_\w+)")
-"""What XLA says of an option that it does not know (xla/pjrt/pjrt_executable.cc)."""
+REJECTION = re.compile(r"[Nn]o such compile option:? ?'?(xla_\w+)")
+"""XLA's error message for an unknown option (xla/pjrt/pjrt_executable.cc)."""
 
 
 def left_out() -> tuple[str, ...]:
-    """Returns the options that the compiler does not know, as far as it has been asked.
+    """Options that have been left out of compilations of this process, sorted.
 
-    An option whose successor it knows is not left out.
+    An option whose successor was accepted does not count as left out.
     """
     return tuple(
         sorted(
             name
-            for name in _UNKNOWN - {successor for successor, _ in SUCCESSORS.values()}
-            if name not in SUCCESSORS or SUCCESSORS[name][0] in _UNKNOWN
+            for name in _rejected - {successor for successor, _ in SUCCESSORS.values()}
+            if name not in SUCCESSORS or SUCCESSORS[name][0] in _rejected
         )
     )
 
@@ -80,21 +83,22 @@ def left_out() -> tuple[str, ...]:
 def compile(
     lowered: "jax.stages.Lowered", platform: str, more: Mapping[str, Any] = MappingProxyType({})
 ) -> "jax.stages.Compiled":
-    """Compiles a lowered program with the options of its platform that the compiler knows.
+    """Compiles a lowered program with those options of its platform that the compiler accepts.
 
     Args:
         lowered: the program.
         platform: `cuda`, `gpu` or `cpu`.
-        more: further options.
+        more: further compiler options.
     """
     options: dict[str, Any] = compiler_options(platform) | dict(more)
     while True:
-        successors = dict(SUCCESSORS[name] for name in options if name in _UNKNOWN & {*SUCCESSORS})
-        known = {k: v for k, v in (options | successors).items() if k not in _UNKNOWN}
+        successors = dict(SUCCESSORS[name] for name in options if name in _rejected & {*SUCCESSORS})
+        accepted = {k: v for k, v in (options | successors).items() if k not in _rejected}
         try:
-            return lowered.compile(compiler_options=known or None)
-        except Exception as error:  # of JAX and XLA, by version
-            refused = REFUSED.search(str(error))
-            if refused is None or refused[1] not in known:
+            return lowered.compile(compiler_options=accepted or None)
+        except Exception as error:  # its type depends on the version of JAX
+            rejection = REJECTION.search(str(error))
+            if rejection is None or rejection[1] not in accepted:
                 raise
-            _UNKNOWN.add(refused[1])
+            logger.debug("the compiler has no option %s", rejection[1])
+            _rejected.add(rejection[1])

@@ -1,4 +1,4 @@
-"""Mesh axes that divide nothing of a step: their devices all repeat the same work."""
+"""Detection of idle mesh axes: axes that divide nothing, so that their devices repeat work."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,36 +13,36 @@ from exajax.spmd.step import TrainStep
 
 
 def idle_axes(step: TrainStep) -> tuple[str, ...]:
-    """Returns the axes larger than 1 that neither batch, state nor any activation is divided over.
+    """Axes larger than 1 that divide neither the batch, nor the state, nor any activation.
 
-    Activations are looked at, by tracing the loss once more, only where the others leave an axis.
+    Activations are examined, by tracing the loss, only where batch and state leave an axis.
     """
-    left = {axis: size for axis, size in step.mesh.shape.items() if size > 1}
-    described = jax.tree.leaves((step.state, step.batch))
-    for axis in _axes_in([leaf.sharding for leaf in described]):
-        left.pop(axis, None)
-    if left:
+    idle = {axis: size for axis, size in step.mesh.shape.items() if size > 1}
+    arrays = jax.tree.leaves((step.state, step.batch))
+    for axis in _axes_in([array.sharding for array in arrays]):
+        idle.pop(axis, None)
+    if idle:
         traced = jax.make_jaxpr(step.evaluate)(step.state.params, step.batch)
         for operation in jaxprs.operations(traced.jaxpr):
             for axis in _axes_in(list(operation.params.values())):
-                left.pop(axis, None)
-    return tuple(str(axis) for axis in left)
+                idle.pop(axis, None)
+    return tuple(str(axis) for axis in idle)
 
 
 def _axes_in(value: Any) -> Iterator[str]:
-    """Yields the mesh axes that shardings name."""
+    """Mesh axes that occur in shardings."""
     if isinstance(value, NamedSharding):
         value = value.spec
     if isinstance(value, PartitionSpec):
         for entry in value:
             yield from (entry,) if isinstance(entry, str) else entry or ()
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _axes_in(one)
+        for item in value:
+            yield from _axes_in(item)
 
 
 def warn_of_idle_axes(step: TrainStep) -> None:
-    """Warns once, on the first process, where axes of a step's mesh are idle."""
+    """Warns, on the first process, about idle axes of a step's mesh."""
     axes = idle_axes(step)
     if axes and jax.process_index() == 0:
         warnings.warn(idle_note(axes, step.mesh.shape), stacklevel=1)

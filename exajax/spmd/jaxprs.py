@@ -1,17 +1,17 @@
-"""Traced programs (jaxprs): what is read of them, and how a part of one is run.
+"""Traced programs (jaxprs): reading their operations, and running a part of one.
 
-JAX keeps the form of its traced programs for itself: `jax.extend.core` promises less than the rest
+JAX does not promise the form of its traced programs: `jax.extend.core` promises less than the rest
 of JAX, `jax.interpreters` nothing. Relied on, in jax 0.10.2 to 0.12.0:
 
 - `jax.extend.core`: `Jaxpr`, `ClosedJaxpr`, `JaxprEqn`, `Literal`, their fields and `replace`. In
   0.12 the two kinds of programs are one class, which is its own `jaxpr`.
 - `jax.interpreters.partial_eval.dce_jaxpr(program, [True])` leaves out what the result does not
-  need; nothing public does.
-- A `scan` has one program within, with as many inputs and outputs as itself: constants, what is
-  carried, what it scans over. How many there are of each is read from their shapes: the parameters
-  that say so (`num_consts`, `num_carry`) are gone in 0.12.
+  need; nothing public does that.
+- A `scan` contains one program, with as many inputs and outputs as itself: constants, the carry,
+  the arrays that it scans over. The number of each follows from their shapes: the parameters
+  `num_consts` and `num_carry` are gone in 0.12.
 
-A release that moves a name fails when exajax loads it, or where a loss is looked at, before the
+A release that moves a name fails when exajax is imported, or when a loss is traced, before the
 first step (`tests/spmd/test_jaxprs.py`).
 """
 
@@ -22,11 +22,19 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
-__all__ = ["Jaxpr", "JaxprEqn", "Literal", "carried", "inside", "needed_inputs", "operations"]
+__all__ = [
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "carry_operands",
+    "subprograms",
+    "needed_inputs",
+    "operations",
+]
 
 
-def inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """Yields the programs within an operation: of `jit`, of a loop, of branches."""
+def subprograms(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """Programs within an operation: of a `jit`, a loop, or branches."""
     for parameter in equation.params.values():
         for value in parameter if isinstance(parameter, tuple) else (parameter,):
             if isinstance(value, ClosedJaxpr):
@@ -36,20 +44,20 @@ def inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
 
 
 def operations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """Yields all operations of a program, those of the programs within too."""
+    """All operations of a program, including those of the programs within."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in inside(equation):
+        for inner in subprograms(equation):
             yield from operations(inner)
 
 
-def carried(loop: JaxprEqn) -> slice:
-    """Returns which operands of a `scan` each trip hands to the next; its first results are those.
+def carry_operands(loop: JaxprEqn) -> slice:
+    """The operands of a `scan` that are its carry; its first results are the carry again.
 
-    Constants, what is carried and what is scanned over follow each other. What a trip sees or makes
-    a slice of has one axis less within the loop.
+    Operands are constants, then the carry, then scanned arrays. The body sees and returns slices of
+    scanned arrays, which have one axis less.
     """
-    (body,) = inside(loop)
+    (body,) = subprograms(loop)
     scanned = sum(map(_is_sliced, loop.invars, body.invars))
     count = sum(not _is_sliced(*pair) for pair in zip(loop.outvars, body.outvars, strict=True))
     return slice(len(loop.invars) - scanned - count, len(loop.invars) - scanned)
@@ -62,11 +70,11 @@ def _is_sliced(outside: Any, within: Any) -> bool:
 def needed_inputs(
     program: ClosedJaxpr,
 ) -> tuple[list[bool], Callable[[Sequence[jax.Array]], jax.Array]]:
-    """Returns which inputs the one result of a program depends on, and a function of those alone.
+    """Which inputs the single result of a program depends on, and a function of only those.
 
-    What has an effect and no result, such as `jax.debug.print`, is left out with the rest.
+    Operations that only have an effect, such as `jax.debug.print`, are left out.
     """
-    needed, used = dce_jaxpr(_silent(program.jaxpr), [True])
+    needed, used = dce_jaxpr(_without_effects(program.jaxpr), [True])
 
     def run(inputs: Sequence[jax.Array]) -> jax.Array:
         (result,) = jax.core.eval_jaxpr(needed, program.consts, *inputs)
@@ -75,14 +83,16 @@ def needed_inputs(
     return list(used), run
 
 
-def _silent(jaxpr: Jaxpr) -> Jaxpr:
-    """Returns a program without operations that have an effect and no result.
+def _without_effects(jaxpr: Jaxpr) -> Jaxpr:
+    """A program without operations that only have an effect.
 
-    They would be kept as if they were needed.
+    Dead-code elimination would consider them to be needed.
     """
     equations = [
         equation.replace(
-            params={name: _silent_inside(value) for name, value in equation.params.items()},
+            params={
+                name: _without_effects_inside(value) for name, value in equation.params.items()
+            },
             effects=set(),
         )
         for equation in jaxpr.eqns
@@ -91,11 +101,11 @@ def _silent(jaxpr: Jaxpr) -> Jaxpr:
     return jaxpr.replace(eqns=equations, effects=set())
 
 
-def _silent_inside(value: Any) -> Any:
+def _without_effects_inside(value: Any) -> Any:
     if isinstance(value, Jaxpr):
-        return _silent(value)
+        return _without_effects(value)
     if isinstance(value, ClosedJaxpr):
-        return value.replace(jaxpr=_silent(value.jaxpr))
+        return value.replace(jaxpr=_without_effects(value.jaxpr))
     if isinstance(value, tuple) and any(isinstance(x, ClosedJaxpr) for x in value):
-        return tuple(map(_silent_inside, value))
+        return tuple(map(_without_effects_inside, value))
     return value

@@ -1,4 +1,4 @@
-"""Device meshes: how a mesh is written, and how it is laid over devices."""
+"""Device meshes: their notation, and their layout over devices."""
 
 import math
 import re
@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING
 
 from exajax.errors import InputError, nearest
 
-if TYPE_CHECKING:  # the grammar of a mesh must not cost an import of jax
+if TYPE_CHECKING:  # parsing a mesh must not import jax
     import jax
 
 AXES = ("pipe", "data", "fsdp", "expert", "context", "model")
-"""Every mesh axis, outermost first: neighbours on the last axis sit closest on the machine, so
-that the axes that talk most (every matmul, every attention) stay in the node where they fit."""
+"""Every mesh axis, outermost first. Neighbours on the last axis are closest on the machine, so that
+the axes that communicate most (every matmul, every attention) stay within a node if they fit."""
 
 BATCH_AXES = ("data", "fsdp", "expert")
-"""The axes that divide the batch among their devices."""
+"""The axes that divide the batch over their devices."""
 
 
 MOST_DEVICES = 1 << 24
-"""Devices of a job: more than all machines of the Top500 have together."""
+"""Limit on the devices of a job: more than all machines of the Top500 have together."""
 
 MOST_CHARACTERS = 200
+"""Limit on the length of a mesh's notation."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class MeshSpec:
     """Sizes of the mesh axes; an axis of size 1 is the same as no axis.
 
     Attributes:
-        data: ways the batch is divided; `zero` says what else this axis shards.
-        fsdp: ways the batch, the parameters and all that belongs to them are divided.
-        model: tensor-parallel ways: heads, feed-forward width and vocabulary.
-        context: ways a sequence is divided, attention included (a ring).
-        expert: ways the batch and the experts of a mixture are divided.
-        pipe: pipeline stages that the layers are dealt to.
+        data: data parallelism: divides the batch; `zero` says what else this axis shards.
+        fsdp: fully sharded data parallelism: divides the batch, parameters, gradients and optimizer
+            state.
+        model: tensor parallelism: divides heads, feed-forward width and vocabulary.
+        context: context parallelism: divides the sequence, with ring attention.
+        expert: expert parallelism: divides the experts, and the batch.
+        pipe: pipeline parallelism: divides the layers into stages.
     """
 
     data: int = 1
@@ -47,11 +49,15 @@ class MeshSpec:
 
     @classmethod
     def parse(cls, text: str, field: str = "mesh") -> "MeshSpec":
-        """Reads `128x8` (data x model) or `data=16,fsdp=8,model=8`.
+        """The mesh that is written `128x8` (data x model) or `data=16,fsdp=8,model=8`.
+
+        Args:
+            text: the mesh.
+            field: field that errors name.
 
         Raises:
-            InputError: the text is neither, an axis is unknown or twice there, or a size is not
-                a positive whole number.
+            InputError: the text is neither, an axis is unknown or repeated, or a size is not a
+                positive integer.
         """
         if len(text) > MOST_CHARACTERS:
             raise InputError(
@@ -100,7 +106,7 @@ class MeshSpec:
 
     @property
     def batch_shards(self) -> int:
-        """Number of parts the global batch is divided into."""
+        """Number of shards that the global batch is divided into."""
         return math.prod(self.sizes[axis] for axis in BATCH_AXES)
 
     def __str__(self) -> str:
@@ -109,12 +115,11 @@ class MeshSpec:
         return ",".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1)
 
     def build(self, devices: Sequence["jax.Device"]) -> "jax.sharding.Mesh":
-        """Lays the mesh over attached or described devices, innermost axis last.
+        """The `jax.sharding.Mesh` of these sizes over attached or described devices.
 
-        Devices are taken slice by slice and host by host (a slice is what fast links join: a TPU
-        slice, or an NVLink domain of several hosts), so that inner axes stay within a host, and
-        outer axes cross hosts. Axis types are always Auto: the partitioner places what the step
-        leaves open.
+        Devices are ordered by slice, then by host, so that inner axes stay within a host and outer
+        axes cross hosts. (A slice is a set of hosts with fast links: a TPU slice, or an NVLink
+        domain.) Axis types are always Auto: the partitioner chooses what the step leaves open.
 
         Raises:
             InputError: the number of devices is not that of the mesh.
@@ -128,23 +133,23 @@ class MeshSpec:
                 f"{self} needs {self.devices} devices and {len(devices)} are there",
                 f"give a mesh of {len(devices)}, or as many devices as the mesh has",
             )
-        near = sorted(devices, key=_place)
-        grid = np.asarray(near, dtype=object).reshape(tuple(self.sizes.values()))
+        ordered = sorted(devices, key=_position)
+        grid = np.asarray(ordered, dtype=object).reshape(tuple(self.sizes.values()))
         auto = jax.sharding.AxisType.Auto
         return jax.sharding.Mesh(grid, AXES, axis_types=(auto,) * len(AXES))
 
 
-def _place(device: "jax.Device") -> tuple[int, int, int]:
-    """Returns where a device sits: its slice, its host, its number."""
+def _position(device: "jax.Device") -> tuple[int, int, int]:
+    """Slice, host and number of a device, by which neighbours are adjacent in sorted order."""
     return getattr(device, "slice_index", 0) or 0, device.process_index, device.id
 
 
 def idle_note(axes: Sequence[str], sizes: Mapping[str, int]) -> str:
-    """Returns in words that some axes of a mesh divide nothing, and what to do about it.
+    """A warning that some axes of a mesh divide nothing, with a remedy.
 
     Args:
-        axes: the idle ones.
-        sizes: of all axes of the mesh.
+        axes: the idle axes.
+        sizes: size of every axis of the mesh.
     """
     named = ", ".join(f"{axis}={sizes[axis]}" for axis in axes)
     return (

@@ -1,6 +1,6 @@
-"""Parameters: drawn, bound to their module, and laid over a mesh.
+"""Parameters of a module: their initial values, their shapes, and their shardings over a mesh.
 
-Everywhere else they are a nested dict of arrays, whatever made them.
+Outside of this file, parameters are a nested dict of arrays, whatever kind of module has them.
 """
 
 from collections.abc import Callable
@@ -16,36 +16,49 @@ from exajax.spmd.sharding import RULES, Rules, logical_names, shard_over, zero_a
 from exajax.spmd.workload import Tree
 
 
-def draw(build: Callable[[nnx.Rngs], Any], seed: jax.Array) -> Tree:
-    """Returns the first parameters, a function of the seed alone."""
+def initial_parameters(build: Callable[[nnx.Rngs], Any], seed: jax.Array) -> Tree:
+    """The initial parameters, which depend only on the seed."""
     with nnx.use_eager_sharding(False):
-        made = _with_params(build(nnx.Rngs(jax.random.key(seed))))
-        return nnx.to_pure_dict(nnx.state(made))
+        module = _arrays_as_params(build(nnx.Rngs(jax.random.key(seed))))
+        return nnx.to_pure_dict(nnx.state(module))
 
 
-def parameters(
+def abstract_parameters(
     build: Callable[[nnx.Rngs], Any], mesh: Mesh, dtype: Any = jnp.float32
 ) -> tuple[Callable[[Tree], Any], Tree]:
-    """Returns what makes a module of parameters, and their shapes and shardings on a mesh.
-
-    This is what a model needs that is used and not trained.
+    """A module as a function of its parameters, and their shapes and shardings, for inference.
 
     Args:
-        build: makes the module from random streams.
+        build: `build(rngs)` returns the module.
         mesh: a mesh with the axes of `exajax.spmd.mesh`; `fsdp` shards the parameters.
         dtype: type of the parameters.
+
+    Returns:
+        `module(params)`, and the parameters as `jax.ShapeDtypeStruct`s with shardings.
     """
-    module, variables = bind(build)
+    module, variables = split_module(build)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nnx.to_pure_dict(variables)
     )
-    return module, described(shapes, shardings_of(variables, mesh, zero_axes(0)["parameters"]))
+    return module, with_shardings(shapes, shardings_of(variables, mesh, zero_axes(0)["parameters"]))
 
 
-def bind(build: Callable[[nnx.Rngs], Any]) -> tuple[Callable[[Tree], Any], nnx.State]:
-    """Returns what binds parameters to the module, and them as shapes, without making any."""
+def split_module(build: Callable[[nnx.Rngs], Any]) -> tuple[Callable[[Tree], Any], nnx.State]:
+    """Splits a module into a function of its parameters, and the parameters as shapes.
+
+    No array is allocated.
+
+    Args:
+        build: `build(rngs)` returns the module, or any pytree of arrays.
+
+    Returns:
+        `module(params)`, and the parameters as variables with shapes.
+
+    Raises:
+        InputError: the module has state that is not a parameter.
+    """
     with nnx.use_eager_sharding(False):
-        shapes = nnx.eval_shape(lambda: _with_params(build(nnx.Rngs(0))))
+        shapes = nnx.eval_shape(lambda: _arrays_as_params(build(nnx.Rngs(0))))
         graph, *states = nnx.split(shapes, nnx.Param, ...)
     params, rest = states
     if jax.tree.leaves(rest):
@@ -70,17 +83,24 @@ def bind(build: Callable[[nnx.Rngs], Any]) -> tuple[Callable[[Tree], Any], nnx.S
 def shardings_of(
     variables: nnx.State, mesh: Mesh, axes: tuple[str, ...], rules: Rules = RULES
 ) -> Tree:
-    """Returns a sharding for every parameter, as a nested dict."""
+    """Shardings of the parameters, as a nested dict.
 
-    def one(variable: nnx.Variable) -> NamedSharding:
+    Args:
+        variables: the parameters, with shapes and names of their axes.
+        mesh: the mesh.
+        axes: mesh axes that divide one more axis of each parameter than the rules do.
+        rules: mesh axes that divide each logical axis.
+    """
+
+    def sharding_of(variable: nnx.Variable) -> NamedSharding:
         shape = variable.get_value().shape
         return NamedSharding(mesh, shard_over(logical_names(variable), shape, mesh, axes, rules))
 
-    return nnx.to_pure_dict(jax.tree.map(one, variables, is_leaf=_is_variable))
+    return nnx.to_pure_dict(jax.tree.map(sharding_of, variables, is_leaf=_is_variable))
 
 
-def described(shapes: Tree, shardings: Tree) -> Tree:
-    """Returns shapes with their shardings."""
+def with_shardings(shapes: Tree, shardings: Tree) -> Tree:
+    """A tree of shapes and a tree of shardings as one tree of `jax.ShapeDtypeStruct`s."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -89,19 +109,19 @@ def described(shapes: Tree, shardings: Tree) -> Tree:
 
 
 def cast(params: Tree, dtype: Any) -> Tree:
-    """Returns parameters with the floating ones in another type."""
+    """Parameters with all floating-point ones converted to a type."""
     return jax.tree.map(
         lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
         params,
     )
 
 
-def _with_params(made: Any) -> Any:
-    """Returns a module as it is, and any other tree with its arrays as parameters."""
-    if isinstance(made, nnx.Module):
-        return made
+def _arrays_as_params(built: Any) -> Any:
+    """A module unchanged; any other tree with its plain arrays as `nnx.Param`s."""
+    if isinstance(built, nnx.Module):
+        return built
     return jax.tree.map(
-        lambda leaf: leaf if _is_variable(leaf) else nnx.Param(leaf), made, is_leaf=_is_variable
+        lambda leaf: leaf if _is_variable(leaf) else nnx.Param(leaf), built, is_leaf=_is_variable
     )
 
 

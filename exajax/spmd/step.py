@@ -1,13 +1,13 @@
-"""The train step: loss, gradients and update as one function, jitted over any mesh.
+"""The train step: loss, gradients and optimizer update as one function, jitted over a mesh.
 
-It is written once. On attached devices it trains; on described devices it is compiled ahead of
-time and priced. Both roads start at `TrainStep.of`.
+There is only this one. With attached devices it trains; with described devices it is compiled ahead
+of time and priced. Both start at `TrainStep.of`.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -17,22 +17,37 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from exajax.errors import InputError
-from exajax.spmd import accumulate, pipeline, ratios, weighted
+from exajax.spmd.accumulate import Weigh
+from exajax.spmd.loss_functions import (
+    BatchPlan,
+    GradientFunction,
+    LossFunction,
+    check_is_a_mean,
+    loss_functions,
+    replica_axes,
+    weight_function,
+)
 from exajax.spmd.mesh import BATCH_AXES
-from exajax.spmd.parameters import bind, cast, described, draw, shardings_of
-from exajax.spmd.pipeline import Schedule
-from exajax.spmd.sharding import RULES, Rules, constrain_to, shard_over, use_mesh, zero_axes
+from exajax.spmd.parameters import (
+    cast,
+    initial_parameters,
+    shardings_of,
+    split_module,
+    with_shardings,
+)
+from exajax.spmd.pipeline_schedule import Schedule
+from exajax.spmd.sharding import RULES, Rules, shard_over, use_mesh, zero_axes
 from exajax.spmd.weighted import Loss
 from exajax.spmd.workload import Batch, Stages, Tree, Workload
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes.
+    """The state of training: everything that a step changes.
 
     Attributes:
         params: master parameters, a nested dict of arrays.
-        optimizer: the state of the optax transformation.
-        step: number of updates done, int32.
+        optimizer: state of the optax transformation.
+        step: number of completed steps, int32.
     """
 
     params: Tree
@@ -46,14 +61,14 @@ COMPUTE_DTYPES = {
     "pure-bf16": jnp.bfloat16,
     "fp8": jnp.bfloat16,
 }
-"""Type that the forward and backward pass compute in; which products are fp8 is the module's."""
+"""Type of forward and backward passes; in `fp8` the module converts factors of its products."""
 
 MASTER_DTYPES = {"pure-bf16": jnp.bfloat16}
-"""Type of parameters and moments, where it is not fp32."""
+"""Type of master parameters and moments, where it is not fp32."""
 
 
 class StepOptions(TypedDict, total=False):
-    """How a workload is laid over a mesh: the options of `TrainStep.of`, explained there."""
+    """Keyword arguments of `TrainStep.of`, which explains them."""
 
     zero: int
     precision: str
@@ -65,21 +80,21 @@ class StepOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TrainStep:
-    """A workload on a mesh.
+    """A workload on a mesh: its jitted functions, with the shapes and shardings of their arguments.
 
     Attributes:
-        workload: what is computed.
-        mesh: where.
+        workload: the workload.
+        mesh: the mesh.
         state: shapes and shardings of the state.
         batch: shapes and shardings of a batch.
-        init: `init(seed)` makes the first state, sharded from the start.
-        update: `update(state, batch)` returns the next state and `{"loss", "grad_norm"}`, with
-            `learning_rate` where it is known; the given state's memory is reused.
-        evaluate: `evaluate(params, batch)` returns the loss, a scalar; or where the workload's is
-            one `Weighted`, of which those of several batches can be added up.
-        weigh: `weigh(batch)` returns the weight of a batch; None where the loss is a plain mean.
-        schedule: of the pipeline, None without one.
-        layout: the options that it was made with.
+        init: `init(seed)` returns the first state, sharded from the start.
+        update: `update(state, batch)` returns the next state and the metrics `loss`, `grad_norm`
+            and, where it is known, `learning_rate`. The memory of `state` is reused.
+        evaluate: `evaluate(params, batch)` returns the loss: a scalar, or `Weighted` if the
+            workload's is, so that those of several batches can be added.
+        weigh: `weigh(batch)` returns the weight of a batch; None if the loss is a plain mean.
+        schedule: schedule of the pipeline; None without a pipeline.
+        layout: the options that the step was made with.
     """
 
     workload: Workload
@@ -89,9 +104,9 @@ class TrainStep:
     init: Callable[[Any], TrainState]
     update: Any
     evaluate: Any
-    weigh: accumulate.Weigh | None = None
-    schedule: Schedule | None = None
-    layout: StepOptions = field(default_factory=StepOptions)
+    weigh: Weigh | None
+    schedule: Schedule | None
+    layout: StepOptions
 
     @classmethod
     def of(
@@ -106,221 +121,171 @@ class TrainStep:
         rules: Rules = RULES,
         skip_bad: bool = False,
     ) -> "TrainStep":
-        """Jits a workload over a mesh, with the shardings of inputs and outputs pinned.
+        """The train step of a workload on a mesh, with pinned shardings of inputs and outputs.
 
         Args:
-            workload: what to compute.
+            workload: the workload.
             mesh: a mesh with the axes of `exajax.spmd.mesh`, of attached or described devices.
             zero: ZeRO level of the data axis, 0 to 3.
             precision: a key of `COMPUTE_DTYPES`.
-            micro_batches: parts that a batch is worked on in, one after the other, or through
+            micro_batches: parts of a batch that are processed one after the other, or flow through
                 the pipeline.
-            schedule: of a pipeline, one of `exajax.spmd.pipeline.SCHEDULES`.
-            rules: mesh axes that divide the logical axes of parameters and activations.
-            skip_bad: whether an update is left out whose loss or gradient norm is not finite:
-                parameters and optimizer keep their bits, and the step counts.
+            schedule: pipeline schedule, one of `exajax.spmd.pipeline_schedule.SCHEDULES`.
+            rules: mesh axes that divide each logical axis of parameters and activations.
+            skip_bad: whether to skip an update whose loss or gradient norm is not finite:
+                parameters and optimizer state stay bit-identical, and the step counts.
 
         Raises:
-            InputError: the mesh does not divide the batch or the layers, the module holds state
-                that is not parameters, the loss is neither a scalar nor `Weighted`, or it is a
-                scalar that cannot be computed in micro-batches.
+            InputError: the mesh does not divide the batch or the layers, the module has state that
+                is not a parameter, the loss is neither a scalar nor `Weighted`, or it is a scalar
+                that cannot be computed in micro-batches.
         """
         _check_divides(workload, mesh, micro_batches)
-        module, variables = bind(workload.build)
-        spec = {
-            kind: shardings_of(variables, mesh, over, rules)
-            for kind, over in zero_axes(zero).items()
+        module, variables = split_module(workload.build)
+        shardings = {
+            kind: shardings_of(variables, mesh, axes, rules)
+            for kind, axes in zero_axes(zero).items()
         }
-
-        plan = None
+        pipeline_schedule = None
         if mesh.shape["pipe"] > 1:
             assert isinstance(workload.loss, Stages)
-            plan = Schedule.of(schedule, mesh.shape["pipe"], workload.loss.parts, micro_batches)
+            pipeline_schedule = Schedule.of(
+                schedule, mesh.shape["pipe"], workload.loss.parts, micro_batches
+            )
         with use_mesh(mesh, rules):
-            narrowed = jax.eval_shape(
+            shapes = jax.eval_shape(
                 lambda p: cast(p, COMPUTE_DTYPES[precision]), nnx.to_pure_dict(variables)
             )
-            weigh = weight_of(workload, module, narrowed)
-            if not weigh and (plan or micro_batches > 1):
-                _check_is_a_mean(workload, module, narrowed)
-        value, value_and_grad = losses(
-            workload, module, weigh, spec["gradients"], mesh, zero, micro_batches, plan
+            weigh = weight_function(workload, module, shapes)
+            if not weigh and (pipeline_schedule or micro_batches > 1):
+                check_is_a_mean(workload, module, shapes)
+        plan = BatchPlan(micro_batches, replica_axes(mesh, zero), pipeline_schedule)
+        value, value_and_grad = loss_functions(
+            workload, module, weigh, shardings["gradients"], plan
         )
+        options: StepOptions = {
+            "zero": zero,
+            "precision": precision,
+            "micro_batches": micro_batches,
+            "schedule": schedule,
+            "rules": rules,
+            "skip_bad": skip_bad,
+        }
+        functions = _StepFunctions(workload, mesh, options, shardings, value, value_and_grad)
+        return functions.jit(weigh, pipeline_schedule)
 
-        def narrow(params: Tree) -> Tree:
-            # Cast while still sharded, so that what is gathered is the narrow type.
-            narrowed = cast(params, COMPUTE_DTYPES[precision])
-            return jax.lax.with_sharding_constraint(narrowed, spec["parameters"])
 
-        def loss(params: Tree, batch: Batch) -> Loss:
-            with use_mesh(mesh, rules):
-                return value(narrow(params), batch)
+@dataclass(frozen=True, eq=False)
+class _StepFunctions:
+    """The three functions of a train step, before they are jitted.
 
-        def init(seed: jax.Array) -> TrainState:
-            params = draw(workload.build, seed)
-            if precision in MASTER_DTYPES:
-                params = cast(params, MASTER_DTYPES[precision])
-            return TrainState(params, workload.optimizer.init(params), jnp.zeros((), jnp.int32))
+    Attributes:
+        workload: the workload.
+        mesh: the mesh.
+        options: options of `TrainStep.of`.
+        shardings: shardings of `parameters`, `gradients` and `optimizer`, each shaped like the
+            parameters.
+        value: function of (params, batch) for the loss.
+        value_and_grad: function of (params, batch) for the loss and its gradients.
+    """
 
-        def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            with use_mesh(mesh, rules):
-                value, gradients = value_and_grad(narrow(state.params), batch)
-            gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
-            gradients = jax.lax.with_sharding_constraint(gradients, spec["gradients"])
-            with jax.named_scope("optimizer"):
-                changes, moments = workload.optimizer.update(
-                    gradients, state.optimizer, state.params
+    workload: Workload
+    mesh: Mesh
+    options: StepOptions
+    shardings: dict[str, Tree]
+    value: LossFunction
+    value_and_grad: GradientFunction
+
+    def init(self, seed: jax.Array) -> TrainState:
+        """The state before the first step."""
+        params = initial_parameters(self.workload.build, seed)
+        if self.options["precision"] in MASTER_DTYPES:
+            params = cast(params, MASTER_DTYPES[self.options["precision"]])
+        return TrainState(params, self.workload.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def loss(self, params: Tree, batch: Batch) -> Loss:
+        """The loss of a batch, without gradients."""
+        with use_mesh(self.mesh, self.options["rules"]):
+            return self.value(self._to_compute_dtype(params), batch)
+
+    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The state after one optimizer step, and the metrics of the step."""
+        with use_mesh(self.mesh, self.options["rules"]):
+            value, gradients = self.value_and_grad(self._to_compute_dtype(state.params), batch)
+        gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, state.params)
+        gradients = jax.lax.with_sharding_constraint(gradients, self.shardings["gradients"])
+        with jax.named_scope("optimizer"):
+            changes, moments = self.workload.optimizer.update(
+                gradients, state.optimizer, state.params
+            )
+            params = optax.apply_updates(state.params, changes)
+            metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+            metrics |= _learning_rate(self.workload, state, moments)
+            if self.options["skip_bad"]:
+                good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+                params, moments = jax.tree.map(
+                    functools.partial(jnp.where, good),
+                    (params, moments),
+                    (state.params, state.optimizer),
                 )
-                params = optax.apply_updates(state.params, changes)
-                metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
-                metrics |= _learning_rate(workload, state, moments)
-                if skip_bad:
-                    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-                    params, moments = jax.tree.map(
-                        functools.partial(jnp.where, good),
-                        (params, moments),
-                        (state.params, state.optimizer),
-                    )
-            return TrainState(params, moments, state.step + 1), metrics
+        return TrainState(params, moments, state.step + 1), metrics
 
-        whole = NamedSharding(mesh, PartitionSpec())
-        abstract = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32))
-        rate = jax.eval_shape(lambda s: _learning_rate(workload, s, s.optimizer), abstract)
-        shardings = TrainState(
-            spec["parameters"],
-            optax.tree_map_params(
-                workload.optimizer,
-                _moment_sharding,
-                abstract.optimizer,
-                spec["optimizer"],
-                abstract.params,
-                transform_non_params=lambda _: whole,
-                is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
-            ),
-            whole,
-        )
+    def jit(self, weigh: Weigh | None, schedule: Schedule | None) -> TrainStep:
+        """The train step of these functions, jitted with pinned shardings."""
+        workload, mesh = self.workload, self.mesh
+        replicated = NamedSharding(mesh, PartitionSpec())
+        shapes = jax.eval_shape(self.init, jax.ShapeDtypeStruct((), jnp.uint32))
+        state_shardings = self._state_shardings(shapes, replicated)
+        rules = self.options["rules"]
         batch_shardings = {
             name: NamedSharding(mesh, shard_over(_batch_names(leaf), leaf.shape, mesh, (), rules))
             for name, leaf in workload.batch.items()
         }
-        return cls(
+        rate = jax.eval_shape(lambda s: _learning_rate(workload, s, s.optimizer), shapes)
+        metrics = dict.fromkeys(("loss", "grad_norm", *rate), replicated)
+        return TrainStep(
             workload,
             mesh,
-            state=described(abstract, shardings),
-            batch=described(dict(workload.batch), batch_shardings),
-            init=jax.jit(init, out_shardings=shardings),
+            state=with_shardings(shapes, state_shardings),
+            batch=with_shardings(dict(workload.batch), batch_shardings),
+            init=jax.jit(self.init, out_shardings=state_shardings),
             update=jax.jit(
-                update,
-                in_shardings=(shardings, batch_shardings),
-                out_shardings=(shardings, dict.fromkeys(("loss", "grad_norm", *rate), whole)),
+                self.update,
+                in_shardings=(state_shardings, batch_shardings),
+                out_shardings=(state_shardings, metrics),
                 donate_argnums=0,
             ),
             evaluate=jax.jit(
-                loss, in_shardings=(shardings.params, batch_shardings), out_shardings=whole
+                self.loss,
+                in_shardings=(state_shardings.params, batch_shardings),
+                out_shardings=replicated,
             ),
             weigh=weigh,
-            schedule=plan,
-            layout={
-                "zero": zero,
-                "precision": precision,
-                "micro_batches": micro_batches,
-                "schedule": schedule,
-                "rules": rules,
-                "skip_bad": skip_bad,
-            },
+            schedule=schedule,
+            layout=self.options,
         )
 
+    def _to_compute_dtype(self, params: Tree) -> Tree:
+        """Parameters in the type to compute with, converted before they are gathered."""
+        converted = cast(params, COMPUTE_DTYPES[self.options["precision"]])
+        return jax.lax.with_sharding_constraint(converted, self.shardings["parameters"])
 
-def losses(
-    workload: Workload,
-    module: Callable[[Tree], nnx.Module],
-    weigh: accumulate.Weigh | None,
-    gradients: Tree,
-    mesh: Mesh,
-    zero: int,
-    micro_batches: int,
-    plan: Schedule | None,
-) -> tuple[Callable[[Tree, Batch], Loss], Callable[[Tree, Batch], tuple[jax.Array, Tree]]]:
-    """Returns the loss, and the loss with its gradients, in a pipeline, in parts or in one go."""
-    loss = workload.loss
-    # Where ZeRO divides the parameters, every micro-batch gathers them and there is no replica.
-    replicas = ("data",) if zero < 3 and mesh.shape["data"] > 1 else ()
-    if plan:
-        assert isinstance(loss, Stages)
-        parts = pipeline.Parts(
-            enter=lambda rest, batch: loss.enter(module(rest), batch),
-            body=lambda layers, rest, stream, batch: loss.body(
-                module({**rest, loss.stack: layers}), stream, batch
-            ),
-            exit=lambda rest, stream, batch: weighted.checked(
-                loss.exit(module(rest), stream, batch)
-            ),
+    def _state_shardings(self, shapes: TrainState, replicated: NamedSharding) -> TrainState:
+        """Shardings of a state with given shapes."""
+        moments = optax.tree_map_params(
+            self.workload.optimizer,
+            _moment_sharding,
+            shapes.optimizer,
+            self.shardings["optimizer"],
+            shapes.params,
+            transform_non_params=lambda _: replicated,
+            is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
         )
-        dealt = plan, parts, weigh, loss.stack, replicas
-        return pipeline.value(*dealt), pipeline.value_and_grad(*dealt)
-
-    def whole(params: Tree, batch: Batch) -> Loss:
-        return weighted.checked(loss(module(params), batch))
-
-    if micro_batches == 1:
-        return whole, jax.value_and_grad(lambda *arguments: weighted.mean(whole(*arguments)))
-    place = functools.partial(constrain_to, specs=gradients)
-    return (
-        accumulate.value(whole, weigh, micro_batches, replicas),
-        accumulate.value_and_grad(whole, weigh, micro_batches, replicas, place),
-    )
-
-
-def weight_of(
-    workload: Workload, module: Callable[[Tree], nnx.Module], params: Tree
-) -> accumulate.Weigh | None:
-    """Returns what computes the weight of a batch without its loss; None where it is a plain mean.
-
-    Args:
-        workload: whose loss it is.
-        module: makes the module of parameters.
-        params: shapes of the parameters.
-
-    Raises:
-        InputError: the loss is neither a scalar nor `Weighted`, or its weight does not follow from
-            the batch alone.
-    """
-
-    def weigh(batch: Batch) -> Any:
-        return weighted.weight_alone(*_last_part(workload, module, params, batch), batch)
-
-    weighted_loss = jax.eval_shape(weigh, dict(workload.batch)) is not None
-    return weigh if weighted_loss else None
-
-
-def _last_part(
-    workload: Workload, module: Callable[[Tree], nnx.Module], params: Tree, batch: Batch
-) -> tuple[Callable[..., Any], tuple[Tree, ...]]:
-    """Returns the function that ends in the loss, and what it takes before the batch."""
-    loss = workload.loss
-    if not isinstance(loss, Stages):
-        return lambda p, b: loss(module(p), b), (params,)
-    enter, end = loss.enter, loss.exit
-    stream = jax.eval_shape(lambda p, b: enter(module(p), b), params, batch)
-    return lambda p, x, b: end(module(p), x, b), (params, stream)
-
-
-def _check_is_a_mean(
-    workload: Workload, module: Callable[[Tree], nnx.Module], params: Tree
-) -> None:
-    """Checks that a plain loss may be computed in micro-batches, whose mean is then taken."""
-    batch = dict(workload.batch)
-    if ratios.divides_by_the_batch(*_last_part(workload, module, params, batch), batch):
-        raise InputError(
-            "loss",
-            "it divides by a number that it computes from the batch, such as the sum of a mask, "
-            "so its mean over micro-batches is another loss",
-            "return exajax.weighted_mean(values, weights) or exajax.Weighted(total, weight), or "
-            "use one micro-batch and no pipeline",
-        )
+        return TrainState(self.shardings["parameters"], moments, replicated)
 
 
 def _check_divides(workload: Workload, mesh: Mesh, micro_batches: int) -> None:
+    """Raises an `InputError` if the mesh cannot divide the batch or the layers."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if workload.samples % (shards * micro_batches):
         parts = f"{shards} parts of the mesh"
@@ -340,25 +305,30 @@ def _check_divides(workload: Workload, mesh: Mesh, micro_batches: int) -> None:
 
 
 def _learning_rate(workload: Workload, state: TrainState, after: Tree) -> dict[str, jax.Array]:
-    """Returns the `learning_rate` of an update, or nothing where it is not known.
+    """The metric `learning_rate` of an update; empty if it is not known.
 
-    An update that is skipped does not move a schedule on, so its place is read from the optimizer's
-    state before the update; `state.step` stands in where it keeps none. `inject_hyperparams` has
-    the rate itself in its state `after` the update.
+    A skipped update does not advance the optimizer's schedule, so the count of the schedule is read
+    from the optimizer's state before the update, or is `state.step` if there is no such count.
+    `inject_hyperparams` has the rate itself in its state after the update.
+
+    Args:
+        workload: the workload.
+        state: the state before the update.
+        after: the optimizer's state after it.
     """
     if workload.learning_rate is None:
-        found = optax.tree.get_all_with_path(after, "learning_rate")
-        rates = [leaf for _, leaf in found if isinstance(leaf, jax.Array) and not leaf.shape]
+        entries = optax.tree.get_all_with_path(after, "learning_rate")
+        rates = [leaf for _, leaf in entries if isinstance(leaf, jax.Array) and not leaf.shape]
         return {"learning_rate": jnp.asarray(rates[0], jnp.float32)} if len(rates) == 1 else {}
-    is_place = lambda leaf: isinstance(leaf, optax.ScaleByScheduleState)  # noqa: E731
-    leaves = jax.tree.leaves(state.optimizer, is_leaf=is_place)
-    places = [leaf.count for leaf in leaves if is_place(leaf)]
-    place = places[0] if len(places) == 1 else state.step
-    return {"learning_rate": jnp.asarray(workload.learning_rate(place), jnp.float32)}
+    is_schedule = lambda leaf: isinstance(leaf, optax.ScaleByScheduleState)  # noqa: E731
+    leaves = jax.tree.leaves(state.optimizer, is_leaf=is_schedule)
+    counts = [leaf.count for leaf in leaves if is_schedule(leaf)]
+    count = counts[0] if len(counts) == 1 else state.step
+    return {"learning_rate": jnp.asarray(workload.learning_rate(count), jnp.float32)}
 
 
 def local_bytes(tree: Tree) -> int:
-    """Returns the bytes of a tree of described arrays on one device."""
+    """Bytes on one device of a tree of arrays, or of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -366,21 +336,22 @@ def local_bytes(tree: Tree) -> int:
 
 
 def _moment_sharding(moment: Any, sharding: NamedSharding, param: jax.ShapeDtypeStruct) -> Any:
-    """Returns where a moment lies: as its parameter, less the axes that it is a mean over.
+    """The sharding of an optimizer moment: as its parameter, on those axes that the moment has.
 
-    A mean has size 1 there, or lost the axis (`optax.adafactor`); anything else is replicated. A
-    parameter that an optimizer leaves to another one has no moment in it.
+    A moment that is a mean over an axis has size 1 there, or lacks the axis (`optax.adafactor`). A
+    moment of any other shape is replicated. A `MaskedNode` stands for a parameter that another
+    optimizer updates.
     """
     if isinstance(moment, optax.MaskedNode):
         return moment
     spec = (*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec)))
     if len(moment.shape) == len(param.shape):
         pairs = zip(moment.shape, param.shape, spec, strict=True)
-        kept = [entry if size == full else None for size, full, entry in pairs]
-        return NamedSharding(sharding.mesh, PartitionSpec(*kept))
-    for lost in range(len(param.shape)):
-        if moment.shape == (*param.shape[:lost], *param.shape[lost + 1 :]):
-            return NamedSharding(sharding.mesh, PartitionSpec(*spec[:lost], *spec[lost + 1 :]))
+        entries = [entry if size == full else None for size, full, entry in pairs]
+        return NamedSharding(sharding.mesh, PartitionSpec(*entries))
+    for axis in range(len(param.shape)):
+        if moment.shape == (*param.shape[:axis], *param.shape[axis + 1 :]):
+            return NamedSharding(sharding.mesh, PartitionSpec(*spec[:axis], *spec[axis + 1 :]))
     return NamedSharding(sharding.mesh, PartitionSpec())
 
 

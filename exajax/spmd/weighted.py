@@ -1,8 +1,8 @@
-"""A loss whose samples do not all count the same: a sum and the weight that divides it.
+"""Weighted losses: a sum and the weight to divide it by, for samples that do not count equally.
 
-The mean of the means of two micro-batches is the mean of both only where they weigh the same. A
-masked loss, or one that weighs classes, therefore hands over its sum and its weight; whoever
-divides the batch (micro-batches, replicas, pipeline, evaluation) adds both up and divides once.
+The mean over a batch is the mean of its micro-batches' means only if they have equal weights. A
+masked or class-weighted loss therefore returns its sum and its weight; the code that divides a
+batch (micro-batches, replicas, pipeline, evaluation) sums both and divides once.
 """
 
 import functools
@@ -27,19 +27,19 @@ _FIX = "return a scalar, or exajax.Weighted(total, weight)"
 )
 @dataclass(frozen=True)
 class Weighted:
-    """A weighted mean that is not divided yet: total / weight + extra.
+    """A weighted mean before its division: total / weight + extra.
 
-    The loss of a batch that is worked on in parts is (sum of totals) / (sum of weights) + (mean of
-    extras), whatever the parts are. So `total` and `weight` must be sums over samples, or means
-    over them both: a weight that is clipped (`maximum(weights.sum(), 1)`) does not add up.
+    The loss of a batch in parts is (sum of totals) / (sum of weights) + (mean of extras), for any
+    parts. So `total` and `weight` must both be sums over samples, or both means: a clipped weight
+    (`maximum(weights.sum(), 1)`) does not add up.
 
-    Where all samples together weigh 0, the mean is 0 and so are its gradients.
+    If the total weight is 0, the mean is 0 and so are its gradients.
 
     Attributes:
         total: sum of value x weight, a scalar.
-        weight: sum of the weights, a scalar from 0 on. It follows from the batch alone: it is
-            summed before any gradient is computed, and is a constant to them.
-        extra: a plain mean over the samples that is added, such as the balance of a mixture.
+        weight: sum of the weights, a non-negative scalar. It depends only on the batch: it is
+            summed before any gradient is computed, and is constant for gradients.
+        extra: a plain mean over samples to be added, such as the load-balancing loss of experts.
     """
 
     total: jax.Array
@@ -49,24 +49,24 @@ class Weighted:
     @property
     def mean(self) -> jax.Array:
         """The loss, a scalar."""
-        return _divided(self.total, self.weight) + self.extra
+        return _divide(self.total, self.weight) + self.extra
 
     def __float__(self) -> float:
         return float(self.mean)
 
 
 Loss = jax.Array | Weighted
-"""What a loss returns: a scalar, in which every sample counts the same, or a weighted mean."""
+"""Result of a loss function: a scalar, the mean of equally weighted samples, or `Weighted`."""
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> Weighted:
-    """Returns the mean of values by their weights, summed in fp32.
+    """The mean of losses by their weights, summed in fp32.
 
-    A value of weight 0 may be anything, NaN too. Gradients must be numbers all the same.
+    A value of weight 0 is ignored even if it is NaN; its gradient must still be finite.
 
     Args:
-        values: one loss for each sample or token, of any shape.
-        weights: of each, in the same shape: numbers from 0 on, or booleans.
+        values: a loss for each sample or token, of any shape.
+        weights: their weights, of the same shape: non-negative numbers, or booleans.
 
     Raises:
         InputError: the shapes differ.
@@ -82,8 +82,8 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> Weighted:
     return Weighted(jnp.sum(products), jnp.sum(weights))
 
 
-def checked(loss: Any) -> Loss:
-    """Returns what a loss function returned, in fp32.
+def as_loss(loss: Any) -> Loss:
+    """The result of a loss function, checked, in fp32.
 
     Raises:
         InputError: it is neither a scalar nor `Weighted`.
@@ -105,41 +105,44 @@ def checked(loss: Any) -> Loss:
     return loss.astype(jnp.float32) if jnp.issubdtype(loss.dtype, jnp.floating) else loss
 
 
-def plus(loss: Loss, extra: jax.Array) -> Loss:
-    """Returns a loss and a plain mean that is added to it."""
+def add_extra(loss: Loss, extra: jax.Array) -> Loss:
+    """A loss plus an extra loss that is a plain mean over samples."""
     return replace(loss, extra=loss.extra + extra) if isinstance(loss, Weighted) else loss + extra
 
 
-def times(loss: Loss, factor: jax.Array) -> Loss:
-    """Returns a loss, without what is added to it, multiplied by a factor."""
+def scale(loss: Loss, factor: jax.Array) -> Loss:
+    """A loss multiplied by a factor, without its extra."""
     if isinstance(loss, Weighted):
         return replace(loss, total=loss.total * factor)
     return loss * factor
 
 
-def mean(loss: Loss) -> jax.Array:
-    """Returns a loss as one number."""
+def mean_loss(loss: Loss) -> jax.Array:
+    """A loss as a scalar."""
     return loss.mean if isinstance(loss, Weighted) else loss
 
 
-def share(loss: Loss, weight: jax.Array, parts: int) -> jax.Array:
-    """Returns what a part adds to the loss of all parts, times their number.
+def share_of_mean(loss: Loss, weight: jax.Array, parts: int) -> jax.Array:
+    """A scalar loss of one part of a batch, whose mean over the parts is the batch's loss.
 
     Args:
-        loss: of one part.
-        weight: of all parts together; a plain loss has none.
-        parts: how many there are, all of equally many samples.
+        loss: loss of the part.
+        weight: weight of all parts together; unused for a plain mean.
+        parts: number of parts, all with equally many samples.
     """
     if not isinstance(loss, Weighted):
         return loss
-    return _divided(parts * loss.total, weight) + loss.extra
+    return _divide(parts * loss.total, weight) + loss.extra
 
 
 def mean_of_batches(losses: Sequence[Any]) -> float:
-    """Returns the mean over whole batches of what was measured of each, in fp64 on the host.
+    """The mean loss over several batches of equal size, computed in fp64 on the host.
+
+    Args:
+        losses: a loss, or a plain metric, of each batch.
 
     Raises:
-        InputError: all of them together weigh 0.
+        InputError: their total weight is 0.
     """
     if not any(isinstance(loss, Weighted) for loss in losses):
         return float(np.mean(losses))
@@ -151,40 +154,40 @@ def mean_of_batches(losses: Sequence[Any]) -> float:
     return sum(total) / sum(weight) + float(np.mean(extra))
 
 
-def weight_alone(loss: Callable[..., Any], others: Tree, batch: Tree) -> jax.Array | None:
-    """Computes the weight of a batch without its loss; None where the loss is a plain mean.
+def weight_without_loss(loss: Callable[..., Any], others: Tree, batch: Tree) -> jax.Array | None:
+    """The weight of a batch, computed without its loss; None if the loss is a plain mean.
 
-    The loss is traced and all that its weight does not need is left out.
+    Traces the loss, and evaluates only what its weight depends on.
 
     Args:
         loss: `loss(*others, batch)`.
-        others: what else it takes, as shapes: parameters, or the stream of a pipeline.
-        batch: arrays.
+        others: shapes of its other arguments: parameters, or the stream of a pipeline.
+        batch: arrays of the batch.
 
     Raises:
-        InputError: the loss is none, or its weight depends on something else than the batch.
+        InputError: the loss is malformed, or its weight does not depend on the batch alone.
     """
 
     def weight(others: Tree, batch: Tree) -> jax.Array | None:
-        value = checked(loss(*others, batch))
+        value = as_loss(loss(*others, batch))
         return value.weight if isinstance(value, Weighted) else None
 
-    closed, described = jax.make_jaxpr(weight, return_shape=True)(others, batch)
-    if described is None:
+    closed, shape = jax.make_jaxpr(weight, return_shape=True)(others, batch)
+    if shape is None:
         return None
     used, run = jaxprs.needed_inputs(closed)
-    flat = jax.tree.leaves(batch)
-    count = len(used) - len(flat)
-    if any(used[:count]):
+    arrays = jax.tree.leaves(batch)
+    first = len(used) - len(arrays)  # inputs before it are `others`
+    if any(used[:first]):
         raise InputError(
             "loss",
             "its weight depends on the parameters",
             "make it of the batch alone, and put what depends on them in the total",
         )
-    return run([x for x, is_used in zip(flat, used[count:], strict=True) if is_used])
+    return run([x for x, is_used in zip(arrays, used[first:], strict=True) if is_used])
 
 
-def _divided(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns total / weight with a constant weight; 0 where it is 0."""
+def _divide(total: jax.Array, weight: jax.Array) -> jax.Array:
+    """The quotient total / weight, with the weight constant for gradients; 0 if the weight is 0."""
     weight = jax.lax.stop_gradient(weight)
     return total / jnp.where(weight == 0, jnp.inf, weight)

@@ -1,4 +1,4 @@
-"""What one training step computes, said without a mesh."""
+"""A workload: everything that one training step computes, independent of a mesh."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,25 +10,28 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from exajax.spmd.weighted import Loss, plus
+from exajax.spmd.weighted import Loss, add_extra
 
 Batch = Mapping[str, Any]
+"""Arrays of a batch by name; the first axis of each counts samples."""
+
 Tree = Any
+"""Any pytree of arrays."""
 
 
 @dataclass(frozen=True)
 class Stages:
-    """A loss in three parts, so that a pipeline can deal the middle one out.
+    """A loss in three functions, of which a pipeline divides the middle one over its stages.
 
     Attributes:
-        enter: `enter(module, batch)` returns the stream that the layers work on.
-        body: `body(module, stream, batch)` returns the stream behind the layers that the module
-            holds, and what they add to the loss (a scalar, 0 where nothing).
-        exit: `exit(module, stream, batch)` returns the loss of the batch: a scalar, a mean in which
-            every sample counts the same, or `Weighted`.
-        stack: attribute of the module that holds the layers: all its parameters have a first axis
-            named `layers`.
-        parts: parts of the layers that a pipeline stage interleaves; where more than 1, the
+        enter: `enter(module, batch)` returns the stream that enters the first layer.
+        body: `body(module, stream, batch)` returns the stream after those layers that the module
+            has, and the layers' extra loss, a scalar (0 if there is none).
+        exit: `exit(module, stream, batch)` returns the loss of the batch: a scalar, the mean of
+            equally weighted samples, or `Weighted`.
+        stack: attribute of the module that contains the layers; all its parameters have a first
+            axis named `layers`.
+        parts: chunks of layers in a stage, for an interleaved schedule; where more than 1, the
             parameters have an axis of that size before `layers`.
     """
 
@@ -39,13 +42,13 @@ class Stages:
     parts: int = 1
 
     def __call__(self, module: Any, batch: Batch) -> Loss:
-        """Returns the loss of a batch, all parts on every device."""
+        """The loss of a batch, without a pipeline."""
         stream, extra = self.body(module, self.enter(module, batch), batch)
-        return plus(self.exit(module, stream, batch), extra)
+        return add_extra(self.exit(module, stream, batch), extra)
 
     @property
-    def alone(self) -> "Stages":
-        """The loss without what the layers add to it."""
+    def without_extra(self) -> "Stages":
+        """The same loss without the layers' extra loss, for evaluation."""
 
         def body(module: Any, stream: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
             stream, extra = self.body(module, stream, batch)
@@ -56,21 +59,20 @@ class Stages:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one step computes, said without a mesh.
+    """Everything that one training step computes, independent of a mesh.
 
     Attributes:
-        build: makes the module from random streams; or any pytree of arrays, for a loss that is a
-            plain function of it. An `nnx.Param` as a leaf names the axes of its array.
-        loss: `loss(module, batch)` returns the loss of a batch: a scalar, taken as the mean of
-            samples that all count the same, so that a batch may be divided anyhow; or where some
-            are masked or count more than others `Weighted`, their sum and its weight. As
-            `Stages` where a pipeline is to divide the layers.
+        build: `build(rngs)` returns the module; or any pytree of arrays, for a loss that is a plain
+            function of it. A leaf that is an `nnx.Param` can name the axes of its array.
+        loss: `loss(module, batch)` returns the loss of a batch: a scalar, the mean of equally
+            weighted samples, so that a batch may be divided in any way; or `Weighted`, if samples
+            are masked or weighted. As `Stages` for a pipeline.
         batch: global shape and type of every array of a batch; the first axis counts samples.
         optimizer: any optax transformation.
-        learning_rate: the optimizer's schedule, so that `update` can return the rate; None where it
-            is in the optimizer's state (`optax.inject_hyperparams`) or nobody can know it.
-        tokens_per_sample: tokens in a sample, patches in an image; None where nobody counts.
-        model_flops: FLOPs of one step by the model's mathematics, None where nobody counted.
+        learning_rate: the optimizer's schedule, by which `update` reports the rate; None if the
+            rate is in the optimizer's state (`optax.inject_hyperparams`), or unknown.
+        tokens_per_sample: tokens in a sequence, patches in an image; None if unknown.
+        model_flops: FLOPs of one step without recomputation, for MFU; None if unknown.
     """
 
     build: Callable[[nnx.Rngs], Any]

@@ -116,7 +116,7 @@ class Reporting(Hooks):
             process.say(line)
         devices = jax.local_devices()
         process.say(
-            f"training {recipe.model.described} on {process.placement.processes} processes x "
+            f"training {recipe.model.summary} on {process.placement.processes} processes x "
             f"{len(devices)} {devices[0].device_kind} devices, mesh "
             f"{recipe.mesh}, {recipe.tokens:,} tokens a step ({process.placement.why}); run folder "
             f"{self._path}"

@@ -65,7 +65,7 @@ def _build(process: TrainingProcess, devices: Sequence[jax.Device]) -> tuple[Rec
     mesh = process.recipe.mesh.build(devices)
     if process.first:  # it may take minutes, to say in the end that it does not fit
         process.say(
-            f"compiling the step of {process.recipe.model.described}, "
+            f"compiling the step of {process.recipe.model.summary}, "
             f"{process.recipe.tokens:,} tokens on mesh {process.recipe.mesh}"
         )
 

@@ -11,21 +11,21 @@ from hypothesis import given, settings
 from exajax.files.reading import Malformed
 from exajax.models.dimensions import ModelConfig
 from exajax.models.huggingface.config import CONFIG, read_config
-from exajax.models.model_file import MOST_PARAMETERS, of_table
+from exajax.models.model_file import MOST_PARAMETERS, model_of_table
 from tests.fuzz import EXAMPLES, strategies_models
 from tests.fuzz.mutations import as_json
 
 
 def from_table(table: Any) -> ModelConfig:
     """Returns the model of a TOML file's table."""
-    return of_table({"name": "drawn", "source": "drawn"} | table)
+    return model_of_table({"name": "drawn", "source": "drawn"} | table)
 
 
 def from_config(config: Any) -> ModelConfig:
     """Returns the model of a `config.json`."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / CONFIG).write_bytes(as_json(config))
-        return of_table(read_config(Path(folder)))
+        return model_of_table(read_config(Path(folder)))
 
 
 def check(read: Callable[[Any], ModelConfig], value: Any) -> None:

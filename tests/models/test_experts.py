@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from exajax import MeshSpec, Recipe
-from exajax.models.experts import dropless, imbalance, with_capacity
+from exajax.models.experts import ExpertWeights, Routing, dropless, imbalance, with_capacity
 from exajax.models.losses import cross_entropy
 from exajax.models.presets import PRESETS
 from exajax.recipe import workloads
@@ -35,6 +35,15 @@ def dense(x, chosen, gates, gate, up, down, room=None):
     return jnp.einsum("BTkE,BTk,BTED->BTD", picked, gates, y)
 
 
+def routed(function, **options):
+    """An implementation, called with plain arrays like `dense`."""
+
+    def call(x, chosen, gates, *matrices):
+        return function(x, Routing(chosen, gates), ExpertWeights(*matrices), **options)
+
+    return call
+
+
 def compare(function, reference, mesh, chosen):
     weight = jnp.array(rng.normal(size=X.shape), jnp.float32)
 
@@ -56,7 +65,7 @@ def compare(function, reference, mesh, chosen):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("chosen", [CHOSEN, CROWDED], ids=["even", "crowded"])
 def test_dropless_is_the_dense_reference(mesh, chosen):
-    compare(dropless, dense, mesh, chosen)
+    compare(routed(dropless), dense, mesh, chosen)
 
 
 @pytest.mark.parametrize("mesh", [*MESHES, MeshSpec(context=2, expert=2)], ids=str)
@@ -68,7 +77,8 @@ def test_an_expert_takes_the_first_of_each_sequence_and_drops_the_rest(mesh, roo
         from exajax.models.attention import zigzag, zigzag_order
 
         x, chosen, gates, *matrices = args
-        y = with_capacity(zigzag(x), zigzag(chosen), zigzag(gates), *matrices, room=room)
+        ordered = (zigzag(array) for array in (x, chosen, gates))
+        y = routed(with_capacity, capacity=room)(*ordered, *matrices)
         return jnp.take(y, np.argsort(zigzag_order(T)), axis=1)
 
     compare(in_true_order, lambda *args: dense(*args, room=room), mesh, CROWDED)
@@ -79,7 +89,7 @@ def test_tokens_travel_to_their_experts_and_back_in_one_all_to_all_each():
 
     def forward(*args):
         with use_mesh(mesh):
-            return with_capacity(*args, room=4)
+            return routed(with_capacity, capacity=4)(*args)
 
     arrays = map(jnp.array, (X, CHOSEN, GATES, GATE, UP, DOWN))
     text = jax.jit(forward).lower(*arrays).compile().as_text()

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from exajax import InputError, MeshSpec
-from exajax.models.huggingface import reading, writing
+from exajax.models.huggingface import weights_reader, weights_writer
 from exajax.models.presets import PRESETS, lookup
 from exajax.recipe import language
-from exajax.spmd.parameters import parameters
+from exajax.spmd.parameters import abstract_parameters
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -62,7 +62,7 @@ def published(request, tmp_path_factory):
 
 def described(config, mesh="1x1"):
     spec = MeshSpec.parse(mesh)
-    return parameters(language.forward(config), spec.build(jax.devices()[: spec.devices]))
+    return abstract_parameters(language.forward(config), spec.build(jax.devices()[: spec.devices]))
 
 
 def our_logits(config, module, params):
@@ -89,7 +89,7 @@ def tensors(folder):
 def test_published_weights_give_the_same_logits_here(published):
     config = lookup(str(published))
     module, shapes = described(config)
-    ours = our_logits(config, module, reading.load(published, config, shapes))
+    ours = our_logits(config, module, weights_reader.load(published, config, shapes))
     theirs = their_logits(published)
     assert theirs.std() > 0.5
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -98,9 +98,9 @@ def test_published_weights_give_the_same_logits_here(published):
 @pytest.mark.parametrize("mesh", ["fsdp=8", "2x4", "fsdp=4,model=2"])
 def test_every_shard_of_a_mesh_is_the_part_of_the_whole(published, mesh):
     config = lookup(str(published))
-    whole = reading.load(published, config, described(config)[1])
+    whole = weights_reader.load(published, config, described(config)[1])
     shapes = described(config, mesh)[1]
-    parts = reading.load(published, config, shapes)
+    parts = weights_reader.load(published, config, shapes)
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(parts))
     for a, b, shape in zip(*map(jax.tree.leaves, (whole, parts, shapes)), strict=True):
         assert b.sharding == shape.sharding
@@ -109,8 +109,8 @@ def test_every_shard_of_a_mesh_is_the_part_of_the_whole(published, mesh):
 
 def test_a_published_model_comes_back_bit_for_bit(published, tmp_path):
     config = lookup(str(published))
-    params = jax.device_get(reading.load(published, config, described(config)[1]))
-    writing.save(tmp_path / "out", config, params)
+    params = jax.device_get(weights_reader.load(published, config, described(config)[1]))
+    weights_writer.save(tmp_path / "out", config, params)
     before, after = tensors(published), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -120,7 +120,10 @@ def test_a_published_model_comes_back_bit_for_bit(published, tmp_path):
 
 def test_the_layers_of_a_pipeline_lie_on_two_axes(published, tmp_path):
     config = lookup(str(published))
-    flat, shapes = reading.load(published, config, described(config)[1]), described(config)[1]
+    flat, shapes = (
+        weights_reader.load(published, config, described(config)[1]),
+        described(config)[1],
+    )
     split = shapes | {
         "stack": jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
@@ -129,13 +132,13 @@ def test_the_layers_of_a_pipeline_lie_on_two_axes(published, tmp_path):
             shapes["stack"],
         )
     }
-    params = jax.device_get(reading.load(published, config, split))
+    params = jax.device_get(weights_reader.load(published, config, split))
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b),
         params["stack"],
         flat["stack"],
     )
-    writing.save(tmp_path / "out", config, params)
+    weights_writer.save(tmp_path / "out", config, params)
     after = tensors(tmp_path / "out")
     for name, tensor in tensors(published).items():
         np.testing.assert_array_equal(after[name], tensor, err_msg=name)
@@ -150,7 +153,7 @@ def test_our_model_gives_the_same_logits_in_transformers(family, tmp_path):
     # Three times what training begins with: logits that a wrong weight would change.
     params = jax.tree.map(lambda leaf: leaf * 3, nnx.to_pure_dict(nnx.state(model)))
     out = tmp_path / "out"
-    writing.save(out, config, jax.device_get(params), shard_bytes=100_000)
+    weights_writer.save(out, config, jax.device_get(params), shard_bytes=100_000)
     assert len(list(out.glob("*.safetensors"))) > 1
     assert (out / "model.safetensors.index.json").exists()
     ours = our_logits(config, module, params)
@@ -165,8 +168,8 @@ def test_half_precision_is_read_and_written_as_it_is(tmp_path):
     theirs = MODELS["llama"]().to(torch.bfloat16)
     theirs.save_pretrained(tmp_path / "in")
     config = lookup(str(tmp_path / "in"))
-    params = jax.device_get(reading.load(tmp_path / "in", config, described(config)[1]))
-    writing.save(tmp_path / "out", config, params, dtype="bf16")
+    params = jax.device_get(weights_reader.load(tmp_path / "in", config, described(config)[1]))
+    weights_writer.save(tmp_path / "out", config, params, dtype="bf16")
     before, after = tensors(tmp_path / "in"), tensors(tmp_path / "out")
     assert all(tensor.dtype == jnp.bfloat16 for tensor in after.values())
     for name, tensor in before.items():
@@ -248,7 +251,7 @@ class TestFiles:
         if changes is not None:
             save_file(tensors(folder) | changes, folder / "model.safetensors")
         with pytest.raises(InputError) as caught:
-            reading.check(folder, config, "init")
+            weights_reader.check(folder, config, "init")
         return str(caught.value)
 
     def test_of_another_shape(self, folder):
@@ -292,10 +295,10 @@ def test_weights_published_without_a_prefix_are_read(tmp_path):
     MODELS["gpt"]().save_pretrained(tmp_path)
     config = lookup(str(tmp_path))
     shapes = described(config)[1]
-    before = reading.load(tmp_path, config, shapes)
+    before = weights_reader.load(tmp_path, config, shapes)
     bare = {name.removeprefix("transformer."): t for name, t in tensors(tmp_path).items()}
     save_file(bare | {"h.0.attn.bias": np.ones((1, 1, 32, 32))}, tmp_path / "model.safetensors")
-    after = reading.load(tmp_path, config, shapes)
+    after = weights_reader.load(tmp_path, config, shapes)
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
@@ -305,10 +308,10 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path):
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     params["norm"]["scale"] = np.zeros(3)
     with pytest.raises(ValueError, match="reshape"):
-        writing.save(tmp_path / "out", config, params, shard_bytes=100_000)
+        weights_writer.save(tmp_path / "out", config, params, shard_bytes=100_000)
     assert not list(tmp_path.iterdir())
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(InputError, match="out"):
-        writing.save(tmp_path, config, params)
+        weights_writer.save(tmp_path, config, params)
     with pytest.raises(InputError, match="one layer of 6"):
-        writing.save(tmp_path / "out", PRESETS["alphaexa-250b"], {})
+        weights_writer.save(tmp_path / "out", PRESETS["alphaexa-250b"], {})

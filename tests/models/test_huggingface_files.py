@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from exajax import InputError, MeshSpec
 from exajax.models.dimensions import ModelConfig
-from exajax.models.huggingface import reading, writing
-from exajax.models.huggingface.config import CONFIG, balance_of, coefficient_of
-from exajax.models.model_file import of_table
+from exajax.models.huggingface import weights_reader, weights_writer
+from exajax.models.huggingface.config import CONFIG, to_balance, to_coefficient
+from exajax.models.model_file import model_of_table
 from exajax.models.presets import lookup
 from exajax.recipe import language, workloads
 from exajax.recipe.recipe import Recipe
-from exajax.spmd.parameters import parameters
+from exajax.spmd.parameters import abstract_parameters
 
 pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save_file
@@ -31,9 +31,9 @@ from safetensors.numpy import load_file, save_file
 SIZES = {"layers": 2, "width": 16, "heads": 2, "ffn": 24, "vocab": 100, "seq": 16}
 MIXTURE = {"kv_heads": 1, "experts": 4, "top_k": 2, "balance": 0.02}
 MODELS = {
-    "gpt": of_table({"name": "m", "source": "t", "family": "gpt"} | SIZES),
-    "llama": of_table({"name": "m", "source": "t", "family": "llama", "kv_heads": 1} | SIZES),
-    "mixtral": of_table({"name": "m", "source": "t", "family": "mixtral"} | SIZES | MIXTURE),
+    "gpt": model_of_table({"name": "m", "source": "t", "family": "gpt"} | SIZES),
+    "llama": model_of_table({"name": "m", "source": "t", "family": "llama", "kv_heads": 1} | SIZES),
+    "mixtral": model_of_table({"name": "m", "source": "t", "family": "mixtral"} | SIZES | MIXTURE),
 }
 
 
@@ -48,8 +48,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for every family, llama's of several files."""
     folder = tmp_path_factory.mktemp("whole")
     for family, config in MODELS.items():
-        size = 8_000 if family == "llama" else writing.SHARD_BYTES
-        writing.save(folder / family, config, weights(config), shard_bytes=size)
+        size = 8_000 if family == "llama" else weights_writer.SHARD_BYTES
+        weights_writer.save(folder / family, config, weights(config), shard_bytes=size)
     return folder
 
 
@@ -69,7 +69,7 @@ def edit(folder: Path, changes: dict[str, Any], file: str = CONFIG) -> Path:
 def refused(folder: Path) -> str:
     """Returns the error of what reads a folder before a run, which is one line."""
     with pytest.raises(InputError) as caught:
-        reading.check(folder, lookup(str(folder), "init"), "init")
+        weights_reader.check(folder, lookup(str(folder), "init"), "init")
     assert str(caught.value).startswith(f"init: {folder}") or "tensor" in str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -79,9 +79,9 @@ def refused(folder: Path) -> str:
 def test_what_was_written_is_read_again(whole, family):
     config = lookup(str(whole / family))
     assert config.parameters == MODELS[family].parameters
-    reading.check(whole / family, config, "init")
-    _, shapes = parameters(language.forward(config), MeshSpec().build(jax.devices()[:1]))
-    again = reading.load(whole / family, config, shapes)
+    weights_reader.check(whole / family, config, "init")
+    _, shapes = abstract_parameters(language.forward(config), MeshSpec().build(jax.devices()[:1]))
+    again = weights_reader.load(whole / family, config, shapes)
     expected = weights(MODELS[family])
     for found, wanted in zip(jax.tree.leaves(again), jax.tree.leaves(expected), strict=True):
         rows = config.vocab if config.padded_vocab in wanted.shape else None
@@ -215,9 +215,9 @@ def test_any_value_of_any_key_is_taken_or_refused(whole, tmp_path, family, data)
     "name", ["../x.safetensors", "/etc/passwd", "a/../../x", "", "a\\b", "a\0b", "x" * 300]
 )
 def test_an_index_that_leads_out_of_its_folder_is_refused(name, folder):
-    index = json.loads((folder / "llama" / reading.INDEX).read_text())
+    index = json.loads((folder / "llama" / weights_reader.INDEX).read_text())
     index["weight_map"]["lm_head.weight"] = name
-    line = refused(edit(folder / "llama", index, reading.INDEX))
+    line = refused(edit(folder / "llama", index, weights_reader.INDEX))
     assert "model.safetensors.index.json: weight_map['lm_head.weight']" in line
 
 
@@ -236,7 +236,7 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(name, folder):
     ],
 )
 def test_an_index_that_is_none_is_refused(content, says, folder):
-    (folder / "llama" / reading.INDEX).write_text(content)
+    (folder / "llama" / weights_reader.INDEX).write_text(content)
     assert says in refused(folder / "llama")
 
 
@@ -266,14 +266,14 @@ def test_a_tensor_is_that_of_the_shard_that_the_index_names(folder):
     other = {name: np.full_like(array, 7) for name, array in load_file(first).items()}
     save_file(content | other | {"no.part.of.it": np.zeros(3, np.float32)}, second)
     config = lookup(str(folder / "llama"))
-    reading.check(folder / "llama", config, "init")
-    _, shapes = parameters(language.forward(config), MeshSpec().build(jax.devices()[:1]))
-    for leaf in jax.tree.leaves(reading.load(folder / "llama", config, shapes)):
+    weights_reader.check(folder / "llama", config, "init")
+    _, shapes = abstract_parameters(language.forward(config), MeshSpec().build(jax.devices()[:1]))
+    for leaf in jax.tree.leaves(weights_reader.load(folder / "llama", config, shapes)):
         assert not np.any(np.asarray(leaf) == 7)
 
 
 def test_an_index_and_a_whole_file_are_not_one_model(folder):
-    save_file({"x": np.zeros(1, np.float32)}, folder / "llama" / reading.SINGLE)
+    save_file({"x": np.zeros(1, np.float32)}, folder / "llama" / weights_reader.SINGLE)
     assert "has both model.safetensors and model.safetensors.index.json" in refused(
         folder / "llama"
     )
@@ -288,7 +288,7 @@ def test_the_links_of_a_hub_cache_are_followed(folder, tmp_path):
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
     config = lookup(str(snapshot))
     assert config.name == "0a1b"
-    reading.check(snapshot, config, "init")
+    weights_reader.check(snapshot, config, "init")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_the_links_of_a_hub_cache_are_followed(folder, tmp_path):
     ],
 )
 def test_a_tensor_of_another_kind_is_named(change, says, folder):
-    file = folder / "gpt" / reading.SINGLE
+    file = folder / "gpt" / weights_reader.SINGLE
     content = load_file(file)
     del content["transformer.ln_f.weight"]
     save_file(content | ({} if change is None else {"transformer.ln_f.weight": change}), file)
@@ -333,14 +333,14 @@ def header(text: bytes, data: bytes = b"") -> bytes:
     ],
 )
 def test_a_file_that_is_no_safetensors_is_named(content, folder):
-    (folder / "gpt" / reading.SINGLE).write_bytes(content)
-    assert f"{reading.SINGLE} cannot be read" in refused(folder / "gpt")
+    (folder / "gpt" / weights_reader.SINGLE).write_bytes(content)
+    assert f"{weights_reader.SINGLE} cannot be read" in refused(folder / "gpt")
 
 
 def test_a_folder_in_place_of_weights_is_named(folder):
-    (folder / "gpt" / reading.SINGLE).unlink()
-    (folder / "gpt" / reading.SINGLE).mkdir()
-    assert f"{reading.SINGLE} is not a file" in refused(folder / "gpt")
+    (folder / "gpt" / weights_reader.SINGLE).unlink()
+    (folder / "gpt" / weights_reader.SINGLE).mkdir()
+    assert f"{weights_reader.SINGLE} is not a file" in refused(folder / "gpt")
 
 
 def test_dimensions_beyond_the_weights_are_refused_without_listing_every_tensor(folder):
@@ -379,8 +379,8 @@ class TestBalance:
     @pytest.mark.parametrize(("top_k", "layers"), [(2, 32), (1, 7), (6, 27), (8, 61)])
     @pytest.mark.parametrize("coefficient", [0.0, 0.001, 0.02, 1 / 3])
     def test_it_comes_back(self, coefficient, top_k, layers):
-        balance = balance_of(coefficient, top_k, layers)
-        assert coefficient_of(balance, top_k, layers) == pytest.approx(coefficient, rel=1e-11)
+        balance = to_balance(coefficient, top_k, layers)
+        assert to_coefficient(balance, top_k, layers) == pytest.approx(coefficient, rel=1e-11)
 
     def test_it_is_written(self, whole):
         written = json.loads((whole / "mixtral" / CONFIG).read_text())

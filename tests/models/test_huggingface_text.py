@@ -6,7 +6,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exajax.models.huggingface.text import TextForm
+from exajax.models.huggingface.tokenizer_files import TextForm
 from exajax.train.data.tokenizer import ByteTokenizer
 
 BYTES = tokenizers.Tokenizer.from_buffer(TextForm.of_bytes(0).tokenizer_json)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exajax import InputError
 from exajax.files.reading import Malformed
-from exajax.models.model_file import of_record, of_table
+from exajax.models.model_file import model_of_record, model_of_table
 from exajax.models.presets import PRESETS, lookup
 from exajax.recipe.workloads import FAMILIES
 from tests.conftest import command
@@ -198,17 +198,17 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
 @given(tables())
 @settings(max_examples=40)
 def test_parameters_are_those_of_the_module_and_a_run_records_them_whole(table):
-    config = of_table(table)
+    config = model_of_table(table)
     with nnx.use_eager_sharding(False):
         module = nnx.eval_shape(lambda: FAMILIES[config.family](config, rngs=nnx.Rngs(0)))
     leaves = jax.tree.leaves(nnx.state(module, nnx.Param))
     assert config.parameters == sum(leaf.size for leaf in leaves)
-    assert of_record(dataclasses.asdict(config)) == config
+    assert model_of_record(dataclasses.asdict(config)) == config
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_comes_back_from_the_record_of_a_run(name):
-    assert of_record(dataclasses.asdict(PRESETS[name])) == PRESETS[name]
+    assert model_of_record(dataclasses.asdict(PRESETS[name])) == PRESETS[name]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_preset_comes_back_from_the_record_of_a_run(name):
 )
 def test_a_record_that_was_edited_is_refused(change, says):
     with pytest.raises(Malformed, match=says):
-        of_record(dataclasses.asdict(PRESETS["llama-tiny"]) | change)
+        model_of_record(dataclasses.asdict(PRESETS["llama-tiny"]) | change)
 
 
 def test_the_most_layers_are_planned_in_seconds(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from exajax.models.attention import attention
-from exajax.models.layers import REMAT_POLICIES, How, rotary
+from exajax.models.layers import REMAT_POLICIES, ComputeOptions, rotary
 from exajax.models.losses import cross_entropy
 from exajax.models.presets import PRESETS
 from exajax.recipe.language import FAMILIES
@@ -60,7 +60,7 @@ def test_rotary_scores_depend_on_the_distance_alone():
 def build(name, remat="none"):
     config = PRESETS[name]
     with nnx.use_eager_sharding(False):
-        return FAMILIES[config.family](config, How(remat=remat), rngs=nnx.Rngs(0))
+        return FAMILIES[config.family](config, ComputeOptions(remat=remat), rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", ["llama-tiny", "gpt-tiny"])

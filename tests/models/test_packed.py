@@ -47,7 +47,7 @@ def test_the_loss_of_every_token_is_that_of_its_document_alone(family):
     recipe = Recipe.of(
         config, MeshSpec(), global_batch=1, seq=10, packed=True, precision="fp32", moe="dropless"
     )
-    loss = language.workload(recipe, "cpu").loss.alone
+    loss = language.workload(recipe, "cpu").loss.without_extra
     numbers = [0] * len(FIRST) + [1] * len(SECOND)
     for following in (SECOND, OTHER):  # what follows the end of the first does not count
         batch = {
@@ -69,4 +69,4 @@ def test_positions_begin_anew_and_lie_as_the_ring_needs_them():
         laid = jax.jit(Documents.of)(segments)
     order = [0, 1, 6, 7, 2, 3, 4, 5]
     np.testing.assert_array_equal(laid.position_BT, expected[:, order])
-    np.testing.assert_array_equal(laid.number_BT, np.asarray(segments)[:, order])
+    np.testing.assert_array_equal(laid.segment_BT, np.asarray(segments)[:, order])

@@ -2,7 +2,7 @@ import pytest
 
 from exajax import InputError, MeshSpec, Recipe
 from exajax.cli import flags
-from exajax.models.presets import PRESETS, lookup, twin_of
+from exajax.models.presets import PRESETS, lookup, small_model_of
 from exajax.spmd.mesh import AXES
 
 
@@ -146,7 +146,7 @@ def test_a_job_is_the_same_on_any_mesh():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_twin_is_of_the_family_and_every_mesh_of_eight_divides_it(name):
-    twin = twin_of(PRESETS[name])
+    twin = small_model_of(PRESETS[name])
     assert twin.family == PRESETS[name].family
     for axis in set(AXES) - ({"expert"} if not twin.experts else set()):
         Recipe.of(twin, MeshSpec(**{axis: 8}))

@@ -15,7 +15,7 @@ from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas import saved
 from exajax.simulate.formulas.footprint import Footprint, footprint
 from exajax.simulate.formulas.layouts import Layouts
-from exajax.spmd.pipeline import Schedule
+from exajax.spmd.pipeline_schedule import Schedule
 from tests.simulate.test_formulas import BATCH, NAMES, SEQ, layouts
 
 GIB = 2.0**30

@@ -6,7 +6,7 @@ import pytest
 
 from exajax import MeshSpec
 from exajax.program import hlo, operations
-from exajax.spmd.accumulate import split
+from exajax.spmd.accumulate import split_micro_batches
 from exajax.spmd.mesh import BATCH_AXES
 from exajax.spmd.sharding import use_mesh
 
@@ -54,7 +54,7 @@ def test_a_micro_batch_has_samples_of_every_device_and_none_travels():
 
     def cut(x):
         with use_mesh(mesh):
-            return split({"x": x}, 2)["x"]
+            return split_micro_batches({"x": x}, 2)["x"]
 
     compiled = jax.jit(cut, in_shardings=described.sharding).lower(described).compile()
     assert not any(kind in compiled.as_text() for kind in ("all-to-all", "all-gather", "permute"))

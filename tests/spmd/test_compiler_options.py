@@ -8,7 +8,7 @@ from exajax.spmd import compiler_options
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    monkeypatch.setattr(compiler_options, "_UNKNOWN", set())
+    monkeypatch.setattr(compiler_options, "_rejected", set())
 
 
 def lowered():

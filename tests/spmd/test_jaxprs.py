@@ -29,7 +29,7 @@ def test_a_loop_hands_on_what_stands_between_constants_and_what_it_scans_over():
     (loop,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
     operands = [value.aval.shape for value in loop.invars]
     assert operands == [(3,), (3,), (5, 3)]
-    assert jaxprs.carried(loop) == slice(1, 2)
+    assert jaxprs.carry_operands(loop) == slice(1, 2)
     assert [value.aval.shape for value in loop.outvars] == [(3,), (5, 3)]
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import exajax
-from exajax.spmd.weighted import weight_alone
+from exajax.spmd.weighted import weight_without_loss
 
 
 def step_of(loss, **layout):
@@ -82,7 +82,7 @@ def test_the_weight_is_computed_without_the_loss():
         "x": jax.ShapeDtypeStruct((8, 3), jnp.float32),
         "m": jax.ShapeDtypeStruct((8,), jnp.bool),
     }
-    program = jax.make_jaxpr(lambda batch: weight_alone(loss, (params,), batch))(described)
+    program = jax.make_jaxpr(lambda batch: weight_without_loss(loss, (params,), batch))(described)
     assert "dot_general" not in str(program)
     assert "reduce_sum" in str(program)
 

@@ -182,7 +182,7 @@ LAYOUTS = [("1x1", 1), ("4x1", 4), ("pipe=2,data=2", 2)]
 
 @pytest.mark.parametrize(("mesh", "micro_batches"), LAYOUTS)
 def test_a_batch_that_weighs_nothing_leaves_the_plain_part_of_the_loss(mesh, micro_batches):
-    step = step_on(mesh, STAGES.alone, micro_batches=micro_batches, zero=0)
+    step = step_on(mesh, STAGES.without_extra, micro_batches=micro_batches, zero=0)
     batch = placed(step, {**batches("mean", 0), "weight": np.zeros(SAMPLES, np.float32)})
     _, metrics = step.update(step.init(np.uint32(0)), batch)
     assert jax.device_get(metrics) == {"loss": 0.0, "grad_norm": 0.0}

@@ -215,7 +215,7 @@ def in_flight(layouts: Layouts, micro_batches: Ints, *, own_turns: bool = False)
 
     GPipe keeps all of them. 1F1B keeps as many as there are stages, and with v parts of each
     (p - 1) / v more (arXiv:2205.05198, section 4.2.3); where all stages go ahead together and then
-    back together, as ours do (`pipeline.Schedule.in_flight`), twice as many less one.
+    back together, as ours do (`Schedule.in_flight`), twice as many less one.
 
     Args:
         layouts: how.

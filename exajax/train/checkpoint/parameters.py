@@ -12,7 +12,7 @@ from exajax.errors import InputError
 from exajax.files.reading import Malformed
 from exajax.files.schema import Text, checked
 from exajax.models.dimensions import ModelConfig
-from exajax.models.model_file import of_record
+from exajax.models.model_file import model_of_record
 from exajax.spmd.workload import Tree
 from exajax.train.checkpoint import folder as folders
 from exajax.train.checkpoint.checksums import DamagedError
@@ -44,7 +44,7 @@ class Trained:
             InputError: the run was not of a model that exajax knows.
         """
         try:
-            return of_record(self.about["recipe"]["model"])
+            return model_of_record(self.about["recipe"]["model"])
         except (KeyError, TypeError, Malformed) as error:
             raise InputError(
                 "run_dir",

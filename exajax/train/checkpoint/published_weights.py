@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from exajax.errors import InputError
 from exajax.files.reading import Malformed, is_folder
 from exajax.models.dimensions import ModelConfig
-from exajax.models.huggingface import reading
+from exajax.models.huggingface import weights_reader
 from exajax.models.presets import lookup
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.spmd.workload import Tree
@@ -43,12 +43,12 @@ def check(folder: Path, model: ModelConfig) -> None:
                 f"{folder} has {field} {theirs[field]}, and {model.name} has {value}",
                 f"give `model` {folder}",
             )
-    reading.check(folder, model, FIELD)
+    weights_reader.check(folder, model, FIELD)
 
 
 def start(step: TrainStep, folder: Path, model: ModelConfig) -> TrainState:
     """Returns the state before the first step, with the weights of a folder on the step's mesh."""
-    params = reading.load(folder, model, step.state.params, FIELD)
+    params = weights_reader.load(folder, model, step.state.params, FIELD)
 
     def rest(params: Tree) -> TrainState:
         return TrainState((), step.workload.optimizer.init(params), jnp.zeros_like(step.state.step))

@@ -8,11 +8,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from exajax import units
 from exajax.errors import InputError
 from exajax.spmd import compiler_options
+from exajax.spmd.loss_functions import BatchPlan, loss_functions
 from exajax.spmd.mesh import AXES, BATCH_AXES
-from exajax.spmd.parameters import bind, cast, described, shardings_of
-from exajax.spmd.pipeline import Schedule
+from exajax.spmd.parameters import cast, shardings_of, split_module, with_shardings
+from exajax.spmd.pipeline_schedule import Schedule
 from exajax.spmd.sharding import Rules, manual, shard_over, use_mesh
-from exajax.spmd.step import COMPUTE_DTYPES, TrainStep, local_bytes, losses
+from exajax.spmd.step import COMPUTE_DTYPES, TrainStep, local_bytes
 from exajax.spmd.workload import Batch, Stages, Tree
 from exajax.train import device_memory
 from exajax.train.health.device_copies import digests
@@ -45,12 +46,11 @@ class Replay:
     def __init__(self, step: TrainStep) -> None:
         mesh, layout, workload = step.mesh, step.layout, step.workload
         dtype, rules = COMPUTE_DTYPES[layout["precision"]], layout["rules"]
-        module, variables = bind(workload.build)
+        module, variables = split_module(workload.build)
         place = shardings_of(variables, mesh, ("expert", "pipe"), rules)
-        plan, samples = _plan(step)
-        value_and_grad = losses(
-            workload, module, step.weigh, place, mesh, 3, plan.micro_batches if plan else 1, plan
-        )[1]
+        schedule, samples = _plan(step)
+        plan = BatchPlan(schedule.micro_batches if schedule else 1, (), schedule)
+        _, value_and_grad = loss_functions(workload, module, step.weigh, place, plan)
         rows = _rows(step, samples, rules)
 
         def share(params: Tree, batch: Batch) -> tuple[Tree, Batch]:
@@ -72,7 +72,7 @@ class Replay:
         self.gradient = _compiled(
             jax.jit(gradient, in_shardings=placed, out_shardings=NamedSharding(mesh, _table(AXES))),
             mesh,
-            described(shapes[0], place),
+            with_shardings(shapes[0], place),
             rows,
         )
         _check_fits(self.gradient, step)
@@ -119,11 +119,11 @@ def _table(axes: Any) -> PartitionSpec:
     return PartitionSpec(*[axis if axis in axes else None for axis in AXES])
 
 
-def _compiled(program: Any, mesh: Mesh, *described: Any) -> jax.stages.Compiled:
+def _compiled(program: Any, mesh: Mesh, *abstract: Any) -> jax.stages.Compiled:
     platform = mesh.devices.flat[0].platform
     # Sums whose order is left to chance would differ on devices that are all in order.
     more = {"xla_gpu_exclude_nondeterministic_ops": True} if platform == "gpu" else {}
-    return compiler_options.compile(program.lower(*described), platform, more)
+    return compiler_options.compile(program.lower(*abstract), platform, more)
 
 
 def _check_fits(gradient: jax.stages.Compiled, step: TrainStep) -> None:

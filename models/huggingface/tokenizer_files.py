@@ -1,7 +1,7 @@
-"""The tokenizer of an exported model, in the files that transformers reads it from.
+"""Tokenizer files of an exported model, for transformers.
 
-`tokenizer.json` is the run's own, byte for byte. Text of bytes has one made here: GPT-2's map from
-bytes to letters (github.com/openai/gpt-2, src/encoder.py), and no merges.
+`tokenizer.json` is a copy of the run's own. For a run on bytes it is made here, from GPT-2's map of
+bytes to letters (github.com/openai/gpt-2, src/encoder.py), without merges.
 """
 
 import json
@@ -14,12 +14,12 @@ from tokenizers import decoders, models, pre_tokenizers
 
 @dataclass(frozen=True)
 class TextForm:
-    """How an exported model's text becomes token numbers.
+    """The tokenizer of an exported model.
 
     Attributes:
-        tokenizer_json: content of a `tokenizer.json`.
-        end: number of the token that ends a document.
-        end_token: its name; None for bytes, where a text may hold whatever would name it.
+        tokenizer_json: content of `tokenizer.json`.
+        end: id of the token that ends a document.
+        end_token: its text; None for bytes, since any text could occur in a document.
     """
 
     tokenizer_json: bytes
@@ -28,12 +28,12 @@ class TextForm:
 
     @classmethod
     def of_file(cls, content: bytes, end: int) -> "TextForm":
-        """Returns the form of a `tokenizer.json` whose documents end in the token `end`."""
+        """The tokenizer of a `tokenizer.json`, with the id of the token that ends a document."""
         return cls(content, end, tokenizers.Tokenizer.from_buffer(content).id_to_token(end))
 
     @classmethod
     def of_bytes(cls, end: int) -> "TextForm":
-        """Returns the form of text whose 256 tokens are the bytes of UTF-8."""
+        """The tokenizer whose 256 tokens are the bytes of UTF-8."""
         letters = {_letter(byte): byte for byte in range(256)}
         model = tokenizers.Tokenizer(models.BPE(vocab=letters, merges=[]))
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -41,7 +41,7 @@ class TextForm:
         return cls(model.to_str(pretty=True).encode(), end, None)
 
     def files(self, seq: int) -> dict[str, bytes]:
-        """Returns the files of a model's tokenizer, and of how it writes text, by name.
+        """Contents of the tokenizer's and the generation's files, by file name.
 
         Args:
             seq: longest sequence of the model, in tokens.
@@ -62,7 +62,7 @@ class TextForm:
 
 
 def _letter(byte: int) -> str:
-    """Returns the letter that stands for a byte: itself where it can be printed."""
+    """The letter that stands for a byte: its own character if that is printable."""
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     if byte in printed:
         return chr(byte)

@@ -1,4 +1,4 @@
-"""Safetensors, written file by file."""
+"""Writer of Hugging Face models: `config.json`, safetensors, and the tokenizer."""
 
 import json
 import math
@@ -14,12 +14,12 @@ from exajax.errors import InputError
 from exajax.files.writing import grant_as_umask, new_folder_for
 from exajax.models.dimensions import ModelConfig
 from exajax.models.huggingface.config import write_config
-from exajax.models.huggingface.reading import INDEX, SINGLE, path_name
-from exajax.models.huggingface.tensors import PAIRS, tensors, their_shape, to_theirs
-from exajax.models.huggingface.text import TextForm
+from exajax.models.huggingface.tensor_mapping import MAPPINGS, build_tensor, tensor_shape, tensors
+from exajax.models.huggingface.tokenizer_files import TextForm
+from exajax.models.huggingface.weights_reader import INDEX, SINGLE, path_name
 
 SHARD_BYTES = 5_000_000_000
-"""Size that no written file exceeds, unless one tensor alone does."""
+"""Limit on the size of a file, except for one with a single tensor."""
 
 DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
 
@@ -33,28 +33,29 @@ def save(
     text: TextForm | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a model as transformers reads it: `config.json`, safetensors and its tokenizer.
+    """Writes a folder that transformers can load: `config.json`, safetensors and the tokenizer.
 
-    No more than one file's tensors are held beside the parameters. The folder appears complete or
-    not at all.
+    Needs memory for one file besides the parameters. The folder appears complete or not at all.
 
     Args:
-        folder: where to; it must not hold anything yet.
+        folder: folder to write; must not exist or be empty.
         config: dimensions of the model.
-        params: the tree of parameters, whole arrays on this host.
-        dtype: `fp32` or `bf16`.
-        text: how its text becomes tokens; None leaves that out.
-        shard_bytes: largest file.
+        params: the tree of parameters, unsharded arrays on this host.
+        dtype: type to write, `fp32` or `bf16`.
+        text: the tokenizer; None to leave it out.
+        shard_bytes: limit on the size of a file.
 
     Raises:
-        InputError: Hugging Face has no form for the model, or the folder cannot be written.
+        InputError: transformers has no such architecture, or the folder cannot be written.
     """
-    described = write_config(config, dtype, text.end if text else None)
+    config_json = write_config(config, dtype, text.end if text else None)
     check_free(folder)
     arrays = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    for pair in PAIRS[config.family]:
-        if arrays[pair.ours].ndim > len(pair.our_axes):  # layers on two axes, for a pipeline
-            arrays[pair.ours] = arrays[pair.ours].reshape(-1, *arrays[pair.ours].shape[2:])
+    for mapping in MAPPINGS[config.family]:
+        if arrays[mapping.path].ndim > len(
+            mapping.array_axes
+        ):  # layers on two axes, for a pipeline
+            arrays[mapping.path] = arrays[mapping.path].reshape(-1, *arrays[mapping.path].shape[2:])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = new_folder_for(folder)
@@ -64,7 +65,7 @@ def save(
         _write_tensors(temporary, config, arrays, DTYPES[dtype], shard_bytes)
         for name, content in (text.files(config.seq) if text else {}).items():
             (temporary / name).write_bytes(content)
-        (temporary / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        (temporary / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
         temporary.replace(folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,7 +75,7 @@ def save(
 
 
 def check_free(folder: Path) -> None:
-    """Raises an `InputError` if there is something where a model is to be written."""
+    """Raises an `InputError` if a folder to be written exists and is not empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError("out", f"{folder} is not an empty folder", "give a new folder")
 
@@ -92,18 +93,18 @@ def _write_tensors(
 ) -> None:
     from safetensors.numpy import save_file
 
-    all_parts = tensors(config)
+    parts_of = tensors(config)
     sizes = {
-        name: math.prod(their_shape(parts[0][0], config)) * dtype.itemsize
-        for name, parts in all_parts.items()
+        name: math.prod(tensor_shape(parts[0][0], config)) * dtype.itemsize
+        for name, parts in parts_of.items()
     }
-    shards = _shards(sizes, shard_bytes)
+    shards = _files_of(sizes, shard_bytes)
     files: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors" if shards[1:] else SINGLE
         content = {
             name: np.ascontiguousarray(
-                to_theirs(all_parts[name], config, arrays.__getitem__), dtype
+                build_tensor(parts_of[name], config, arrays.__getitem__), dtype
             )
             for name in names
         }
@@ -115,8 +116,8 @@ def _write_tensors(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _shards(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
-    """Returns the names of each file's tensors, in order, each file as full as it may be."""
+def _files_of(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
+    """Names of the tensors of each file, in order; each file is filled up to the limit."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
