@@ -204,10 +204,10 @@ class Chain(Hooks):
 
     def rates(self, step: "TrainStep", step_time_s: float) -> Mapping[str, float]:
         """Returns the metrics of all hooks."""
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for hook in self.hooks:
-            found |= hook.rates(step, step_time_s)
-        return found
+            metrics |= hook.rates(step, step_time_s)
+        return metrics
 
     def event(self, name: str, **facts: Any) -> None:
         """Calls all hooks."""

@@ -5,8 +5,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from exajax.errors import InputError
 from exajax.job.compilation_cache import Compilation
 from exajax.spmd.idle_axes import warn_of_idle_axes
@@ -108,8 +106,7 @@ def fit(
         store = Checkpoints(checkpoints, step, seed, chain) if checkpoints else None
         if store:
             opened.callback(store.close)
-        initial = functools.partial(step.init, np.uint32(seed))
-        run = Running(program, batches, health, store, initial, chain)
+        run = Running(program, batches, health, store, seed, chain)
         opened.callback(run.close)
         stop = StopRequest()
         opened.callback(stop.close)

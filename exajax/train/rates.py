@@ -10,10 +10,10 @@ from exajax.train.hooks import Hooks
 
 def rates(workload: Workload, step_time_s: float) -> dict[str, float]:
     """Returns the time of a step and what follows from it, by the names that loggers get."""
-    found = {"step_time_s": step_time_s, "samples_per_s": workload.samples / step_time_s}
+    metrics = {"step_time_s": step_time_s, "samples_per_s": workload.samples / step_time_s}
     if workload.tokens_per_sample:
-        found["tokens_per_s"] = found["samples_per_s"] * workload.tokens_per_sample
-    return found
+        metrics["tokens_per_s"] = metrics["samples_per_s"] * workload.tokens_per_sample
+    return metrics
 
 
 @dataclass(frozen=True)

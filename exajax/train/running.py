@@ -1,7 +1,7 @@
 """A run in its course: its state, the update in flight, and what was measured so far."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Running:
         batches: what to train on.
         health: judges steps and devices.
         checkpoints: to go on from, and to save to; None saves nothing.
-        initial: makes the state to begin with where there is no checkpoint.
+        seed: of the first parameters, where there is no checkpoint.
         hooks: called in its course.
 
     Raises:
@@ -76,12 +76,12 @@ class Running:
         batches: Skipping,
         health: Health,
         checkpoints: Checkpoints | None,
-        initial: Callable[[], TrainState],
+        seed: int,
         hooks: Hooks,
     ) -> None:
         self._step, self._update = program.step, program.update
         self._batches, self._health, self._hooks = batches, health, hooks
-        self._checkpoints, self._initial = checkpoints, initial
+        self._checkpoints, self._seed = checkpoints, seed
         self._rows = local_rows(program.step.batch)
         self.losses: list[float] = []
         self.step_times_s: list[float] = []
@@ -104,7 +104,7 @@ class Running:
         self._batches.skip(bad_steps.get("skipped", ()))
         if restored:
             return restored.state, restored.step, restored.step
-        return self._initial(), 0, None
+        return self._step.init(np.uint32(self._seed)), 0, None
 
     def go_back(self, back: RollBack) -> None:
         """Restores the newest checkpoint, or begins again where there is none; skips batches."""

@@ -1,4 +1,4 @@
-"""Steps whose arithmetic went wrong: how they are told from others, and what is done then."""
+"""Bad steps: a loss or gradient that is not finite, or a spike of the loss; what to do then."""
 
 import math
 import statistics
@@ -112,17 +112,20 @@ class BadSteps:
         self._newest: int | None = None
 
     def kind(self, loss: float, grad_norm: float) -> str | None:
-        """Returns what is bad about a step, `nan` or `spike`, or None; good ones are remembered."""
+        """Returns what is bad about a step, `nan` or `spike`; None for a good one.
+
+        The losses of good steps are what later ones are compared with.
+        """
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            found = "nan"
+            kind = "nan"
         elif self._policy.on_spike != "ignore" and is_spike(loss, self._losses):
-            found = "spike"
+            kind = "spike"
         else:
             self._losses.append(loss)
             self._in_a_row = 0
             return None
         self.count += 1
-        return found
+        return kind
 
     def action(self, kind: str) -> str:
         """Returns what to do about a bad step; `stop` where skipping was in vain."""

@@ -132,13 +132,13 @@ class Health:
             return self._corrupt(number, report.finding, newest)
         for slow in self._stragglers.add(report.times_s):
             self._straggles(number, slow)
-        mine = dict(zip(TIMES, report.times_s[jax.process_index()].tolist(), strict=False))
+        own = dict(zip(TIMES, report.times_s[jax.process_index()].tolist(), strict=False))
         slow_here = any(self._host in slow.hosts for slow in self._stragglers.slow)
-        replay = {"replay_s": mine["replay"]} if "replay" in mine else {}
+        replay = {"replay_s": own["replay"]} if "replay" in own else {}
         return Verdict({"straggler": float(slow_here), **replay})
 
     def _corrupt(self, number: int, finding: Finding, newest: Newest) -> Verdict:
-        """Returns how far to go back from corruption.
+        """Returns that the run goes back to its newest checkpoint, as it is corrupt.
 
         The newest checkpoint is clean: an audit went before each that this process has saved, and
         what it began with was read alike by all devices.
