@@ -110,6 +110,21 @@ def name(text: str) -> str:
     return text
 
 
+def utf8(text: str) -> str:
+    """Is the type of a text that is no name: it may have line ends, and half characters not.
+
+    Raises:
+        argparse.ArgumentTypeError: its bytes are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{_shown(text)} is not UTF-8; give whole characters"
+        ) from error
+    return text
+
+
 def _problem(text: str) -> str | None:
     if not text.strip():
         return "it is empty; give a name or a path"

@@ -25,7 +25,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
     add("--run-dir", type=flag_types.name, required=True, metavar="DIR", help="the folder of a run")
-    add("--prompt", required=True, metavar="TEXT", help="what the text begins with")
+    add(
+        "--prompt",
+        type=flag_types.utf8,
+        required=True,
+        metavar="TEXT",
+        help="what the text begins with",
+    )
     add(
         "--tokenizer",
         type=flag_types.name,

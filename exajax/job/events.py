@@ -18,6 +18,12 @@ PHASES = (
 )  # fmt: skip
 """Phases of a training process, which it logs as it enters them (event `phase`)."""
 
+EARLIEST_S = 1e9
+"""In 2001, before any run: an earlier time has lost digits, and would make a run take decades."""
+
+LATEST_AHEAD_S = 86_400.0
+"""How far the clock of a host may be ahead of the reader's."""
+
 
 @with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
 class _OptionalFields(TypedDict, total=False):
@@ -38,7 +44,7 @@ class RunEvent(_OptionalFields):
     `time` is in seconds since 1970. `REQUIRED` lists which optional fields an event must have.
     """
 
-    time: Annotated[float, Field(ge=0, lt=1e11)]
+    time: Annotated[float, Field(ge=EARLIEST_S)]
     event: str
     attempt: int
     host: int
@@ -121,6 +127,8 @@ def read_events(
 
 def _parsed(line: bytes) -> RunEvent:
     event = _EVENT.validate_json(line)
+    if event["time"] > time.time() + LATEST_AHEAD_S:
+        raise ValueError("its time is to come")
     if missing := REQUIRED.get(event["event"], frozenset()) - event.keys():
         raise ValueError(f"it has no {', '.join(sorted(missing))}")
     return event

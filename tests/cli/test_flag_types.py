@@ -72,6 +72,7 @@ def refused(capsys, argv):
         ("sample", "--run-dir=x", "--prompt=a", "--temperature=nan"),
         ("sample", "--run-dir=x", "--prompt=a", "--top-k=0"),
         ("sample", "--prompt=a", "--run-dir="),
+        ("sample", "--run-dir=x", "--prompt=a\udc80"),
         ("export", "--run-dir=x", "--out="),
         ("tokenise", "--data=x", "--out=y", "--seq=0"),
         ("validate", "--table="),

@@ -167,12 +167,14 @@ def test_what_is_whole_is_read_beside_what_is_not(tmp_path: Path) -> None:
     lines = [as_json(event) + b"\n" for event in EVENTS]
     lines.insert(3, b"[" * 100_000 + b"\n")
     lines.insert(5, b'{"time": "now"}\n')
+    for time_s in (1e9 / 10, 1e11):  # a digit less, and a time to come
+        lines.append(as_json(EVENTS[0] | {"time": time_s}) + b"\n")
     lines.append(b'{"time": 1, "att')  # a kill in the middle of a write
     write(tmp_path, "events/0-worker.jsonl", b"".join(lines))
     problems: list[str] = []
     assert len(read_events(tmp_path, problems.append)) == len(EVENTS)
     (problem,) = problems
-    assert "2 lines are no events and are left out, the first is line 4" in problem
+    assert "4 lines are no events and are left out, the first is line 4" in problem
 
 
 def test_history_behind_a_step_is_cut_off(tmp_path: Path) -> None:
