@@ -148,7 +148,7 @@ def repriced(prediction: Prediction, software: SoftwareProfile) -> float:
     machine = dataclasses.replace(prediction.cluster, software=software)
     compiled = prediction.compiled
     spent = lay_out(compiled.program, machine, compiled.bubble)
-    return float(variability.of(spent, compiled.devices, machine)["p50_s"])
+    return float(variability.of(spent, compiled.devices, machine).p50_s)
 
 
 def line(result: dict[str, Any]) -> str:

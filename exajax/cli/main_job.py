@@ -23,12 +23,13 @@ from exajax.job import local_hosts, provenance
 from exajax.job.local_hosts import Process, StageFailed
 from exajax.job.run_folder import RunFolder
 from exajax.machine.cluster import Cluster, load_cluster
-from exajax.recipe import weak_scaling
 from exajax.recipe.recipe import Recipe
 from exajax.recipe.small import small
 from exajax.resilience.job import Job
 from exajax.resilience.options import JobOptions
 from exajax.roofline import Comparison
+from exajax.simulate import step_report, weak_scaling
+from exajax.simulate.step_report import CompiledReport
 from exajax.spmd.mesh import MeshSpec
 from exajax.train import inputs
 from exajax.train.data.corpus import Corpus
@@ -230,7 +231,7 @@ def simulated(job: Rehearsal, recipe: Recipe) -> Path:
     return job.folder.path / "simulated" / f"{recipe.model.name}-{recipe.mesh}".replace("=", "")
 
 
-def simulate_all(job: Rehearsal, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+def simulate_all(job: Rehearsal, recipes: Sequence[Recipe]) -> list[CompiledReport]:
     """Compiles and simulates recipes side by side, each in a process of its own.
 
     The twin is simulated on this machine, the full model on the described one.
@@ -254,10 +255,10 @@ def simulate_all(job: Rehearsal, recipes: Sequence[Recipe]) -> list[dict[str, An
         )
         for recipe in recipes
     ]
-    return [json.loads(output) for output in stage(processes)]
+    return [step_report.parse(output) for output in stage(processes)]
 
 
-def simulate_curve(job: Rehearsal) -> list[dict[str, Any]]:
+def simulate_curve(job: Rehearsal) -> list[CompiledReport]:
     """Simulates the whole mesh and smaller ones, and prints each."""
     say(f"\n[3/4] compiling {job.recipe.model.name} for {job.cluster.chip.title}, without one")
     whole = simulate_all(job, [job.recipe])[0]
@@ -268,30 +269,31 @@ def simulate_curve(job: Rehearsal) -> list[dict[str, Any]]:
         batch = recipes[first : first + AT_ONCE]
         say("  compiling the weak-scaling curve: " + ", ".join(str(r.mesh) for r in batch))
         points += simulate_all(job, batch)
-    points.sort(key=lambda point: point["devices"])
+    points.sort(key=lambda point: point.devices)
     say("  weak scaling, simulated:")
     efficiency = weak_scaling.curve(points)["efficiency"]
     for point in points:
-        share = f"{efficiency[point['devices']]:.1%}" if point["fits"] else "DOES NOT FIT"
+        share = f"{efficiency[point.devices]:.1%}" if point.fits else "DOES NOT FIT"
         say(
-            f"    {point['devices']:>6,} devices ({point['mesh']:>6})  "
-            f"{units.show(point['step_time_s'], 's'):>7}/step  "
-            f"{point['tokens_per_s']:>11,.0f} tokens/s  efficiency {share}  "
-            f"{units.show(point['memory_bytes']['total'], 'B')} a device"
+            f"    {point.devices:>6,} devices ({point.mesh:>6})  "
+            f"{units.show(point.step_time_s, 's'):>7}/step  "
+            f"{point.tokens_per_s:>11,.0f} tokens/s  efficiency {share}  "
+            f"{units.show(point.memory_bytes.total, 'B')} a device"
         )
-    job.folder.write(simulated={"whole": whole, "curve": points})
+    curve = [point.to_json() for point in points]
+    job.folder.write(simulated={"whole": whole.to_json(), "curve": curve})
     return points
 
 
-def compare(job: Rehearsal, measured: dict[str, Any], twin: dict[str, Any]) -> Comparison | None:
+def compare(job: Rehearsal, measured: dict[str, Any], twin: CompiledReport) -> Comparison | None:
     """Prints the twin's step time on this machine, measured and simulated."""
     say("\n[4/4] measured against simulated, the same step on this machine")
     times = measured["step_time_s"]
-    job.folder.write(simulated_twin=twin)
+    job.folder.write(simulated_twin=twin.to_json())
     if times["p50"] is None:
         say("  no step was timed; give more --steps")
         return None
-    comparison = Comparison(times["p50"], times["p95"], twin["step_time_s"])
+    comparison = Comparison(times["p50"], times["p95"], twin.step_time_s)
     say(
         f"  measured {units.show(comparison.measured_s, 's')} (p95 "
         f"{units.show(comparison.measured_p95_s, 's')}), simulated "
@@ -304,8 +306,8 @@ def compare(job: Rehearsal, measured: dict[str, Any], twin: dict[str, Any]) -> C
 def report(
     job: Rehearsal,
     measured: dict[str, Any],
-    points: list[dict[str, Any]],
-    twin: dict[str, Any],
+    points: list[CompiledReport],
+    twin: CompiledReport,
     comparison: Comparison | None,
 ) -> None:
     """Writes the scaling plots for TensorBoard and the page."""
@@ -319,7 +321,7 @@ def report(
     runs = {
         f"simulated-{name}": {f"scaling/{tag}": points for tag, points in curves.items()},
         f"simulated-{job.twin.model.name}": {
-            "scaling/tokens_per_s": {twin["devices"]: twin["tokens_per_s"]}
+            "scaling/tokens_per_s": {twin.devices: twin.tokens_per_s or 0.0}
         },
     }
     if measured["tokens_per_s"]:

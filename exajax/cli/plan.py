@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 import time
-from typing import Any
 
 import numpy as np
 
@@ -23,15 +22,17 @@ from exajax.recipe.recipe import PRECISIONS, Recipe
 from exajax.report import plan_table
 from exajax.simulate import plan
 from exajax.simulate.formulas.prediction import capacity_bytes, predict
+from exajax.simulate.plans import Cost, Faster, Plan, Plans, Verified
+from exajax.simulate.step_report import StepReport
 
 SHOWN = 3
-"""Layouts that more memory would allow which are told."""
+"""Most layouts that are listed as faster with more memory."""
 
 LEAST_GAIN = 0.01
 """How much faster they have to be."""
 
 MANY_LAYOUTS = 500_000
-"""Layouts that take seconds to price, which is said, every `SAY_EVERY_S`."""
+"""Layouts from which on pricing takes seconds, and progress is printed every `SAY_EVERY_S`."""
 
 SAY_EVERY_S = 5.0
 
@@ -123,23 +124,22 @@ def run(args: argparse.Namespace) -> int:
     recipes = [found.recipe(int(row)) for row in best]
     plans = [_plan(recipe, found.cluster, args) for recipe in recipes]
     for number, recipe in enumerate(recipes[: args.verify]):
-        told = f"compiling {number + 1} of {min(args.verify, len(recipes))}: {recipe.mesh}"
-        print(told, file=sys.stderr, flush=True)
-        plans[number]["verified"] = _verified(recipe, plans[number], cluster)
-    result = {
-        "kind": "simulated",
-        "engine": "analytic",
-        "cluster": cluster.name,
-        "devices": args.devices,
-        "evaluated": len(found.layouts),
-        "fitting": len(fitting),
-        "seconds": seconds,
-        "plans": plans,
-        "faster_with_more_memory": _with_more_memory(found, args),
-        "advice": [] if len(fitting) else _advice(found, args),
-    }
+        progress = f"compiling {number + 1} of {min(args.verify, len(recipes))}: {recipe.mesh}"
+        print(progress, file=sys.stderr, flush=True)
+        verified = _verified(recipe, plans[number].report, cluster)
+        plans[number] = dataclasses.replace(plans[number], verified=verified)
+    result = Plans(
+        cluster=cluster.name,
+        devices=args.devices,
+        evaluated=len(found.layouts),
+        fitting=len(fitting),
+        seconds=seconds,
+        plans=tuple(plans),
+        faster_with_more_memory=tuple(_with_more_memory(found, args)),
+        advice=() if len(fitting) else tuple(_advice(found, args)),
+    )
     table = flags.as_flags(plan_table.described(result, cluster), vars(args))
-    text = runtime.json_text(result) if args.json else table
+    text = runtime.json_text(result.to_json()) if args.json else table
     print(text, file=out, flush=True)
     if args.plot:
         from exajax.report import plan_plot, plots
@@ -163,7 +163,7 @@ class Progress:
 
 
 def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
-    """Returns what to plan and where; raises an `InputError` that names a flag."""
+    """The workload to plan and the machine; raises an `InputError` that names a flag."""
     model, cluster = lookup(args.model), load_cluster(args.cluster)
     cluster.chip.peak(args.precision)
     if args.devices > cluster.devices:
@@ -186,16 +186,17 @@ def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
     return plan.Workload(model, args.global_batch, seq, args.precision), cluster
 
 
-def _plan(recipe: Recipe, cluster: Cluster, args: argparse.Namespace) -> dict[str, Any]:
-    """Returns a plan: what is predicted of it, its options, and the command that trains it."""
-    result = predict(recipe, cluster).to_json()
+def _plan(recipe: Recipe, cluster: Cluster, args: argparse.Namespace) -> Plan:
+    """A plan: what is predicted of it, its options, and the command that trains it."""
+    found = provenance(recipe, cluster) | {"engine": "analytic", "kind": "simulated"}
+    report = dataclasses.replace(predict(recipe, cluster).report, provenance=found)
     options = ("micro_batch", "zero", "remat", "schedule", "interleave", "sequence_parallel")
-    return result | {
-        "options": {name: getattr(recipe, name) for name in options},
-        "command": command(recipe, args.model),
-        "cost": _cost(result, recipe, cluster, args.tokens),
-        "provenance": provenance(recipe, cluster) | {"engine": "analytic", "kind": "simulated"},
-    }
+    return Plan(
+        report,
+        options={name: getattr(recipe, name) for name in options},
+        command=command(recipe, args.model),
+        cost=_cost(report.step_time_s, recipe, cluster, args.tokens),
+    )
 
 
 def command(recipe: Recipe, model: str) -> str:
@@ -204,52 +205,51 @@ def command(recipe: Recipe, model: str) -> str:
     usual |= {"seq": recipe.model.seq}
     given = [name for name in flags.RECIPE_FLAGS if getattr(recipe, name) is not None]
     argv = zip(given, flags.recipe_argv(recipe, model), strict=True)
-    said = [flag for name, flag in argv if getattr(recipe, name) != usual[name]]
-    return shlex.join(["exajax", "train", *said])
+    kept = [flag for name, flag in argv if getattr(recipe, name) != usual[name]]
+    return shlex.join(["exajax", "train", *kept])
 
 
 def _cost(
-    result: dict[str, Any], recipe: Recipe, cluster: Cluster, tokens: float | None
-) -> dict[str, Any] | None:
-    """Returns time, node-hours and energy of a number of tokens; None where none was given."""
+    step_time_s: float, recipe: Recipe, cluster: Cluster, tokens: float | None
+) -> Cost | None:
+    """Time, node-hours and energy of a number of tokens; None where none was given."""
     if tokens is None:
         return None
     steps = math.ceil(tokens / recipe.tokens)
-    hours = steps * result["step_time_s"] / 3600
+    hours = steps * step_time_s / 3600
     nodes = math.ceil(recipe.mesh.devices / cluster.devices_per_node)
     power_w = cluster.chip.power_w
-    return {
-        "tokens": tokens,
-        "steps": steps,
-        "days": hours / 24,
-        "node_hours": hours * nodes,
-        "device_energy_kwh": power_w and hours * recipe.mesh.devices * power_w / 1e3,
-    }
+    return Cost(
+        tokens=tokens,
+        steps=steps,
+        days=hours / 24,
+        node_hours=hours * nodes,
+        device_energy_kwh=power_w and hours * recipe.mesh.devices * power_w / 1e3,
+    )
 
 
-def _verified(recipe: Recipe, told: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
-    """Returns what the compiled engine says of a plan, and how far the plan is from it."""
+def _verified(recipe: Recipe, planned: StepReport, cluster: Cluster) -> Verified:
+    """What the compiled engine predicts for a plan, and how far the plan is from it."""
     from exajax.cli import simulate
 
     try:
         prediction = simulate.predict(recipe, cluster)[1]
     except (NotImplementedError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        return {"engine": "compiled", "fits": False, "reason": f"XLA refuses it: {first}"}
+        return Verified(fits=False, reason=f"XLA refuses it: {first}")
     step_s, total = prediction.step_time_s, prediction.compiled.memory.total
-    return {
-        "engine": "compiled",
-        "step_time_s": step_s,
-        "memory_bytes": total,
-        "fits": prediction.fits,
-        "step_time_gap": told["step_time_s"] / step_s - 1,
-        "memory_gap": told["memory_bytes"]["total"] / total - 1,
-        "reason": "",
-    }
+    return Verified(
+        fits=prediction.fits,
+        reason="",
+        step_time_s=step_s,
+        memory_bytes=total,
+        step_time_gap=planned.step_time_s / step_s - 1,
+        memory_gap=planned.memory_bytes.total / total - 1,
+    )
 
 
-def _with_more_memory(found: plan.Found, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns layouts that would be faster if they fitted, the least memory first."""
+def _with_more_memory(found: plan.Found, args: argparse.Namespace) -> list[Faster]:
+    """Layouts that would be faster if they fitted, the least memory first."""
     limit = capacity_bytes(found.cluster)
     fastest = found.step_s[found.fits].min(initial=math.inf)
     front = [
@@ -261,30 +261,30 @@ def _with_more_memory(found: plan.Found, args: argparse.Namespace) -> list[dict[
         return []
     chosen = front if len(front) <= SHOWN else [front[0], front[len(front) // 2], front[-1]]
     return [
-        {
-            "step_time_s": float(found.step_s[row]),
-            "memory_bytes": float(found.bytes[row]),
-            "capacity": limit,
-            "faster_by": float(fastest / found.step_s[row] - 1),
-            "command": command(found.recipe(row), args.model),
-        }
+        Faster(
+            step_time_s=float(found.step_s[row]),
+            memory_bytes=float(found.bytes[row]),
+            capacity=limit,
+            faster_by=float(fastest / found.step_s[row] - 1),
+            command=command(found.recipe(row), args.model),
+        )
         for row in chosen
     ]
 
 
 def _advice(found: plan.Found, args: argparse.Namespace) -> list[str]:
-    """Returns what comes closest where nothing fits, and what would help."""
+    """Where nothing fits: the layout that comes closest, and what would help, a line each."""
     work, cluster = found.work, found.cluster
     closest = int(np.lexsort((found.step_s, found.bytes))[0])
     limit, recipe = capacity_bytes(cluster), found.recipe(closest)
     needed = f"{units.show(float(found.bytes[closest]), 'B')} of {units.show(limit, 'B')} a device"
-    told = [f"nothing fits; closest is {needed}: {command(recipe, args.model)}"]
+    lines = [f"nothing fits; closest is {needed}: {command(recipe, args.model)}"]
     if found.bytes[closest] <= limit:
-        told.append("that may do: formulas want a margin, and --engine compiled says for sure")
+        lines.append("that may do: formulas want a margin, and --engine compiled says for sure")
     if work.global_batch < args.devices:
         larger = dataclasses.replace(work, global_batch=args.devices)
         if plan.smallest_that_fits(larger, cluster, [args.devices], Progress()):
-            told.append(
+            lines.append(
                 f"--global-batch {args.devices} makes it fit: parameters are divided over no more "
                 "devices than the batch has sequences"
             )
@@ -294,8 +294,8 @@ def _advice(found: plan.Found, args: argparse.Namespace) -> list[str]:
     if more:
         best = int(more.ranked(more.fits.nonzero()[0])[0])
         step, devices = units.show(float(more.step_s[best]), "s"), more.layouts.devices[best]
-        told.append(f"--devices {devices} makes it fit: {step} a step (analytic engine)")
+        lines.append(f"--devices {devices} makes it fit: {step} a step (analytic engine)")
     memory = predict(recipe, cluster).memory
     if found.bytes[closest] - memory.activations[0] - memory.temporaries[0] < limit:
-        told.append("a shorter --seq needs less")
-    return told
+        lines.append("a shorter --seq needs less")
+    return lines

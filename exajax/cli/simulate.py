@@ -1,8 +1,8 @@
 """Compiles a training step for a described machine and predicts its time and memory."""
 
 import argparse
+import dataclasses
 import os
-from typing import Any
 
 from exajax import units
 from exajax.cli import flag_types, flags
@@ -15,12 +15,10 @@ from exajax.report import plan_table, step_folder, step_table
 from exajax.simulate import advice, roofs, timeline
 from exajax.simulate.formulas import prediction as closed
 from exajax.simulate.prediction import Prediction, predict_recipe
+from exajax.simulate.step_report import LEAST_SHARE, CompiledReport
 
 ENGINES = ("compiled", "analytic")
 """What prices a step: its compiled program, operation by operation, or closed formulas."""
-
-PARTS = ("parameters", "gradients", "optimizer", "activations", "batch", "temporaries")
-"""What shares a device's memory at the peak."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
     program = prediction.compiled.program
     events = timeline.events(program, cluster)
     rows = roofs.operations(events, cluster)
-    result = in_json(recipe, cluster, prediction, rows)
+    report = full_report(recipe, cluster, prediction, rows)
     if args.out:
-        step_folder.write(args.out, result, program, events, rows, cluster)
-    print(runtime.json_text(result) if args.json else describe(result, cluster), file=out)
+        step_folder.write(args.out, report, program, events, rows, cluster)
+    text = runtime.json_text(report.to_json()) if args.json else describe(report, cluster)
+    print(text, file=out)
     if args.out and not args.json:
         print(f"  written     {', '.join(step_folder.FILES)} in {args.out}", file=out)
         print("              the trace opens in ui.perfetto.dev", file=out)
@@ -77,20 +76,21 @@ def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: Cluster) ->
     prediction = next((one for one in predictions if one.fits), None)
     prediction = prediction or closed.predict(recipe.levels[-1], cluster)
     found = provenance(prediction.recipe, cluster) | {"engine": "analytic", "kind": "simulated"}
-    result = prediction.to_json() | {"advice": [], "provenance": found}
+    advice_lines: list[str] = []
     if not prediction.fits:
         batch, devices = recipe.global_batch, recipe.mesh.devices
         near = prediction.total_bytes <= closed.capacity_bytes(cluster)
-        result["advice"] = ["--engine compiled says for sure whether it fits"] * near + [
+        advice_lines = ["--engine compiled says for sure whether it fits"] * near + [
             f"exajax plan --model={args.model} --cluster={args.cluster} --devices={devices} "
             f"--global-batch={batch} --seq={recipe.seq} finds layouts that fit"
         ]
-    print(runtime.json_text(result) if args.json else plan_table.step(result, cluster))
+    report = dataclasses.replace(prediction.report, advice=tuple(advice_lines), provenance=found)
+    print(runtime.json_text(report.to_json()) if args.json else plan_table.step(report, cluster))
     return 0
 
 
 def predict(recipe: Recipe, cluster: Cluster) -> tuple[Recipe, Prediction]:
-    """Returns what is predicted, and for which ZeRO level: the lowest of the recipe's that fits."""
+    """The recipe at the lowest of its ZeRO levels that fits, else the last, and its prediction."""
     for level in recipe.levels:
         recipe, prediction = level, predict_recipe(level, cluster)
         if prediction.fits:
@@ -98,14 +98,15 @@ def predict(recipe: Recipe, cluster: Cluster) -> tuple[Recipe, Prediction]:
     return recipe, prediction
 
 
-def in_json(
+def full_report(
     recipe: Recipe,
     cluster: Cluster,
     prediction: Prediction,
     rows: list[roofs.Row],
-) -> dict[str, Any]:
-    """Returns a prediction in the form that `--json` promises."""
-    result = prediction.to_json()
+) -> CompiledReport:
+    """The report of a prediction, with its recipe, advice, roofline and provenance."""
+    report = prediction.report
+    advice_lines = report.advice or ()
     if not prediction.fits:
         ways_out = advice.ways_out(
             recipe,
@@ -114,65 +115,63 @@ def in_json(
             prediction.capacity_bytes,
             lambda changed: predict_recipe(changed, cluster),
         )
-        result["advice"] += [flags.as_flags(way, flags.RECIPE_FLAGS) for way in ways_out]
-    return result | {
-        "roofline": [row.to_json() for row in roofs.grouped(rows)],
-        "mesh": str(recipe.mesh),
-        "model": recipe.model.name,
-        "zero": recipe.zero,
-        "provenance": provenance(recipe, cluster, prediction.compiled.left_out)
+        advice_lines = (
+            *advice_lines,
+            *(flags.as_flags(way, flags.RECIPE_FLAGS) for way in ways_out),
+        )
+    return dataclasses.replace(
+        report,
+        advice=advice_lines,
+        roofline=tuple(roofs.grouped(rows)),
+        mesh=str(recipe.mesh),
+        model=recipe.model.name,
+        zero=recipe.zero,
+        provenance=provenance(recipe, cluster, prediction.compiled.left_out)
         | {"engine": "compiled", "kind": "simulated", "idle_axes": list(prediction.idle_axes)},
-    }
+    )
 
 
-def describe(result: dict[str, Any], cluster: Cluster) -> str:
-    """Returns a prediction in words."""
-    memory, spent = result["memory_bytes"], result["breakdown_s"]
-    parts = {key: value for key, value in spent.items() if key != "exposed_communication"}
-    exposed = spent["exposed_communication"]
-    parts |= {f"exposed {axes} communication": seconds for axes, seconds in exposed.items()}
-    spread = result["variability"]
+def describe(report: CompiledReport, cluster: Cluster) -> str:
+    """A report in words, about twenty lines."""
+    memory, varies = report.memory_bytes, report.variability
+    parts = memory.parts().items()
+    least = LEAST_SHARE * memory.total
+    largest = report.largest_buffers[0]
     lines = [
-        f"simulated: {result['model']} on {result['mesh']} of {cluster.title}, "
-        f"{result['devices']:,} x {cluster.chip.title}",
-        f"  step time   {units.show(result['step_time_s'], 's')}   "
-        f"{result['tokens_per_s']:,.0f} tokens/s   MFU {result['mfu']:.1%}   "
-        f"HFU {result['hfu']:.1%}",
-        f"  varies      p95 {units.show(spread['p95_s'], 's')}, "
-        f"p99 {units.show(spread['p99_s'], 's')}; {units.show(spread['nominal_s'], 's')} if all "
-        f"{result['devices']:,} devices were alike",
-        f"  memory      {units.show(memory['total'], 'B')} of "
-        f"{units.show(memory['capacity'], 'B')} a device: "
-        + ("fits" if result["fits"] else "DOES NOT FIT"),
+        f"simulated: {report.model} on {report.mesh} of {cluster.title}, "
+        f"{report.devices:,} x {cluster.chip.title}",
+        f"  step time   {units.show(report.step_time_s, 's')}   "
+        f"{report.tokens_per_s:,.0f} tokens/s   MFU {report.mfu:.1%}   HFU {report.hfu:.1%}",
+        f"  varies      p95 {units.show(varies.p95_s, 's')}, "
+        f"p99 {units.show(varies.p99_s, 's')}; {units.show(varies.nominal_s, 's')} if all "
+        f"{report.devices:,} devices were alike",
+        f"  memory      {units.show(memory.total, 'B')} of "
+        f"{units.show(memory.capacity, 'B')} a device: "
+        + ("fits" if report.fits else "DOES NOT FIT"),
         "              "
-        + ", ".join(
-            f"{key} {units.show(memory[key], 'B')}"
-            for key in sorted(PARTS, key=lambda key: -memory[key])
-            if memory[key] >= 0.005 * memory["total"]
-        ),
-        f"  largest     {result['largest_buffers'][0]['name']}, "
-        f"{units.show(result['largest_buffers'][0]['bytes'], 'B')}",
-        "  time        "
-        + ", ".join(
-            f"{name.replace('_', ' ')} {seconds / result['step_time_s']:.0%}"
-            for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
-            if seconds >= 0.005 * result["step_time_s"]
-        ),
-        *step_table.lines(result["roofline"]),
+        + ", ".join(f"{name} {units.show(size, 'B')}" for name, size in parts if size >= least),
+        f"  largest     {largest.name}, {units.show(largest.bytes, 'B')}",
+        f"  time        {report.breakdown_s.shares()}",
+        *step_table.lines(report.roofline or ()),
     ]
-    if result["proxy"]:
+    return "\n".join([*lines, *_remarks(report, cluster)])
+
+
+def _remarks(report: CompiledReport, cluster: Cluster) -> list[str]:
+    """Lines of notes and advice under a report in words."""
+    lines = []
+    if report.proxy:
         lines.append(
-            f"  note        the program is that of {result['compiled_for']} in its place, priced "
+            f"  note        the program is that of {report.compiled_for} in its place, priced "
             f"by the peaks, memory and links of {cluster.chip.title}: XLA compiles for no such "
             "chip without one. Never held against a measured step"
         )
-    lines += [f"  note        {note}" for note in result["notes"]]
-    lines += [f"  advice      {advice}" for advice in result["advice"]]
-    program = result["program"]
+    lines += [f"  note        {note}" for note in report.notes]
+    lines += [f"  advice      {advice}" for advice in report.advice or ()]
     for what, names in (
-        ("priced by bytes alone", program["unpriced"]),
-        ("counted once, their length unknown", program["loops_of_unknown_length"]),
+        ("priced by bytes alone", report.program.unpriced),
+        ("counted once, their length unknown", report.program.loops_of_unknown_length),
     ):
         if names:
             lines.append(f"  note        {len(names)} {what}: {', '.join(names[:5])}")
-    return "\n".join(lines)
+    return lines

@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from exajax.errors import InputError
+from exajax.simulate.step_report import StepReport
 
 MEASURED, SIMULATED, IDEAL, LIMIT = "#2563a8", "#d97706", "#9aa3af", "#b91c1c"
 PARTS = {
@@ -27,7 +28,7 @@ PARTS = {
     "pipeline_bubble": "#a3a3a3",
     "stragglers": "#8b5e83",
 }
-WAITS = ("#d97706", "#eab308", "#b45309", "#f59e0b")
+EXPOSED = ("#d97706", "#eab308", "#b45309", "#f59e0b")
 MEMORY = {
     "parameters": "#1f4e79",
     "gradients": "#5b8db8",
@@ -51,7 +52,9 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "exajax",
 }
-Points = Sequence[Mapping[str, Any]]
+Records = Sequence[Mapping[str, Any]]
+"""Lines of `metrics.jsonl`."""
+
 SUFFIXES = (".png", ".svg")
 """Of pictures that are written to a file."""
 
@@ -143,7 +146,7 @@ def scaling(
     twin_model: str,
     curves: Mapping[str, Mapping[int, float]],
     measured: Mapping[str, Any],
-    twin: Mapping[str, Any],
+    twin: StepReport,
 ) -> Figure:
     """Throughput and efficiency of the full model, and the twin's measured point.
 
@@ -183,14 +186,12 @@ def scaling(
     return figure
 
 
-def _measured_and_simulated(
-    axes: Axes, measured: Mapping[str, Any], twin: Mapping[str, Any]
-) -> None:
-    count = twin["devices"]
-    axes.plot([count], [twin["tokens_per_s"]], "o", ms=9, color=SIMULATED, label="simulated")
+def _measured_and_simulated(axes: Axes, measured: Mapping[str, Any], twin: StepReport) -> None:
+    count, rate = twin.devices, twin.tokens_per_s or 0.0
+    axes.plot([count], [rate], "o", ms=9, color=SIMULATED, label="simulated")
     if measured["tokens_per_s"]:
         axes.plot([count], [measured["tokens_per_s"]], "D", ms=8, color=MEASURED, label="measured")
-    axes.set_ylim(0, 1.35 * max(twin["tokens_per_s"], measured["tokens_per_s"] or 0))
+    axes.set_ylim(0, 1.35 * max(rate, measured["tokens_per_s"] or 0))
     axes.set_xticks([count], [f"{count}"])
     axes.set_xlabel("devices")
     axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
@@ -198,7 +199,7 @@ def _measured_and_simulated(
 
 
 @styled
-def training(records: Points, unigram_entropy: float, simulated_s: float) -> Figure:
+def training(records: Records, unigram_entropy: float, simulated_s: float) -> Figure:
     """Loss, learning rate and step time by step, as measured; the simulated time as a line."""
     figure = Figure(figsize=(9.6, 3.2), layout="constrained")
     loss, times = figure.subplots(1, 2)
@@ -247,16 +248,16 @@ def training(records: Points, unigram_entropy: float, simulated_s: float) -> Fig
 
 
 @styled
-def anatomy(points: Points) -> Figure:
+def anatomy(points: Sequence[StepReport]) -> Figure:
     """Where the simulated time and memory of each mesh go."""
     figure = Figure(figsize=(9.6, 3.2), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
-    labels = [p["mesh"] for p in points]
-    _stack(time_axes, labels, [_seconds(p) for p in points], _time_colors(points))
+    labels = [str(p.mesh) for p in points]
+    _stack(time_axes, labels, [p.breakdown_s.parts() for p in points], _time_colors(points))
     time_axes.set_title("step time in seconds, simulated")
-    sizes = [{k: (p["memory_bytes"][k] or 0) / 1e9 for k in MEMORY} for p in points]
+    sizes = [{k: v / 1e9 for k, v in p.memory_bytes.parts().items()} for p in points]
     _stack(memory_axes, labels, sizes, MEMORY)
-    capacity = points[0]["memory_bytes"]["capacity"] / 1e9
+    capacity = points[0].memory_bytes.capacity / 1e9
     memory_axes.axhline(capacity, color=LIMIT, ls="--", label=f"capacity {capacity:.0f} GB")
     memory_axes.set_title("peak memory of a device in GB, simulated")
     for axes in (time_axes, memory_axes):
@@ -265,15 +266,9 @@ def anatomy(points: Points) -> Figure:
     return figure
 
 
-def _seconds(point: Mapping[str, Any]) -> dict[str, float]:
-    spent = dict(point["breakdown_s"])
-    waits = spent.pop("exposed_communication")
-    return spent | {f"exposed {axes} communication": seconds for axes, seconds in waits.items()}
-
-
-def _time_colors(points: Points) -> dict[str, str]:
-    waits = sorted({name for p in points for name in _seconds(p) if name not in PARTS})
-    return PARTS | {name: WAITS[i % len(WAITS)] for i, name in enumerate(waits)}
+def _time_colors(points: Sequence[StepReport]) -> dict[str, str]:
+    exposed = sorted({name for p in points for name in p.breakdown_s.parts() if name not in PARTS})
+    return PARTS | {name: EXPOSED[i % len(EXPOSED)] for i, name in enumerate(exposed)}
 
 
 def _stack(

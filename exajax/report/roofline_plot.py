@@ -1,8 +1,7 @@
 """The roofline of a simulated step: its operations under the roofs of the chip, and the loss."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from exajax import units
 from exajax.machine.cluster import Chip
 from exajax.report.plots import IDEAL, LIMIT, SIMULATED, styled
+from exajax.simulate.roofs import Row
 
 COLORS = {
     "attention": "#14a098",
@@ -27,7 +27,7 @@ COLORS = {
 NO_PRODUCTS = 0.5
 """Where operations without products are drawn, FLOP/byte: at their bytes/s below the roof."""
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Row]
 
 
 @styled
@@ -36,12 +36,12 @@ def roofline(title: str, rows: Rows, chip: Chip) -> Figure:
 
     Args:
         title: what was simulated.
-        rows: groups of operations (`roofs.Row.to_json`), the longest first.
+        rows: groups of operations, the longest first.
         chip: what they run on.
     """
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     roof, parts = figure.subplots(1, 2, width_ratios=(1.45, 1))
-    computed = [row for row in rows if row["bound"] != "communication" and row["bytes"]]
+    computed = [row for row in rows if not row.exposed and row.bytes]
     _roofs(roof, computed, chip)
     _dots(roof, computed)
     roof.set_title(f"{title}: roofline, simulated")
@@ -50,9 +50,9 @@ def roofline(title: str, rows: Rows, chip: Chip) -> Figure:
 
 
 def _roofs(axes: Axes, rows: Rows, chip: Chip) -> None:
-    used = {row["precision"] for row in rows if row["precision"]} or set(chip.peak_flops)
+    used = {row.precision for row in rows if row.precision} or set(chip.peak_flops)
     highest = max(chip.peak_flops[precision] for precision in used)
-    most = max([*(row["intensity"] for row in rows), highest / chip.memory_bandwidth])
+    most = max([*(row.intensity or 0.0 for row in rows), highest / chip.memory_bandwidth])
     x = np.geomspace(NO_PRODUCTS / 2, 4 * most, 200)
     for precision in sorted(used, key=lambda name: chip.peak_flops[name]):
         peak = chip.peak_flops[precision]
@@ -75,17 +75,17 @@ def _roofs(axes: Axes, rows: Rows, chip: Chip) -> None:
 
 
 def _dots(axes: Axes, rows: Rows) -> None:
-    total_s = sum(row["seconds"] for row in rows)
+    total_s = sum(row.seconds for row in rows)
     seen = set()
     for row in rows:
-        if row["seconds"] < 0.001 * total_s:
+        if row.seconds < 0.001 * total_s:
             continue
-        x = row["intensity"] or NO_PRODUCTS
-        y = row["attained_flops_per_s"] or NO_PRODUCTS * row["attained_bytes_per_s"]
-        part = row["part"]
+        x = row.intensity or NO_PRODUCTS
+        y = row.attained_flops_per_s or NO_PRODUCTS * (row.attained_bytes_per_s or 0.0)
+        part = row.part
         axes.scatter(
             x, y,
-            s=20 + 1200 * row["seconds"] / total_s,
+            s=20 + 1200 * row.seconds / total_s,
             color=COLORS[part],
             alpha=0.75,
             edgecolor="white",
@@ -103,7 +103,7 @@ def _parts(axes: Axes, rows: Rows) -> None:
     for row in rows:
         name = _name(row)
         roof_s, lost_s = named.get(name, (0.0, 0.0))
-        named[name] = (roof_s + row["roof_s"], lost_s + row["lost_s"])
+        named[name] = (roof_s + row.roof_s, lost_s + row.lost_s)
     total_s = sum(map(sum, named.values()))
     order = sorted(
         (name for name in named if sum(named[name]) >= 0.005 * total_s),
@@ -120,7 +120,7 @@ def _parts(axes: Axes, rows: Rows) -> None:
     axes.legend(loc="lower right", fontsize=8.5)
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    if row["bound"] == "communication":
-        return f"exposed {row['kind']}"
-    return f"{row['part']} {row['direction']}".strip()
+def _name(row: Row) -> str:
+    if row.exposed:
+        return f"exposed {row.kind}"
+    return f"{row.part} {row.direction}".strip()

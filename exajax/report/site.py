@@ -11,9 +11,10 @@ from exajax.job import provenance
 from exajax.machine.cluster import Cluster
 from exajax.models.dimensions import FLOPS_CONVENTION
 from exajax.recipe.recipe import Recipe
-from exajax.recipe.weak_scaling import curve
 from exajax.report import perfetto, plots, roofline_plot, step_table
 from exajax.roofline import Comparison
+from exajax.simulate.step_report import CompiledReport
+from exajax.simulate.weak_scaling import curve
 from exajax.train.sinks import history
 
 
@@ -22,8 +23,8 @@ def write(
     recipe: Recipe,
     twin_recipe: Recipe,
     cluster: Cluster,
-    points: Sequence[Mapping[str, Any]],
-    twin: Mapping[str, Any],
+    points: Sequence[CompiledReport],
+    twin: CompiledReport,
     measured: Mapping[str, Any],
     comparison: Comparison | None,
 ) -> None:
@@ -41,14 +42,14 @@ def write(
     """
     records = history.read(path / "metrics.jsonl")
     curves = curve(points)
-    whole = next(p for p in points if p["devices"] == recipe.mesh.devices)
+    whole = next(p for p in points if p.devices == recipe.mesh.devices)
     figures = {
         "scaling": plots.scaling(recipe.model.name, twin_recipe.model.name, curves, measured, twin),
         "anatomy": plots.anatomy(points),
         "roofline": roofline_plot.roofline(
-            f"{recipe.model.name} on {recipe.mesh}", whole["roofline"], cluster.chip
+            f"{recipe.model.name} on {recipe.mesh}", whole.roofline or (), cluster.chip
         ),
-        "training": plots.training(records, measured["unigram_entropy"], twin["step_time_s"]),
+        "training": plots.training(records, measured["unigram_entropy"], twin.step_time_s),
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("exajax.report", "."),
@@ -65,7 +66,7 @@ def write(
         points=points,
         efficiency=curves["efficiency"],
         trace=perfetto.NAME,
-        where=step_table.cells(whole["roofline"]),
+        where=step_table.cells(whole.roofline or ()),
         whole=whole,
         twin=twin,
         measured=measured,

@@ -2,9 +2,8 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from exajax.errors import InputError
 from exajax.job.runtime import json_text
@@ -12,6 +11,7 @@ from exajax.machine.cluster import Cluster
 from exajax.program.operations import Program
 from exajax.report import perfetto
 from exajax.simulate.roofs import Row
+from exajax.simulate.step_report import CompiledReport
 from exajax.simulate.timeline import Event
 
 FILES = ("prediction.json", perfetto.NAME, "roofline.csv", "roofline.png")
@@ -28,7 +28,7 @@ def check(path: Path) -> None:
 
 def write(
     path: Path,
-    result: Mapping[str, Any],
+    report: CompiledReport,
     program: Program,
     events: Sequence[Event],
     rows: Sequence[Row],
@@ -38,7 +38,7 @@ def write(
 
     Args:
         path: folder, made if it is not there.
-        result: what `exajax simulate --json` prints.
+        report: the simulated step, with its roofline.
         program: what one device does.
         events: when it does what.
         rows: every operation against its roof.
@@ -49,12 +49,12 @@ def write(
     """
     from exajax.report import roofline_plot  # matplotlib, which no other prediction waits for
 
-    title = f"{result['model']} on {result['mesh']}"
+    title = f"{report.model} on {report.mesh}"
     trace = perfetto.simulated(f"{title} of {cluster.name}", program, events, cluster)
-    figure = roofline_plot.roofline(title, result["roofline"], cluster.chip)
+    figure = roofline_plot.roofline(title, report.roofline or (), cluster.chip)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "prediction.json").write_text(json_text(result) + "\n")
+        (path / "prediction.json").write_text(json_text(report.to_json()) + "\n")
         perfetto.write(path / perfetto.NAME, trace)
         with (path / "roofline.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, rows[0].to_json(), lineterminator="\n")

@@ -1,9 +1,9 @@
 """Where the time of a simulated step goes, as a table: by part, and forward to backward."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from exajax import units
+from exajax.simulate.roofs import Row
 
 COLUMNS = {"forward": "forward", "recompute": "recompute", "backward": "backward", "": "else"}
 """Directions of `program.labels`, and what each is called."""
@@ -14,22 +14,22 @@ LEAST = 0.002
 SHOWN = 3
 """Groups of operations that are named as losing most."""
 
-Groups = Sequence[Mapping[str, Any]]
+Groups = Sequence[Row]
 
 
 def cells(groups: Groups) -> dict[str, dict[str, float]]:
     """Returns seconds by part, then by column and `total` and `lost`, the longest part first.
 
     Args:
-        groups: the `roofline` of a prediction.
+        groups: the `roofline` of a report.
     """
     table: dict[str, dict[str, float]] = {}
     for group in groups:
         row = table.setdefault(name(group), dict.fromkeys((*COLUMNS.values(), "total", "lost"), 0))
         for column, seconds in (
-            (COLUMNS[group["direction"]], group["seconds"]),
-            ("total", group["seconds"]),
-            ("lost", group["lost_s"]),
+            (COLUMNS[group.direction], group.seconds),
+            ("total", group.seconds),
+            ("lost", group.lost_s),
         ):
             row[column] += seconds
     least_s = LEAST * sum(row["total"] for row in table.values())
@@ -51,17 +51,15 @@ def lines(groups: Groups) -> list[str]:
             for part, row in table.items()
         ),
     ]
-    most = sorted(groups, key=lambda group: -group["lost_s"])[:SHOWN]
+    most = sorted(groups, key=lambda group: -group.lost_s)[:SHOWN]
     named = (
-        " ".join([name(group), group["direction"], units.show(group["lost_s"], "s")]).replace(
-            "  ", " "
-        )
-        + f" ({group['bound']}-bound)"
+        " ".join([name(group), group.direction, units.show(group.lost_s, "s")]).replace("  ", " ")
+        + f" ({group.bound}-bound)"
         for group in most
     )
     return [*shown, "  lost most   against its roof: " + ", ".join(named)]
 
 
-def name(group: Mapping[str, Any]) -> str:
+def name(group: Row) -> str:
     """Returns what a group of operations is called."""
-    return f"exposed {group['kind']}" if group["bound"] == "communication" else group["part"]
+    return f"exposed {group.kind}" if group.exposed else group.part

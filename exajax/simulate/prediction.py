@@ -1,6 +1,6 @@
 """What a compiled step is predicted to do on a cluster: time, memory, and where both go."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from exajax import units
@@ -17,7 +17,16 @@ from exajax.program.operations import (
 from exajax.recipe.recipe import Recipe
 from exajax.roofline import roofline
 from exajax.simulate import variability
-from exajax.simulate.timeline import KINDS, Breakdown, lay_out
+from exajax.simulate.step_report import (
+    COMPILED,
+    CompiledReport,
+    MemoryReport,
+    ProgramReport,
+    TimeReport,
+    XlaEstimate,
+)
+from exajax.simulate.timeline import Breakdown, lay_out
+from exajax.simulate.variability import StepVariability
 from exajax.spmd.compiler_options import MEMORY_FRACTION
 from exajax.spmd.mesh import idle_note
 
@@ -47,7 +56,7 @@ class Prediction:
     hardware_flops: float
     peak_flops: float
     breakdown: Breakdown
-    variability: dict[str, Any]
+    variability: StepVariability
     compiled: Compiled
     cluster: Cluster
 
@@ -72,29 +81,27 @@ class Prediction:
         return f"<Prediction: {step} a step on {self.devices:,} x {self.cluster.chip.title}>"
 
     def __str__(self) -> str:
-        memory, capacity = self.compiled.memory, self.capacity_bytes
-        rates = [f"{self.samples / self.step_time_s:,.1f} samples/s"]
-        if self.tokens:
-            rates.append(f"{self.tokens / self.step_time_s:,.0f} tokens/s")
+        report = self.report
+        rates = [f"{report.samples_per_s:,.1f} samples/s"]
+        if report.tokens_per_s:
+            rates.append(f"{report.tokens_per_s:,.0f} tokens/s")
+        utilization = [f"HFU {self.hfu:.1%}"]
         if self.mfu is not None:
-            rates.append(f"MFU {self.mfu:.1%}")
-        rates.append(f"HFU {self.hfu:.1%}")
-        exposed = self.breakdown.exposed_communication
-        spent = {kind: getattr(self.breakdown, kind) for kind in KINDS}
-        spent |= {f"exposed {axes} communication": seconds for axes, seconds in exposed.items()}
-        largest = sorted(spent.items(), key=lambda part: -part[1])
-        total, room = units.show(memory.total, "B"), units.show(capacity, "B")
+            utilization.insert(0, f"MFU {self.mfu:.1%}")
+        memory, varies = report.memory_bytes, self.variability
+        total, capacity = units.show(memory.total, "B"), units.show(memory.capacity, "B")
+        held = [f"{name} {units.show(size, 'B')}" for name, size in memory.parts().items()]
         lines = [
             f"simulated on {self.devices:,} x {self.cluster.chip.title} ({self.cluster.title})",
             f"  step    {units.show(self.step_time_s, 's')}; {', '.join(rates)}",
-            "  time    "
-            + ", ".join(
-                f"{name.replace('_', ' ')} {seconds / self.step_time_s:.0%}"
-                for name, seconds in largest
-                if seconds >= 0.005 * self.step_time_s
-            ),
-            f"  memory  {total} of {room} on a device: {'fits' if self.fits else 'does not fit'}",
+            f"  varies  p95 {units.show(varies.p95_s, 's')}, p99 {units.show(varies.p99_s, 's')}",
+            f"  rate    {', '.join(utilization)}",
+            f"  time    {report.breakdown_s.shares()}",
+            f"  memory  {total} of {capacity} on a device: "
+            f"{'fits' if self.fits else 'does not fit'}",
+            f"          {', '.join(held[:4])}",
         ]
+        lines += [f"  advice  {advice}" for advice in report.advice or ()]
         return "\n".join([*lines, *(f"  note    {note}" for note in self.notes)])
 
     def _rate(self, amount: float | None) -> float | None:
@@ -125,75 +132,87 @@ class Prediction:
         idle = self.idle_axes
         return (idle_note(idle, self.compiled.mesh_axes),) if idle else ()
 
-    def _xla_estimate(self) -> dict[str, Any] | None:
-        """Returns a second opinion on the step time, where XLA has one."""
+    @property
+    def report(self) -> CompiledReport:
+        """The prediction as a report, which is also its JSON."""
+        memory, breakdown = self.compiled.memory, self.breakdown
+        model_rate = self._rate(self.model_flops)
+        return CompiledReport(
+            engine=COMPILED,
+            compiled_for=self.cluster.chip.proxy or self.cluster.chip.name,
+            proxy=self.cluster.chip.proxy is not None,
+            devices=self.devices,
+            step_time_s=self.step_time_s,
+            samples_per_s=self.samples / self.step_time_s,
+            tokens_per_s=self._rate(self.tokens),
+            model_tflops_per_device=(
+                None if model_rate is None else model_rate / self.devices / 1e12
+            ),
+            mfu=self.mfu,
+            hfu=self.hfu,
+            fits=self.fits,
+            advice=tuple(memory.shortfall(self.capacity_bytes)),
+            idle_axes=self.idle_axes,
+            notes=self.notes,
+            memory_bytes=MemoryReport(
+                parameters=memory.parameters,
+                gradients=memory.gradients,
+                optimizer=memory.optimizer,
+                activations=memory.activations,
+                batch=memory.batch,
+                temporaries=memory.temporaries,
+                total=memory.total,
+                capacity=self.capacity_bytes,
+            ),
+            largest_buffers=memory.largest,
+            xla_estimate_s=self._xla_estimate(),
+            breakdown_s=TimeReport(
+                compute=breakdown.compute,
+                memory_bound=breakdown.memory_bound,
+                exposed_communication=breakdown.exposed_communication,
+                pipeline_bubble=breakdown.pipeline_bubble,
+                stragglers=breakdown.stragglers,
+                optimizer=breakdown.optimizer,
+                other=breakdown.other,
+            ),
+            variability=self.variability,
+            roofline_s=self._roofline_s(),
+            hidden_communication_s=breakdown.hidden_communication,
+            overlap_slowdown_s=breakdown.slowed,
+            program=self._program(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The prediction in the form that `exajax simulate --json` promises."""
+        return self.report.to_json()
+
+    def _xla_estimate(self) -> XlaEstimate | None:
+        """XLA's own estimate of the step time, where it has one."""
         if self.compiled.xla_estimate_s is None:
             return None
         by = "XLA's latency hiding scheduler"
-        return {"kind": "simulated", "by": by, "step_time_s": self.compiled.xla_estimate_s}
+        return XlaEstimate("simulated", by, self.compiled.xla_estimate_s)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the prediction in the form that `exajax simulate --json` promises."""
-        memory, spent = self.compiled.memory, self.breakdown
-        operations = list(flatten(self.compiled.program))
-        model_rate = self._rate(self.model_flops)
-        roof = roofline(
+    def _roofline_s(self) -> dict[str, float]:
+        """Least seconds of the step: all its FLOPs at the peak, all its bytes at the bandwidth."""
+        return roofline(
             total_flops(self.compiled.program),
             total_bytes(self.compiled.program),
             self.peak_flops,
             self.cluster.chip.memory_bandwidth,
+        ).to_json()
+
+    def _program(self) -> ProgramReport:
+        """Figures of the program of one device."""
+        program = self.compiled.program
+        unpriced = (op.name for op, _ in flatten(program) if op.kind == "unpriced")
+        return ProgramReport(
+            flops_per_device=total_flops(program),
+            bytes_per_device=total_bytes(program),
+            communicated_bytes=communicated_bytes(program),
+            unpriced=tuple(unpriced),
+            loops_of_unknown_length=tuple(unknown_loops(program)),
         )
-        return {
-            "kind": "simulated",
-            "engine": "compiled",
-            "compiled_for": self.cluster.chip.proxy or self.cluster.chip.name,
-            "proxy": self.cluster.chip.proxy is not None,
-            "devices": self.devices,
-            "step_time_s": self.step_time_s,
-            "samples_per_s": self._rate(self.samples),
-            "tokens_per_s": self._rate(self.tokens),
-            "model_tflops_per_device": (
-                None if model_rate is None else model_rate / self.devices / 1e12
-            ),
-            "mfu": self.mfu,
-            "hfu": self.hfu,
-            "fits": self.fits,
-            "advice": memory.shortfall(self.capacity_bytes),
-            "idle_axes": list(self.idle_axes),
-            "notes": list(self.notes),
-            "memory_bytes": {
-                "parameters": memory.parameters,
-                "gradients": memory.gradients,
-                "optimizer": memory.optimizer,
-                "activations": memory.activations,
-                "batch": memory.batch,
-                "temporaries": memory.temporaries,
-                "total": memory.total,
-                "capacity": self.capacity_bytes,
-            },
-            "largest_buffers": [asdict(buffer) for buffer in memory.largest],
-            "xla_estimate_s": self._xla_estimate(),
-            "breakdown_s": {
-                "compute": spent.compute,
-                "memory_bound": spent.memory_bound,
-                "exposed_communication": spent.exposed_communication,
-                "pipeline_bubble": spent.pipeline_bubble,
-                "stragglers": spent.stragglers,
-                "optimizer": spent.optimizer,
-                "other": spent.other,
-            },
-            "variability": self.variability,
-            "roofline_s": roof.to_json(),
-            "hidden_communication_s": spent.hidden_communication,
-            "overlap_slowdown_s": spent.slowed,
-            "program": {
-                "flops_per_device": total_flops(self.compiled.program),
-                "bytes_per_device": total_bytes(self.compiled.program),
-                "communicated_bytes": communicated_bytes(self.compiled.program),
-                "unpriced": [op.name for op, _ in operations if op.kind == "unpriced"],
-                "loops_of_unknown_length": unknown_loops(self.compiled.program),
-            },
-        }
 
 
 def predict_recipe(recipe: Recipe, cluster: Cluster) -> Prediction:
@@ -237,7 +256,7 @@ def predict_step(
     cluster.check(compiled.devices, precision)
     spent = lay_out(compiled.program, cluster, compiled.bubble)
     varies = variability.of(spent, compiled.devices, cluster)
-    spent.stragglers = max(0.0, varies["p50_s"] - spent.total_s)
+    spent.stragglers = max(0.0, varies.p50_s - spent.total_s)
     return Prediction(
         devices=compiled.devices,
         samples=samples,

@@ -18,7 +18,7 @@ HOST = "host"
 """Name of the row for what starts a step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """An operation of a simulated step, or a group of them, against the roof of its chip.
 
@@ -39,8 +39,8 @@ class Row:
             collective what would be waited for at line rate, if as much stayed hidden.
     """
 
-    name: str
-    op_name: str
+    name: str = ""
+    op_name: str = ""
     part: str
     direction: str
     kind: str
@@ -58,9 +58,28 @@ class Row:
         """Time lost against the roof."""
         return self.seconds - self.roof_s
 
+    @property
+    def exposed(self) -> bool:
+        """Whether it is a collective, or a copy to or from the host, that compute waits for."""
+        return self.bound == "communication"
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs for each byte; None of a collective, and of what moves no bytes."""
+        return self.flops / self.bytes if self.bytes and not self.exposed else None
+
+    @property
+    def attained_flops_per_s(self) -> float | None:
+        """FLOP/s that it reaches; None of a collective."""
+        return None if self.exposed else _rate(self.flops, self.seconds)
+
+    @property
+    def attained_bytes_per_s(self) -> float | None:
+        """Bytes a second that it reads and writes, or sends."""
+        return _rate(self.bytes, self.busy_s)
+
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields of an operation or a group, and what follows from them."""
-        computes = self.bound != "communication"
+        """The fields of an operation or a group, and what follows from them."""
         return {
             **({"name": self.name, "op_name": self.op_name} if self.name else {}),
             "part": self.part,
@@ -71,14 +90,14 @@ class Row:
             "count": self.count,
             "flops": self.flops,
             "bytes": self.bytes,
-            "intensity": self.flops / self.bytes if computes and self.bytes else None,
+            "intensity": self.intensity,
             "seconds": self.seconds,
             "busy_s": self.busy_s,
             "roof_s": self.roof_s,
             "lost_s": self.lost_s,
-            "attained_flops_per_s": _rate(self.flops, self.seconds) if computes else None,
-            "attainable_flops_per_s": _rate(self.flops, self.roof_s) if computes else None,
-            "attained_bytes_per_s": _rate(self.bytes, self.busy_s),
+            "attained_flops_per_s": self.attained_flops_per_s,
+            "attainable_flops_per_s": None if self.exposed else _rate(self.flops, self.roof_s),
+            "attained_bytes_per_s": self.attained_bytes_per_s,
         }
 
 
@@ -140,7 +159,20 @@ def _computed(op: Operation, count: int, seconds: float, cluster: Cluster) -> Ro
 
 def _host(seconds: float) -> Row:
     """What every step takes besides its operations, in which the device waits for its host."""
-    return Row(HOST, "", "other", "", "host", "launch", "", 1, 0.0, 0.0, seconds, seconds, 0.0)
+    return Row(
+        name=HOST,
+        part="other",
+        direction="",
+        kind="host",
+        bound="launch",
+        precision="",
+        count=1,
+        flops=0.0,
+        bytes=0.0,
+        seconds=seconds,
+        busy_s=seconds,
+        roof_s=0.0,
+    )
 
 
 def _waited(op: Operation, count: int, spent: Mapping[str, float], cluster: Cluster) -> Row:
@@ -210,8 +242,6 @@ def grouped(
 def _sum(rows: Sequence[Row]) -> Row:
     longest = max(rows, key=lambda row: row.busy_s)
     return Row(
-        name="",
-        op_name="",
         part=longest.part,
         direction=longest.direction,
         kind=longest.kind,

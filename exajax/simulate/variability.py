@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,31 @@ class Spread:
     p50_s: float
     p95_s: float
     p99_s: float
+
+
+@dataclass(frozen=True)
+class StepVariability:
+    """How much the time of a simulated step varies.
+
+    Attributes:
+        kind: `simulated`.
+        nominal_s: seconds of a step on devices that are all alike.
+        p50_s: median, in seconds.
+        p95_s: 95th percentile.
+        p99_s: 99th percentile.
+        compute_sigma: standard deviation of the logarithm of a device's time.
+        network_sigma: of a collective's.
+        source: where the two deviations are from.
+    """
+
+    kind: str
+    nominal_s: float
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    compute_sigma: float
+    network_sigma: float
+    source: Mapping[str, str]
 
 
 def step_times(
@@ -62,8 +86,8 @@ def spread(times_s: np.ndarray) -> Spread:
     return Spread(*(float(share) for share in np.quantile(times_s, (0.50, 0.95, 0.99))))
 
 
-def of(spent: Breakdown, devices: int, cluster: Cluster) -> dict[str, Any]:
-    """Returns how much a step time varies, in the form that JSON promises.
+def of(spent: Breakdown, devices: int, cluster: Cluster) -> StepVariability:
+    """How much the time of a step varies.
 
     Args:
         spent: where the time of a step goes on a device like any other.
@@ -80,11 +104,11 @@ def of(spent: Breakdown, devices: int, cluster: Cluster) -> dict[str, Any]:
         network_sigma=sigmas.network,
         seed=SEED,
     )
-    return {
-        "kind": "simulated",
-        "nominal_s": spent.total_s,
+    return StepVariability(
+        kind="simulated",
+        nominal_s=spent.total_s,
         **asdict(spread(times_s)),
-        "compute_sigma": sigmas.compute,
-        "network_sigma": sigmas.network,
-        "source": {key: cluster.sources[f"variability.{key}"] for key in ("compute", "network")},
-    }
+        compute_sigma=sigmas.compute,
+        network_sigma=sigmas.network,
+        source={key: cluster.sources[f"variability.{key}"] for key in ("compute", "network")},
+    )

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import time
@@ -8,7 +9,8 @@ from exajax.job.events import EventLog
 from exajax.job.goodput import CAUSES
 from exajax.job.runtime import json_text
 from exajax.models.presets import lookup
-from exajax.recipe import weak_scaling
+from exajax.simulate import weak_scaling
+from exajax.simulate.formulas.prediction import predict
 from exajax.train.sinks.goodput import LiveGoodput
 from exajax.train.sinks.prometheus import Prometheus
 from tests.conftest import REPOSITORY
@@ -80,9 +82,8 @@ def test_json_has_null_for_what_is_not_a_number():
 
 def test_a_curve_has_only_meshes_that_can_be_compiled():
     recipe = Recipe.of(lookup("llama2-7b"), MeshSpec(24, 1, 4))
-    memory = {"parameters": 10**8, "optimizer": 2 * 10**8, "total": 10**10, "capacity": 8 * 10**10}
     machine = load_cluster("dgx-h100")
-    chosen = weak_scaling.smaller(recipe, {"fits": True, "memory_bytes": memory}, machine)
+    chosen = weak_scaling.smaller(recipe, point(96, 1.0), machine)
     assert 1 <= len(chosen) <= 3
     for smaller in chosen:
         machine.check(smaller.mesh.devices, "bf16")
@@ -90,7 +91,14 @@ def test_a_curve_has_only_meshes_that_can_be_compiled():
 
 
 def point(devices, tokens_per_s, fits=True):
-    return {"devices": devices, "tokens_per_s": tokens_per_s, "fits": fits}
+    """A report with these figures, and 10 GB a device."""
+    recipe = Recipe.of(lookup("llama2-7b"), MeshSpec(24, 1, 4))
+    report = predict(recipe, load_cluster("dgx-h100")).report
+    memory = dataclasses.replace(
+        report.memory_bytes, parameters=10**8, optimizer=2 * 10**8, total=10**10
+    )
+    figures = {"devices": devices, "tokens_per_s": tokens_per_s, "fits": fits}
+    return dataclasses.replace(report, memory_bytes=memory, **figures)
 
 
 def test_efficiency_is_of_the_smallest_mesh_that_fits():

@@ -9,6 +9,7 @@ import pytest
 
 from exajax.report import perfetto, step_table
 from exajax.report.step_folder import FILES
+from exajax.simulate import step_report
 from tests.conftest import command
 
 STEP = ("simulate", "--model", "llama-tiny", "--mesh", "4x2", "--precision", "bf16")
@@ -56,7 +57,9 @@ def test_trace_table_and_prediction_agree_on_the_step_time(folders):
     assert {row["bound"] for row in rows} >= {"launch", "communication"}
     lost = [float(row["lost_s"]) for row in rows]
     assert lost == sorted(lost, reverse=True)
-    cells = step_table.cells(result["roofline"])
+    report = step_report.parse(printed["json"])
+    assert report.to_json() == result
+    cells = step_table.cells(report.roofline)
     assert sum(row["total"] for row in cells.values()) == pytest.approx(step_time_s, rel=0.05)
     events = perfetto.read(folder / "json" / perfetto.NAME)["traceEvents"]
     names = {event["args"]["name"] for event in events if event["name"] == "process_name"}

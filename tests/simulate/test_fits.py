@@ -86,9 +86,8 @@ def test_what_fits_with_too_little_to_spare_is_said_to_maybe_not_fit():
     said = predicted(row)
     assert said.total_bytes < capacity_bytes(said.cluster)
     assert not said.fits
-    result = said.to_json() | {"advice": []}
-    assert result["fits_margin"] == MARGIN
-    assert "MAY NOT FIT: less than 15% to spare" in plan_table.step(result, said.cluster)
+    assert said.report.fits_margin == said.to_json()["fits_margin"] == MARGIN
+    assert "MAY NOT FIT: less than 15% to spare" in plan_table.step(said.report, said.cluster)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_a_prediction_says_which_axes_are_idle(work, mesh, idle):
         assert one.to_json()["idle_axes"] == list(idle)
         assert len(one.notes) == bool(idle)
         lines = str(one).splitlines()
-        assert len(lines) == 4 + bool(idle)
+        assert len(lines) == 7 + bool(idle)
         assert "simulated on" in lines[0]
         assert lines[-1].endswith("leave these out of the mesh" if idle else "on a device: fits")
         assert len(repr(one)) < 100

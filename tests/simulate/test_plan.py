@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from exajax.cli import plan as plan_command
 from exajax.errors import InputError
+from exajax.files.schema import decode_record
 from exajax.machine.cluster import load_cluster
 from exajax.models.presets import PRESETS
 from exajax.report import plan_table
 from exajax.simulate import plan
 from exajax.simulate.formulas.prediction import predict
+from exajax.simulate.plans import Plan, Plans, Verified
+from exajax.simulate.step_report import StepReport
 from tests.conftest import command
 
 H100 = load_cluster("dgx-h100")
@@ -111,16 +114,27 @@ def test_what_cannot_be_planned_is_named(flags, told):
     assert done.stdout == ""
 
 
+def typed(printed):
+    """A plan from its JSON, its cost left out."""
+    report = decode_record(json.dumps(printed).encode(), StepReport)
+    return Plan(report, printed["options"], printed["command"], cost=None)
+
+
+def test_a_plan_is_printed_as_its_json_says(result):
+    for printed in result["plans"]:
+        assert typed(printed).to_json() == printed | {"cost": None}
+
+
 def test_a_plan_that_does_not_fit_as_compiled_is_not_the_best(result):
-    first, second = (dict(one) for one in result["plans"][:2])
-    gaps = {"step_time_s": 1.0, "memory_bytes": 9e10, "step_time_gap": 0.1, "memory_gap": -0.2}
-    first["verified"] = {"fits": False, "reason": "", **gaps}
-    told = plan_table.described({**result, "plans": [first, second]}, H100)
-    assert "DOES NOT FIT" in told
-    assert f"best: {second['mesh']}" in told
-    assert f"train it:\n  {second['command']}" in told
-    told = plan_table.described({**result, "plans": [first]}, H100)
-    assert "train it" not in told
+    first, second = (typed(one) for one in result["plans"][:2])
+    first = dataclasses.replace(first, verified=Verified(False, "", 1.0, 90 * 10**9, 0.1, -0.2))
+    found = Plans("dgx-h100", 32, 99, 9, 1.0, (first, second), (), ())
+    printed = plan_table.described(found, H100)
+    assert "DOES NOT FIT" in printed
+    assert f"best: {second.report.mesh}" in printed
+    assert f"train it:\n  {second.command}" in printed
+    printed = plan_table.described(dataclasses.replace(found, plans=(first,)), H100)
+    assert "train it" not in printed
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from exajax.simulate.formulas.footprint import Footprint, footprint
 from exajax.simulate.formulas.hardware_flops import hardware_flops
 from exajax.simulate.formulas.layouts import Layouts
 from exajax.simulate.formulas.saved import CAPACITY
+from exajax.simulate.step_report import ANALYTIC, MemoryReport, StepReport, TimeReport
 from exajax.spmd.compiler_options import MEMORY_FRACTION
 from exajax.spmd.mesh import MeshSpec
 
@@ -69,8 +70,9 @@ class Prediction:
         """Whether the peak fits a device's memory with the margin to spare."""
         return self.total_bytes * (1 + MARGIN) <= capacity_bytes(self.cluster)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the prediction in the form that `exajax simulate --json` promises."""
+    @property
+    def report(self) -> StepReport:
+        """The prediction as a report, which is also its JSON."""
         recipe, step_s = self.recipe, self.step_time_s
         devices = recipe.mesh.devices
         flash = recipe.flash(self.cluster.chip.platform)
@@ -78,26 +80,30 @@ class Prediction:
         peak = self.cluster.chip.peak(recipe.precision) * devices
         kinds = ("parameters", "gradients", "optimizer", "activations", "temporaries")
         memory = {kind: int(getattr(self.memory, kind)[0]) for kind in kinds}
-        return {
-            "kind": "simulated",
-            "engine": "analytic",
-            "proxy": self.cluster.chip.proxy is not None,
-            "model": recipe.model.name,
-            "mesh": str(recipe.mesh),
-            "zero": recipe.zero,
-            "devices": devices,
-            "step_time_s": step_s,
-            "samples_per_s": recipe.global_batch / step_s,
-            "tokens_per_s": recipe.tokens / step_s,
-            "model_tflops_per_device": recipe.flops / step_s / devices / 1e12,
-            "mfu": recipe.flops / step_s / peak,
-            "hfu": hardware / step_s / peak,
-            "fits": self.fits,
-            "fits_margin": MARGIN,
-            "memory_bytes": memory
-            | {"total": sum(memory.values()), "capacity": capacity_bytes(self.cluster)},
-            "breakdown_s": _breakdown(self.times, recipe.mesh, recipe.zero),
-        }
+        return StepReport(
+            engine=ANALYTIC,
+            proxy=self.cluster.chip.proxy is not None,
+            model=recipe.model.name,
+            mesh=str(recipe.mesh),
+            zero=recipe.zero,
+            devices=devices,
+            step_time_s=step_s,
+            samples_per_s=recipe.global_batch / step_s,
+            tokens_per_s=recipe.tokens / step_s,
+            model_tflops_per_device=recipe.flops / step_s / devices / 1e12,
+            mfu=recipe.flops / step_s / peak,
+            hfu=hardware / step_s / peak,
+            fits=self.fits,
+            fits_margin=MARGIN,
+            memory_bytes=MemoryReport(
+                **memory, total=sum(memory.values()), capacity=capacity_bytes(self.cluster)
+            ),
+            breakdown_s=_time_report(self.times, recipe.mesh, recipe.zero),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The prediction in the form that `exajax simulate --json` promises."""
+        return self.report.to_json()
 
 
 def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
@@ -145,14 +151,14 @@ def _check_known(recipe: Recipe) -> None:
         )
 
 
-def _breakdown(times: Times, mesh: MeshSpec, zero: int | str) -> dict[str, Any]:
-    """Returns where the seconds go, waits by the mesh axes that are waited for."""
+def _time_report(times: Times, mesh: MeshSpec, zero: int | str) -> TimeReport:
+    """Where the seconds of one layout go, exposed communication by mesh axes."""
 
     def axes(*names: str) -> str:
         return "+".join(name for name in names if getattr(mesh, name) > 1)
 
-    waits: dict[str, float] = {}
-    for names, seconds in (
+    exposed: dict[str, float] = {}
+    for names, column in (
         (("model",), times.tensor),
         (("context",), times.context),
         (("expert",), times.expert),
@@ -160,15 +166,15 @@ def _breakdown(times: Times, mesh: MeshSpec, zero: int | str) -> dict[str, Any]:
         (("data", "fsdp", "expert", "context"), times.gradients),
         (("pipe",), times.stages),
     ):
-        key, wait = axes(*names), float(np.atleast_1d(seconds)[0])
-        if wait > 0:
-            waits[key or names[0]] = waits.get(key or names[0], 0.0) + wait
-    return {
-        "compute": float(times.compute[0]),
-        "memory_bound": float(times.memory_bound[0]),
-        "exposed_communication": waits,
-        "pipeline_bubble": float(times.bubble[0]),
-        "stragglers": float(times.stragglers[0]),
-        "optimizer": float(times.optimizer[0]),
-        "other": float(times.other[0]),
-    }
+        key, seconds = axes(*names), float(np.atleast_1d(column)[0])
+        if seconds > 0:
+            exposed[key or names[0]] = exposed.get(key or names[0], 0.0) + seconds
+    return TimeReport(
+        compute=float(times.compute[0]),
+        memory_bound=float(times.memory_bound[0]),
+        exposed_communication=exposed,
+        pipeline_bubble=float(times.bubble[0]),
+        stragglers=float(times.stragglers[0]),
+        optimizer=float(times.optimizer[0]),
+        other=float(times.other[0]),
+    )

@@ -1,11 +1,11 @@
 """Weak scaling: the same work on every device, on fewer devices than the whole mesh."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from exajax.machine.cluster import Cluster
 from exajax.recipe.recipe import Recipe
+from exajax.simulate.step_report import StepReport
 
 COMPUTE_COPY = 0.5
 """Size of the copy of the parameters that a step computes with (bf16), to that of the masters."""
@@ -14,7 +14,7 @@ MOST = 3
 """Smaller meshes on the curve, at most."""
 
 
-def smaller(recipe: Recipe, prediction: Mapping[str, Any], cluster: Cluster) -> list[Recipe]:
+def smaller(recipe: Recipe, report: StepReport, cluster: Cluster) -> list[Recipe]:
     """Returns up to `MOST` recipes on smaller meshes, from the smallest that should fit.
 
     The outermost axis of the batch is divided; each device keeps its work. State that is sharded
@@ -23,19 +23,19 @@ def smaller(recipe: Recipe, prediction: Mapping[str, Any], cluster: Cluster) -> 
 
     Args:
         recipe: the whole job.
-        prediction: what was predicted for it (`Prediction.to_json`).
+        report: what is predicted for it.
         cluster: where it would run; a smaller mesh must fill nodes, or be a part of one.
     """
-    if not prediction["fits"]:
+    if not report.fits:
         return []  # on fewer devices there is only more to hold
     axis = "data" if recipe.mesh.data > 1 else "fsdp"
     size = recipe.mesh.sizes[axis]
-    memory = prediction["memory_bytes"]
-    capacity, parameters = memory["capacity"], memory["parameters"]
+    memory = report.memory_bytes
+    parameters = memory.parameters
     over_axis = {  # bytes that the axis divides, by the ZeRO level from which it does
         3: parameters * (1 + COMPUTE_COPY),
         2: parameters,  # gradients
-        1: memory["optimizer"],
+        1: memory.optimizer,
     }
     zero = recipe.zero if axis == "data" and isinstance(recipe.zero, int) else 3
     divided = sum(bytes_ for level, bytes_ in over_axis.items() if zero >= level)
@@ -44,7 +44,7 @@ def smaller(recipe: Recipe, prediction: Mapping[str, Any], cluster: Cluster) -> 
         for smaller_size in range(1, size)
         if size % smaller_size == 0
         and cluster.in_whole_nodes(recipe.mesh.devices // size * smaller_size)
-        and memory["total"] + divided * (size / smaller_size - 1) <= capacity
+        and memory.total + divided * (size / smaller_size - 1) <= memory.capacity
     ]
     return [_on(recipe, axis, chosen) for chosen in _spread(candidates, size)]
 
@@ -68,12 +68,12 @@ def _on(recipe: Recipe, axis: str, size: int) -> Recipe:
     return dataclasses.replace(recipe, mesh=mesh, global_batch=per_shard * mesh.batch_shards)
 
 
-def curve(points: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+def curve(points: Sequence[StepReport]) -> dict[str, dict[int, float]]:
     """Returns throughput and weak-scaling efficiency by number of devices.
 
     Efficiency is tokens/s of a device, as a share of that on the smallest mesh.
     """
-    throughput = {p["devices"]: p["tokens_per_s"] for p in points if p["fits"]}
+    throughput = {p.devices: p.tokens_per_s for p in points if p.fits and p.tokens_per_s}
     if not throughput:
         return {"tokens_per_s": {}, "efficiency": {}}
     smallest = min(throughput)
