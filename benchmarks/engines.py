@@ -6,7 +6,7 @@
 The compiled engine reads the program that XLA makes of a step, the analytic one has formulas of
 sizes. Compiling takes some seconds a layout, once: the programs stay in exajax's cache. Rows marked
 `fitted` were looked at when the shares and bytes of the analytic engine were chosen
-(`exajax/simulate/formulas/{moved,beside,own}.py`), the others after that.
+(`exajax/meshes/programs/xla.toml`), the others after that.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 Compiles steps of 16 layers on one device, of which one size after the other is changed (about 90
 programs, 8 minutes on a core), and adds up the bytes of the operations of a pass over the layers
 that are no product. Least squares of relative errors give the bytes for each number of a token:
-the tables of `exajax/simulate/formulas/xla/elementwise.py`. The program of sizes `check` is left
+the tables of `exajax/meshes/programs/xla.toml`. The program of sizes `check` is left
 out of the fit and shows its error.
 """
 

@@ -79,6 +79,26 @@ class ModelConfig:
         return self.family != "vit"
 
     @property
+    def tied(self) -> bool:
+        """Whether the logits' matrix is the table of tokens."""
+        return self.family == "gpt"
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward has two ways up, one of which gates the other (SwiGLU)."""
+        return not self.biased
+
+    @property
+    def up_matrices(self) -> int:
+        """Matrices on the way up in the feed-forward: 2 where it is gated."""
+        return 2 if self.gated else 1
+
+    @property
+    def is_text(self) -> bool:
+        """Whether samples are sequences of tokens, not images."""
+        return self.family != "vit"
+
+    @property
     def patch_size(self) -> int:
         """Numbers in a patch of an image."""
         return self.patch**2 * self.channels
@@ -133,7 +153,7 @@ class ModelConfig:
             # Bias of the patches' projection, positions, final norm, logits with bias.
             "vit": D + D * self.seq + 2 * D + (D + 1) * V,
         }.get(self.family, D * V + D)
-        if self._biased:
+        if self.biased:
             vectors = 4 * D + self.head_dim * (self.heads + 2 * self.kv_heads) + 2 * D + self.ffn
         else:
             vectors = 2 * D
@@ -141,14 +161,14 @@ class ModelConfig:
         return self.matmul_parameters + idle + self.layers * vectors + outside
 
     @property
-    def _biased(self) -> bool:
+    def biased(self) -> bool:
         """Whether blocks are GPT's, with LayerNorm, biases, and a feed-forward without a gate."""
         return self.family in ("gpt", "vit")
 
     @property
     def _feed_forward(self) -> int:
         """Parameters of one feed-forward layer, or of one expert."""
-        return (2 if self._biased else 3) * self.width * self.ffn
+        return (2 if self.biased else 3) * self.width * self.ffn
 
     def step_flops(
         self,

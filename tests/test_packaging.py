@@ -33,6 +33,7 @@ def test_nothing_generic_lands_in_site_packages(wheel):
         "exajax/models/huggingface/tensors.py",
         "exajax/meshes/dgx-h100.toml",
         "exajax/meshes/chips/h100.toml",
+        "exajax/meshes/programs/xla.toml",
         "exajax/meshes/software/megatron-2021.toml",
         "exajax/meshes/published/megatron_sc21.csv",
         "exajax/launch/multihost.py",

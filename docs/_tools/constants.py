@@ -3,7 +3,7 @@
 from exajax.machine.cluster import load_cluster
 from exajax.simulate import timeline
 from exajax.simulate import variability as spread
-from exajax.simulate.formulas.prediction import MARGIN
+from exajax.simulate.formulas.prediction import fits_margin as margin_of_formulas
 from exajax.spmd.compiler_options import MEMORY_FRACTION
 from exajax.validate.step_times import NULL_EFFICIENCY
 
@@ -20,7 +20,7 @@ def memory_fraction() -> str:
 
 def fits_margin() -> str:
     """How much more memory than the formulas say has to be there."""
-    return f"{100 * MARGIN:.0f}%"
+    return f"{100 * margin_of_formulas():.0f}%"
 
 
 def null_efficiency() -> str:

@@ -21,7 +21,7 @@ from exajax.models.presets import PRESETS, lookup
 from exajax.recipe.recipe import PRECISIONS, Recipe
 from exajax.report import plan_table
 from exajax.simulate import plan
-from exajax.simulate.formulas.prediction import capacity_bytes, predict
+from exajax.simulate.formulas.prediction import capacity_bytes, predict, provenance_of_engine
 from exajax.simulate.plans import Cost, Faster, Plan, Plans, Verified
 from exajax.simulate.step_report import StepReport
 
@@ -188,7 +188,7 @@ def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
 
 def _plan(recipe: Recipe, cluster: Cluster, args: argparse.Namespace) -> Plan:
     """A plan: what is predicted of it, its options, and the command that trains it."""
-    found = provenance(recipe, cluster) | {"engine": "analytic", "kind": "simulated"}
+    found = provenance(recipe, cluster) | provenance_of_engine()
     report = dataclasses.replace(predict(recipe, cluster).report, provenance=found)
     options = ("micro_batch", "zero", "remat", "schedule", "interleave", "sequence_parallel")
     return Plan(

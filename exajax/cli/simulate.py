@@ -75,7 +75,7 @@ def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: Cluster) ->
     predictions = (closed.predict(level, cluster) for level in recipe.levels)
     prediction = next((one for one in predictions if one.fits), None)
     prediction = prediction or closed.predict(recipe.levels[-1], cluster)
-    found = provenance(prediction.recipe, cluster) | {"engine": "analytic", "kind": "simulated"}
+    found = provenance(prediction.recipe, cluster) | closed.provenance_of_engine()
     advice_lines: list[str] = []
     if not prediction.fits:
         batch, devices = recipe.global_batch, recipe.mesh.devices

@@ -103,8 +103,8 @@ class SoftwareProfile:
     fitted_on: Items[Text] = ()
     source: Text = ""
 
-    def hides(self, what: str) -> bool:
-        """Returns whether a kind of collective runs beside compute."""
+    def overlaps(self, what: str) -> bool:
+        """Whether a kind of collective overlaps with compute."""
         return what in self.beside
 
     def factor(self, kind: str) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from exajax import units
 from exajax.machine.cluster import Cluster
 from exajax.machine.software_of_rows import unvalidated
-from exajax.simulate.formulas.prediction import MARGIN
+from exajax.simulate.formulas.prediction import fits_margin
 from exajax.simulate.plans import Cost, Plan, Plans, Verified
 from exajax.simulate.step_report import LEAST_SHARE, StepReport
 
@@ -21,7 +21,7 @@ def described(result: Plans, cluster: Cluster) -> str:
     lines = [
         f"simulated (analytic engine): {result.evaluated:,} layouts over {result.devices:,} "
         f"x {cluster.chip.title} of {cluster.title} in {result.seconds:.1f} s ({rate:,.0f} a "
-        f"second), {result.fitting:,} fit with {MARGIN:.0%} to spare, as "
+        f"second), {result.fitting:,} fit with {fits_margin():.0%} to spare, as "
         "formulas may be short of that"
     ]
     good = [plan for plan in result.plans if not plan.verified or plan.verified.fits]

@@ -164,9 +164,8 @@ def _kept_bytes(recipe: Recipe) -> float:
     model, mesh = recipe.model, recipe.mesh
     kept = float(model.width if recipe.sequence_parallel else model.width * mesh.model)
     if recipe.remat == "selective":
-        gates = 1 if model.family in ("gpt", "vit") else 2
         heads = (model.heads + 2 * model.kv_heads) * model.head_dim
-        kept += model.width + heads + (0 if model.experts else gates * model.ffn)
+        kept += model.width + heads + (0 if model.experts else model.up_matrices * model.ffn)
     stashes = 1 if mesh.pipe == 1 else recipe.micro_batches
     if mesh.pipe > 1 and recipe.schedule != "gpipe":
         stashes = min(stashes, 2 * mesh.pipe - 1)

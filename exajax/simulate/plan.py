@@ -14,10 +14,10 @@ from exajax.machine.cluster import Cluster
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.recipe import REMATS, Recipe
 from exajax.simulate.formulas import engine
-from exajax.simulate.formulas.footprint import footprint
-from exajax.simulate.formulas.layouts import Floats, Ints, Layouts, distinct
-from exajax.simulate.formulas.prediction import MARGIN, capacity_bytes, ours
+from exajax.simulate.formulas.prediction import capacity_bytes, fits_margin, ours
 from exajax.simulate.formulas.search import candidates
+from exajax.simulate.formulas.shared.layouts import Floats, Ints, Layouts, distinct
+from exajax.simulate.formulas.shared.work import Work
 from exajax.spmd.mesh import MeshSpec
 
 AT_A_TIME = 1 << 16
@@ -65,7 +65,7 @@ class Found:
     @property
     def fits(self) -> NDArray[np.bool_]:
         """Which of them fit a device's memory with the margin of the formulas to spare."""
-        return self.bytes * (1 + MARGIN) <= capacity_bytes(self.cluster)
+        return self.bytes * (1 + fits_margin()) <= capacity_bytes(self.cluster)
 
     def ranked(self, rows: NDArray[Any]) -> Ints:
         """Returns the fastest layout of each mesh among some layouts, the fastest mesh first.
@@ -171,13 +171,9 @@ def _chunks(count: int) -> Iterator[NDArray[np.intp]]:
 
 
 def _price(work: Workload, cluster: Cluster, layouts: Layouts) -> tuple[Floats, Floats]:
-    how: dict[str, Any] = {
-        "global_batch": work.global_batch,
-        "seq": work.seq,
-        "precision": work.precision,
-    }
-    times = engine.times(work.model, cluster, layouts, **how)
-    return times.step_s, footprint(work.model, cluster.software, layouts, cluster.chip, **how).total
+    priced = Work(work.model, cluster, work.global_batch, work.seq, work.precision)
+    times, memory = engine.step(priced, layouts)
+    return times.step_s, memory.total
 
 
 def smallest_that_fits(

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from exajax.errors import InputError
-from exajax.simulate.formulas import weights
-from exajax.simulate.formulas.footprint import Footprint, footprint
-from exajax.simulate.formulas.layouts import Layouts
+from exajax.simulate.formulas import engine
+from exajax.simulate.formulas.shared import weights
+from exajax.simulate.formulas.shared.layouts import Layouts
+from exajax.simulate.formulas.shared.results import Footprint
+from exajax.simulate.formulas.shared.work import Work
 from exajax.validate.row_memory import MeasuredMemory
 from exajax.validate.tables import Row
 
@@ -66,14 +68,7 @@ def _predicted(row: Row, kind: str) -> float:
     recipe, machine = row.recipe, row.machine()
     assert recipe
     layouts = Layouts.of_recipes([recipe], flash=machine.chip.attention is not None)
-    found = footprint(
-        recipe.model,
-        machine.software,
-        layouts,
-        global_batch=recipe.global_batch,
-        seq=recipe.seq,
-        precision=recipe.precision,
-    )
+    found = engine.memory(Work.of(recipe, machine), layouts, unlimited=True)
     if kind == "state":
         return _of_blocks(found, row, layouts)
     return float((found.total if kind == "total" else found.activations)[0])
@@ -85,7 +80,7 @@ def _of_blocks(found: Footprint, row: Row, layouts: Layouts) -> float:
     What a stage in the middle of a pipeline has; sources that speak of it leave the tables out.
     """
     assert row.recipe
-    halves = row.recipe.mesh.pipe > 1 and row.recipe.model.family != "gpt"
+    halves = row.recipe.mesh.pipe > 1 and not row.recipe.model.tied
     held = weights.of_stage(row.recipe.model, layouts, tables=0.5 if halves else 1.0)
     inside, outside = sum(float(one.count[0]) for one in held[:2]), float(held[2].count[0])
     whole = float((found.parameters + found.gradients + found.optimizer)[0])

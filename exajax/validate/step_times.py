@@ -11,7 +11,8 @@ from exajax.errors import InputError
 from exajax.machine.cluster import Cluster
 from exajax.recipe.recipe import Recipe
 from exajax.simulate.formulas import engine
-from exajax.simulate.formulas.layouts import Layouts
+from exajax.simulate.formulas.shared.layouts import Layouts
+from exajax.simulate.formulas.shared.work import Work
 from exajax.validate.tables import Row
 
 NULL_EFFICIENCY = 0.4493
@@ -115,16 +116,9 @@ def least_step_s(recipe: Recipe, machine: Cluster) -> float:
 
 
 def step_s(recipe: Recipe, machine: Cluster) -> float:
-    """Returns the seconds of a step by the analytic engine."""
+    """Seconds of a step by the analytic engine."""
     layouts = Layouts.of_recipes([recipe], flash=machine.chip.attention is not None)
-    times = engine.times(
-        recipe.model,
-        machine,
-        layouts,
-        global_batch=recipe.global_batch,
-        seq=recipe.seq,
-        precision=recipe.precision,
-    )
+    times, _ = engine.step(Work.of(recipe, machine), layouts)
     return float(times.step_s[0])
 
 

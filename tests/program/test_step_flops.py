@@ -3,7 +3,7 @@
 import pytest
 
 from exajax.machine import cluster
-from exajax.simulate.formulas.hardware_flops import hardware_flops
+from exajax.simulate.formulas.xla.hardware_flops import hardware_flops
 from tests.program.steps import compiled
 
 FAMILIES = ("gpt-tiny", "llama-tiny", "mixtral-tiny", "vit-tiny")

@@ -12,11 +12,13 @@ from exajax.machine import software
 from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
 from exajax.recipe.recipe import REMATS
-from exajax.simulate.formulas import saved
-from exajax.simulate.formulas.footprint import Footprint, footprint
-from exajax.simulate.formulas.layouts import Layouts
+from exajax.simulate.formulas import engine
+from exajax.simulate.formulas.shared.layouts import Layouts
+from exajax.simulate.formulas.shared.results import Footprint
+from exajax.simulate.formulas.shared.saved import in_flight
+from exajax.simulate.formulas.shared.work import Work
 from exajax.spmd.pipeline_schedule import Schedule
-from tests.simulate.test_formulas import BATCH, NAMES, SEQ, layouts
+from tests.simulate.test_formulas import BATCH, H100, NAMES, SEQ, layouts
 
 GIB = 2.0**30
 KORTHIKANTI = {  # arXiv:2205.05198, table 3: layers, width, heads, pipe, interleave, micro-batch
@@ -25,6 +27,12 @@ KORTHIKANTI = {  # arXiv:2205.05198, table 3: layers, width, heads, pipe, interl
     "530B": (105, 20480, 128, 35, 3, 1),
     "1T": (128, 25600, 160, 64, 1, 1),
 }
+
+
+def footprint(model, profile, how, batch, seq) -> Footprint:
+    machine = dataclasses.replace(H100, software=profile)
+    work = Work(model, machine, batch, seq, "bf16")
+    return engine.memory(work, how, unlimited=True)
 
 
 def published(name, remat, sequence_parallel):
@@ -39,8 +47,7 @@ def published(name, remat, sequence_parallel):
         sequence_parallel=sequence_parallel,
     )
     given = software.load("megatron-2021", "software")
-    batch = 512 * micro_batch
-    return model, footprint(model, given, how, global_batch=batch, seq=2048, precision="bf16")
+    return model, footprint(model, given, how, 512 * micro_batch, 2048)
 
 
 # Figure 1 of arXiv:2205.05198, read by calculon-ai/calculon, calculon/llm/validation.py, in GiB.
@@ -86,15 +93,15 @@ def test_peaks_are_those_measured_on_b200(name, layers, axes, gib):
     model = dataclasses.replace(PRESETS[name], layers=layers)
     how = Layouts.of(**axes, zero=1, flash=True, sequence_parallel=True)
     given = software.load("megatron-core-2025", "software")
-    found = footprint(model, given, how, global_batch=16, seq=4096, precision="bf16")
+    found = footprint(model, given, how, 16, 4096)
     assert found.total / GIB == pytest.approx(gib, rel=0.05)
 
 
 def memory(name, how, program="jax") -> Footprint:
     model = PRESETS[name]
-    seq = model.seq if model.family == "vit" else SEQ
+    seq = SEQ if model.is_text else model.seq
     given = dataclasses.replace(software.AS_MEASURED, program=program)
-    return footprint(model, given, how, global_batch=BATCH, seq=seq, precision="bf16")
+    return footprint(model, given, how, BATCH, seq)
 
 
 PROGRAMS = st.sampled_from(software.PROGRAMS)
@@ -131,9 +138,11 @@ def test_every_kind_of_memory_is_there_and_none_is_negative(name, how, program):
     st.integers(2, 4),
     st.integers(1, 5),
 )
-def test_what_a_stage_keeps_is_what_the_schedule_of_the_trainer_keeps(name, stages, parts, groups):
+def test_a_stage_has_as_many_micro_batches_in_flight_as_the_schedule_of_the_trainer(
+    name, stages, parts, groups
+):
     parts = parts if name == "interleaved" else 1
     micro_batches = groups * stages
     kept = Schedule.of(name, stages, parts, micro_batches).in_flight / parts
     how = Layouts.of(pipe=stages, interleave=parts, gpipe=name == "gpipe")
-    assert saved.in_flight(how, np.array([micro_batches])) == pytest.approx(kept)
+    assert in_flight(how, np.array([micro_batches])) == pytest.approx(kept)

@@ -13,9 +13,10 @@ from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
 from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas import engine
-from exajax.simulate.formulas.blocks import PARTS, REMADE
-from exajax.simulate.formulas.collectives import group_s
-from exajax.simulate.formulas.layouts import Layouts
+from exajax.simulate.formulas.shared.blocks import ORDER, PARTS, RECOMPUTED
+from exajax.simulate.formulas.shared.collectives import group_s
+from exajax.simulate.formulas.shared.layouts import Layouts
+from exajax.simulate.formulas.shared.work import Work
 
 H100 = load_cluster("dgx-h100")
 BATCH, SEQ = 512, 2048
@@ -40,10 +41,14 @@ def layouts(draw, count=1):
     )
 
 
+def step_times(model, cluster, how, batch=BATCH, seq=SEQ, precision="bf16"):
+    return engine.step(Work(model, cluster, batch, seq, precision), how)[0]
+
+
 def times(name, how, cluster=H100, *, precision="bf16", **changes):
     model = dataclasses.replace(PRESETS[name], **changes)
-    seq = model.seq if model.family == "vit" else SEQ
-    return engine.times(model, cluster, how, global_batch=BATCH, seq=seq, precision=precision)
+    seq = model.seq if not model.is_text else SEQ
+    return step_times(model, cluster, how, seq=seq, precision=precision)
 
 
 def faster(**changes):
@@ -58,9 +63,16 @@ def faster(**changes):
     return dataclasses.replace(H100, chip=chip, network=network)
 
 
-def test_every_policy_says_what_it_makes_again():
-    assert list(REMADE) == list(REMATS)
-    assert all(set(parts) <= set(PARTS) for parts in REMADE.values())
+def test_every_policy_says_what_it_recomputes():
+    assert list(RECOMPUTED) == list(REMATS)
+    assert all(set(parts) <= set(PARTS) for parts in RECOMPUTED.values())
+    assert set(ORDER) == set(PARTS)
+
+
+def test_every_program_of_a_profile_has_formulas_and_figures():
+    assert set(engine.PROGRAMS) == set(software.PROGRAMS)
+    for program in software.PROGRAMS:
+        assert len(engine.figures_of(program)["sha256"]) == 16
 
 
 @settings(deadline=None, max_examples=40)
@@ -75,15 +87,13 @@ def test_a_better_machine_is_never_slower(how, name, what):
 def test_less_work_is_never_slower(how, name):
     layers = PRESETS[name].layers
     assert times(name, how, layers=layers // 2).step_s <= times(name, how).step_s
-    more = engine.times(
-        PRESETS["llama2-7b"], H100, how, global_batch=2 * BATCH, seq=SEQ, precision="bf16"
-    )
+    more = step_times(PRESETS["llama2-7b"], H100, how, 2 * BATCH)
     assert times("llama2-7b", how).step_s <= more.step_s
 
 
 @settings(deadline=None, max_examples=25)
 @given(layouts(count=7), st.sampled_from(NAMES))
-def test_a_layout_does_not_depend_on_the_others_beside_it(how, name):
+def test_a_layout_does_not_depend_on_the_others(how, name):
     together = times(name, how).step_s
     alone = [times(name, how.take(np.array([i]))).step_s[0] for i in range(len(how))]
     np.testing.assert_allclose(together, alone, rtol=1e-12)
@@ -101,7 +111,7 @@ def test_no_part_of_a_step_is_negative_and_they_add_up(how, name):
 
 @settings(deadline=None, max_examples=20)
 @given(layouts(), st.sampled_from(NAMES))
-def test_more_is_made_again_the_less_is_kept(how, name):
+def test_more_is_recomputed_the_less_is_saved(how, name):
     order = ("none", "attention", "selective", "full")
     steps = [
         times(name, dataclasses.replace(how, remat=np.array([REMATS.index(remat)]))).compute[0]
@@ -131,7 +141,7 @@ def test_the_bubble_is_that_of_the_schedule():
     # arXiv:2104.04473, section 2.2: (p - 1) / m of the work of all micro-batches, over v.
     how = Layouts.of(pipe=8, interleave=[1, 2], micro_batch=1, flash=True)
     model = dataclasses.replace(PRESETS["llama2-7b"], vocab=128)  # ends that weigh nothing
-    spent = engine.times(model, H100, how, global_batch=64, seq=SEQ, precision="bf16")
+    spent = step_times(model, H100, how, 64)
     working = spent.compute + spent.memory_bound
     np.testing.assert_allclose(spent.bubble / working, [7 / 64, 7 / 128], rtol=0.02)
 
@@ -173,5 +183,5 @@ def test_steps_that_megatron_took_on_selene(size, remat):
     cluster = dataclasses.replace(
         load_cluster("selene"), software=software.load("megatron-2021", "software")
     )
-    spent = engine.times(model, cluster, how, global_batch=batch, seq=SEQ, precision="bf16")
+    spent = step_times(model, cluster, how, batch)
     assert spent.step_s[0] == pytest.approx(MEASURED[remat][size], rel=0.08)

@@ -1,6 +1,5 @@
-"""What the analytic engine predicts of a recipe, in the form of `exajax simulate`."""
+"""The analytic engine's prediction of a recipe."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,33 +9,37 @@ from exajax.errors import InputError
 from exajax.machine.cluster import Cluster
 from exajax.recipe.recipe import Recipe
 from exajax.simulate.formulas import engine
-from exajax.simulate.formulas.engine import Times
-from exajax.simulate.formulas.footprint import Footprint, footprint
-from exajax.simulate.formulas.hardware_flops import hardware_flops
-from exajax.simulate.formulas.layouts import Layouts
-from exajax.simulate.formulas.saved import CAPACITY
+from exajax.simulate.formulas.shared.layouts import Layouts
+from exajax.simulate.formulas.shared.results import Footprint, Times
+from exajax.simulate.formulas.shared.work import Work, with_program
+from exajax.simulate.formulas.xla.figures import EXPERT_CAPACITY, xla_figures
+from exajax.simulate.formulas.xla.hardware_flops import hardware_flops
 from exajax.simulate.step_report import ANALYTIC, MemoryReport, StepReport, TimeReport
 from exajax.spmd.compiler_options import MEMORY_FRACTION
 from exajax.spmd.mesh import MeshSpec
 
+OURS = "jax"
+"""The program of exajax's own training step (`SoftwareProfile.program`)."""
+
 
 def ours(cluster: Cluster) -> Cluster:
-    """Returns a machine with our own training step, whatever program its software profile is of."""
-    return dataclasses.replace(
-        cluster, software=dataclasses.replace(cluster.software, program="jax")
-    )
+    """A machine that runs exajax's own training step, with the factors of its software profile."""
+    return with_program(cluster, OURS)
 
 
 def capacity_bytes(cluster: Cluster) -> int:
-    """Returns the memory of a device that a run may take."""
+    """Memory of a device that a run may use."""
     return int(cluster.chip.memory_bytes * MEMORY_FRACTION[cluster.chip.platform])
 
 
-MARGIN = 0.15
-"""How much more memory a compiled step may take, as a share of what the formulas say: by so much a
-layout has to be below the capacity to fit. The most that the formulas were short of in
-`benchmarks/data/engines.json` and `fits.json`: 14.4% (vit-b on data=8, dgx-a100), 10.4% (llama2-7b
-on fsdp=16 in fp8), 9.2% (llama3-8b on data=4,context=2)."""
+def fits_margin() -> float:
+    """Share of its memory that a layout needs to spare, since formulas may be short by it."""
+    return xla_figures().memory.fits_margin
+
+
+def provenance_of_engine() -> dict[str, Any]:
+    """What the provenance of a prediction says of this engine."""
+    return {"engine": ANALYTIC, "kind": "simulated", "formulas": engine.figures_of(OURS)}
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Prediction:
     Attributes:
         recipe: what would be trained.
         cluster: where.
-        times: of this one layout.
-        memory: the same.
+        times: time of this one layout.
+        memory: its memory.
     """
 
     recipe: Recipe
@@ -68,7 +71,7 @@ class Prediction:
     @property
     def fits(self) -> bool:
         """Whether the peak fits a device's memory with the margin to spare."""
-        return self.total_bytes * (1 + MARGIN) <= capacity_bytes(self.cluster)
+        return self.total_bytes * (1 + fits_margin()) <= capacity_bytes(self.cluster)
 
     @property
     def report(self) -> StepReport:
@@ -94,7 +97,7 @@ class Prediction:
             mfu=recipe.flops / step_s / peak,
             hfu=hardware / step_s / peak,
             fits=self.fits,
-            fits_margin=MARGIN,
+            fits_margin=fits_margin(),
             memory_bytes=MemoryReport(
                 **memory, total=sum(memory.values()), capacity=capacity_bytes(self.cluster)
             ),
@@ -107,7 +110,7 @@ class Prediction:
 
 
 def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
-    """Returns what the analytic engine says of training a recipe whose `zero` is a level.
+    """The analytic engine's prediction of a recipe whose `zero` is a level.
 
     Raises:
         InputError: it has an option that the engine does not know.
@@ -115,18 +118,8 @@ def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
     _check_known(recipe)
     cluster = ours(cluster)
     layouts = Layouts.of_recipes([recipe], flash=recipe.flash(cluster.chip.platform))
-    how: dict[str, Any] = {
-        "global_batch": recipe.global_batch,
-        "seq": recipe.seq,
-        "precision": recipe.precision,
-    }
-    times = engine.times(recipe.model, cluster, layouts, **how)
-    return Prediction(
-        recipe,
-        cluster,
-        times,
-        footprint(recipe.model, cluster.software, layouts, cluster.chip, **how),
-    )
+    times, memory = engine.step(Work.of(recipe, cluster), layouts)
+    return Prediction(recipe, cluster, times, memory)
 
 
 def _check_known(recipe: Recipe) -> None:
@@ -134,7 +127,7 @@ def _check_known(recipe: Recipe) -> None:
         ("optimizer", recipe.optimizer, "adamw"),
         ("packed", recipe.packed, False),
         ("moe", recipe.moe if recipe.model.experts else "capacity", "capacity"),
-        ("capacity_factor", recipe.capacity_factor, CAPACITY),
+        ("capacity_factor", recipe.capacity_factor, EXPERT_CAPACITY),
     ):
         if given != known:
             raise InputError(
@@ -142,7 +135,7 @@ def _check_known(recipe: Recipe) -> None:
                 f"the analytic engine knows {known} alone, and it is {given}",
                 "give `engine` compiled",
             )
-    if recipe.model.family == "vit" and recipe.mesh.context > 1:
+    if not recipe.model.is_text and recipe.mesh.context > 1:
         raise InputError(
             "mesh",
             f"context={recipe.mesh.context} for images, whose attention is of all patches, is not "

@@ -9,7 +9,7 @@ import numpy as np
 from exajax.errors import InputError
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.recipe import REMATS
-from exajax.simulate.formulas.layouts import Layouts
+from exajax.simulate.formulas.shared.layouts import Layouts
 
 MOST_LAYOUTS = 4_000_000
 """Layouts that are priced at most: they take 2 GB of memory and about 20 s on two cores."""
@@ -17,7 +17,7 @@ MOST_LAYOUTS = 4_000_000
 
 @functools.cache
 def divisors(number: int) -> list[int]:
-    """Returns the divisors of a number, the smallest first."""
+    """Divisors of a number, the smallest first."""
     small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
     return small + [number // n for n in reversed(small) if n * n != number]
 
@@ -25,7 +25,7 @@ def divisors(number: int) -> list[int]:
 def candidates(
     model: ModelConfig, devices: int, global_batch: int, seq: int, *, flash: bool
 ) -> Layouts:
-    """Returns all layouts that a recipe may have (`Recipe.of`), those apart that are the same.
+    """All layouts that a recipe may have (`Recipe.of`), without those that equal another one.
 
     ZeRO 3 on `data` is `fsdp`, and GPipe is 1F1B with more in memory; neither is among them, nor is
     `context` for images, whose sequences are short, nor offload in a pipeline, which XLA refuses
@@ -50,7 +50,7 @@ def candidates(
                 "devices",
                 f"{model.layers} layers and {global_batch} sequences can be laid over {devices} "
                 f"devices in more than {MOST_LAYOUTS:,} ways",
-                "give fewer devices, or layers or a --global-batch with fewer divisors",
+                "give fewer devices, or layers or a `global_batch` with fewer divisors",
             )
     if not rows:
         return Layouts.of(pipe=[])
@@ -101,7 +101,7 @@ def meshes(model: ModelConfig, devices: int, global_batch: int, seq: int) -> Ite
 
 
 def _divides_sequence(model: ModelConfig, seq: int, context: int, tensor: int) -> bool:
-    if model.family == "vit":
+    if not model.is_text:
         return context == 1
     ring = 2 * context if context > 1 else 1
     return seq % ring == 0 and seq % (context * tensor) == 0

@@ -1,1 +1,1 @@
-"""Our own program as XLA compiles it, in closed formulas."""
+"""exajax's own training step, as XLA compiles it, in closed formulas."""

@@ -1,228 +1,186 @@
-"""Time of a step of our own program, as XLA compiles it, in every layout."""
+"""Time of a step of exajax's own program, as XLA compiles it, in every layout."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from exajax.machine.chip import Chip
-from exajax.machine.cluster import Cluster
-from exajax.models.dimensions import ModelConfig
-from exajax.recipe.recipe import REMATS
-from exajax.simulate.formulas import communication, weights
-from exajax.simulate.formulas.blocks import ELEMENT, REMADE, Shard, block
-from exajax.simulate.formulas.breakdown import Times, slowest_share
-from exajax.simulate.formulas.collectives import group_s
-from exajax.simulate.formulas.footprint import footprint, has_room
-from exajax.simulate.formulas.kernels import Product, bytes_s, product_s
-from exajax.simulate.formulas.layouts import Bools, Floats, Layouts
-from exajax.simulate.formulas.micro_batch import ends_of, waiting_for_host
-from exajax.simulate.formulas.xla import elementwise, exposed, overlap
+from exajax.simulate.formulas.shared import communication, weights
+from exajax.simulate.formulas.shared.blocks import ELEMENT, Shard
+from exajax.simulate.formulas.shared.collectives import group_s
+from exajax.simulate.formulas.shared.communication import Sent, Timed
+from exajax.simulate.formulas.shared.ends import ends_of, host_exposed_s
+from exajax.simulate.formulas.shared.kernels import bytes_s
+from exajax.simulate.formulas.shared.layouts import Bools, Floats, Layouts
+from exajax.simulate.formulas.shared.results import Footprint, Times, slowest_share
+from exajax.simulate.formulas.shared.saved import WITHOUT_REMAT
+from exajax.simulate.formulas.shared.work import Work
+from exajax.simulate.formulas.xla import elementwise, exposed
+from exajax.simulate.formulas.xla.figures import xla_figures
+from exajax.simulate.formulas.xla.memory import has_room, memory
+from exajax.simulate.formulas.xla.overlap import overlap_s
+from exajax.simulate.formulas.xla.passes import Passes, passes_of, traits
+from exajax.simulate.formulas.xla.stage import StageParameters
 from exajax.simulate.timeline import OVERLAP_SLOWDOWN
-
-KERNELS = (30.0, 42.0)
-"""Kernels of a block that wait for memory, ahead and back, counted in compiled programs."""
-
-RING_KERNELS = (22.0, 43.0)
-"""More of them in every step of a ring but the first, counted in llama3-8b with two and eight ways
-of `context`: 37 and 170 for attention forward, 80 and 337 backward with what is recomputed."""
-
-RING_SCORE_BYTES = 4.0
-"""Of a score that the products of a ring write and read: they are in fp32."""
-
-UPDATE_BYTES = (28.0, 32.0)
-"""Bytes read and written for each parameter that a device updates: gradient in bf16, or in fp32
-where it is a sum over micro-batches (twice, its norm comes first); parameter, mean and square read
-and written in fp32."""
 
 
 @dataclass(frozen=True)
-class Passes:
-    """Seconds of a block and a micro-batch on a device alone, of shape [N] each.
+class _Block:
+    """Seconds of one block and micro-batch, of shape [N] each.
 
     Attributes:
-        ahead: of the forward pass.
-        back: of the backward pass, with what it makes again.
-        products: of both, matrix products and attention.
-        ring: of both, attention in a ring, its products and what it moves; 0 without one.
+        computed: compute, slowed by what overlaps with it.
+        tensor: exposed collectives of tensor-parallel sublayers.
+        expert: exposed exchanges of tokens.
+        shards: exposed gathering of parameters and scattering of gradients.
+        ring: exposed collectives of a ring.
+        host: the device idle for its host, and for copies to it.
     """
 
-    ahead: Floats
-    back: Floats
-    products: Floats
+    computed: Floats
+    tensor: Floats
+    expert: Floats
+    shards: Floats
     ring: Floats
+    host: Floats
 
 
-def passes_of(
-    model: ModelConfig,
-    cluster: Cluster,
-    layouts: Layouts,
-    seq: int,
-    precision: str,
-    parameters: elementwise.OfParameters,
-) -> Passes:
-    """Returns what a device does for a block and a micro-batch."""
-    chip, software = cluster.chip, cluster.software
-    shard, which = Shard.distinct(layouts, seq)
-    parts = block(model, shard, chip, precision, software).products_s
-    ring = layouts.context > 1
-    scores = np.where(ring, 0.0, elementwise.scores(model, layouts, seq))
-    ring_s = [software.matmul * s[which] for s in ring_products_s(model, shard, chip, precision)]
+@dataclass(frozen=True)
+class _Ends:
+    """Seconds of one micro-batch outside of blocks, of shape [N] each.
 
-    def products(part: str, side: int) -> Floats:
-        seconds = parts[part][side][which]
-        if part != "attention":
-            return seconds
-        unfused = seconds + bytes_s(elementwise.SCORES[side] * scores, chip)
-        return np.where(ring, ring_s[side], unfused)
-
-    ahead, back = (np.sum([products(part, side) for part in parts], axis=0) for side in (0, 1))
-    for index in np.unique(layouts.remat):
-        for tensor in (False, True):
-            chosen = (layouts.remat == index) & ((layouts.tensor > 1) == tensor)
-            for part in remade(REMATS[index], tensor):
-                if part in parts and chosen.any():
-                    back = back + np.where(chosen, products(part, 0), 0.0)
-    bytes_ = elementwise.of_block(model, layouts, seq, precision, cluster)
-    memory_s = [
-        software.memory
-        * (
-            bytes_s(bytes_[side] + parameters.block[side], chip)
-            + (KERNELS[side] + RING_KERNELS[side] * (layouts.context - 1)) * chip.launch_s
-        )
-        for side in (0, 1)
-    ]
-    moved_s = bytes_s(np.sum(elementwise.of_ring(model, layouts, seq), axis=0), chip)
-    attention = np.where(ring, ring_s[0] + ring_s[1] + software.memory * moved_s, 0.0)
-    return Passes(ahead + memory_s[0], back + memory_s[1], ahead + back, attention)
-
-
-def ring_products_s(
-    model: ModelConfig, shard: Shard, chip: Chip, precision: str
-) -> tuple[Floats, Floats]:
-    """Returns the seconds of the products of attention in a ring, forward and backward, [U].
-
-    They are done for one pair of chunks after the other. Backward the scores are made again; those
-    of a device's own chunks are there where they have been recomputed already.
+    Attributes:
+        computed: compute.
+        products: matrix products among it.
+        shards: exposed collectives of tables that fsdp divides.
+        ring: exposed sums of their gradients over a ring.
+        hop: sending the stream from stage to stage, one way.
     """
-    chunk = shard.queries / 2
-    count, head = shard.sequences * model.heads / shard.tensor, 0 * chunk + model.head_dim
-    scores = Product(count, chunk, chunk, head, weight=False)
-    mix = Product(count, chunk, head, chunk, weight=False)
-    gradients = [*scores.backward(), *mix.backward()]
-    pairs = 2 * shard.context + 1
-    there = 3 + 2 * (shard.context == 2)
 
-    def seconds(products: Sequence[Product]) -> Floats:
-        return product_s(products, chip, precision, RING_SCORE_BYTES)
-
-    forward = pairs * seconds([scores, mix])
-    return forward, pairs * seconds(gradients) + (pairs - there) * seconds([scores])
+    computed: Floats
+    products: Floats
+    shards: Floats
+    ring: Floats
+    hop: Floats
 
 
-def remade(remat: str, tensor: bool) -> tuple[str, ...]:
-    """Returns the parts of a block that the backward pass makes again.
+def step(work: Work, layouts: Layouts) -> tuple[Times, Footprint]:
+    """Time and memory of a step in every layout, each as if it stood alone.
 
-    Policies keep results of products of two matrices; those of experts are of three dimensions. No
-    gradient needs what the last product makes, but XLA leaves it out only where its result is not
-    added up over devices.
-    """
-    if remat in KEEPS_ALL:
-        return REMADE[remat]
-    left_out = ("experts",) if tensor else ("down", "experts")
-    return (*(part for part in REMADE[remat] if part not in left_out), "experts")
-
-
-KEEPS_ALL = ("none", "attention")
-"""Policies that keep what experts make."""
-
-
-def times(
-    model: ModelConfig,
-    cluster: Cluster,
-    layouts: Layouts,
-    *,
-    global_batch: int,
-    seq: int,
-    precision: str,
-) -> Times:
-    """Returns the time of a step in every layout; arguments as `engine.times`'s.
-
-    All stages of a pipeline take every turn of it, and what only the first and the last have to do
+    All stages of a pipeline take every slot of it, and what only the first and the last have to do
     is a part of each (`exajax.spmd.pipeline`).
     """
-    chip, software = cluster.chip, cluster.software
-    timed = partial(group_s, cluster=cluster)
-    needed = footprint(
-        model, software, layouts, chip, global_batch=global_batch, seq=seq, precision=precision
-    )
-    room = has_room(needed, chip)
-    micro_batches = layouts.micro_batches(global_batch)
+    timed = partial(group_s, cluster=work.cluster)
+    needed = memory(work, layouts)
+    room = has_room(needed, work.chip)
+    micro_batches = layouts.micro_batches(work.global_batch)
     several = (micro_batches > 1) | (layouts.pipe > 1)
-    held = exposed.Held.of(model, layouts)
-    parameters = elementwise.of_parameters(held, layouts, several, precision)
-    passes = passes_of(model, cluster, layouts, seq, precision, parameters)
-    sent = communication.of_block(model, layouts, seq, software, timed)
-    shard, which = Shard.distinct(layouts, seq)
-    ends = ends_of(model, shard, cluster, precision, which)
-    tables = exposed.tables_s(model, held, layouts, timed)
-    at_ends = ends.head + ends.table + software.memory * bytes_s(parameters.ends, chip)
-
-    hidden = overlap.seconds(layouts, chip, passes.ahead, passes.back, room)
-    of_blocks = exposed.sharded_s(held, layouts, cluster, timed)
-    pairs = list(zip(of_blocks, hidden, strict=True))
-    shards: Floats = np.sum([np.maximum(0.0, sent_s - s) for sent_s, s in pairs], axis=0)
-    overlapped: Floats = np.sum([np.minimum(sent_s, s) for sent_s, s in pairs], axis=0)
-    slowdown = OVERLAP_SLOWDOWN[chip.platform]
-    computing = passes.ahead + passes.back + slowdown / (1 + slowdown) * overlapped
-    tensor = exposed.tensor_s(sent, layouts, room)
-    expert = _expert(sent, layouts)
-    ring = exposed.context_s(sent, held, layouts, passes.ring, room, timed)
-    busy = (passes.ahead + sent.tensor[0], passes.back + sent.tensor[1])
-    kernels = [np.full(len(layouts), count) for count in KERNELS]
-    host = waiting_for_host(kernels, busy, layouts, software)
-    host = host + exposed.offloaded_s(model, layouts, seq, cluster)
-    hop = _hop(model, layouts, seq, timed)
+    stage = StageParameters.of(work.model, layouts)
+    parameters = elementwise.of_parameters(stage, layouts, several, work.precision)
+    passes = passes_of(work, layouts, parameters)
+    block = _block(work, layouts, stage, passes, room)
+    ends = _ends(work, layouts, stage, parameters)
 
     items = micro_batches * layouts.interleave
-    blocks = items * held.deepest / layouts.interleave  # of all items
-    computed = blocks * computing + items * at_ends
-    sharded = blocks * shards + items * tables[0]
-    context = blocks * ring + items * tables[1]
-    waited = blocks * (tensor + expert + host) + sharded + context + items * 2 * hop
-    bubble = (computed + waited) * (layouts.pipe - 1) / items
+    blocks = items * stage.blocks / layouts.interleave  # of all items
+    computed = blocks * block.computed + items * ends.computed
     products = blocks * passes.products + items * ends.products
-    once = software.memory * bytes_s(parameters.step, chip)
-    update = np.where(several, UPDATE_BYTES[1], UPDATE_BYTES[0])
-    updated = update * weights.share(held.parts, layouts, "optimizer")
-    optimizer = software.memory * bytes_s(updated, chip)
-    return Times(
+    shards = blocks * block.shards + items * ends.shards
+    context = blocks * block.ring + items * ends.ring
+    stages = items * 2 * ends.hop
+    exposed_s = blocks * (block.tensor + block.expert + block.host) + shards + context + stages
+    bubble = (computed + exposed_s) * (layouts.pipe - 1) / items
+    once = work.software.memory * bytes_s(parameters.step, work.chip)
+    optimizer = _update_s(work, layouts, stage, several)
+    straggling = computed + once + bubble + optimizer
+    times = Times(
         compute=products,
         memory_bound=computed - products + once,
         optimizer=optimizer,
-        other=software.step_s + blocks * host,
-        tensor=blocks * tensor,
+        other=work.software.step_s + blocks * block.host,
+        tensor=blocks * block.tensor,
         context=context,
-        expert=blocks * expert,
-        shards=sharded,
-        gradients=exposed.gradients_s(held, layouts, several, passes.back, room, timed),
-        stages=items * 2 * hop,
+        expert=blocks * block.expert,
+        shards=shards,
+        gradients=exposed.gradients_s(stage, layouts, several, passes.backward, room, timed),
+        stages=stages,
         bubble=bubble,
-        stragglers=slowest_share(layouts, cluster) * (computed + once + bubble + optimizer),
+        stragglers=slowest_share(layouts, work.cluster) * straggling,
+    )
+    return times, needed
+
+
+def _block(
+    work: Work, layouts: Layouts, stage: StageParameters, passes: Passes, room: Bools
+) -> _Block:
+    """Seconds of one block and micro-batch, with its collectives.
+
+    Args:
+        work: the step.
+        layouts: the layouts.
+        stage: parameters of a stage.
+        passes: compute of the block on a device alone.
+        room: whether the scheduler has memory left.
+    """
+    timed = partial(group_s, cluster=work.cluster)
+    sent = communication.of_block(work, layouts, traits(), timed)
+    hidden = overlap_s(layouts, work.chip, passes.forward, passes.backward, room)
+    of_parameters = exposed.sharded_s(stage, layouts, work, timed)
+    pairs = list(zip(of_parameters, hidden, strict=True))
+    shards: Floats = np.sum([np.maximum(0.0, sent_s - s) for sent_s, s in pairs], axis=0)
+    overlapped: Floats = np.sum([np.minimum(sent_s, s) for sent_s, s in pairs], axis=0)
+    slowdown = OVERLAP_SLOWDOWN[work.chip.platform]
+    busy = (passes.forward + sent.tensor[0], passes.backward + sent.tensor[1])
+    kernels = [np.full(len(layouts), count) for count in xla_figures().kernels.memory_bound]
+    host = host_exposed_s(kernels, busy, layouts, work.software)
+    return _Block(
+        computed=passes.forward + passes.backward + slowdown / (1 + slowdown) * overlapped,
+        tensor=exposed.tensor_s(sent, layouts, room),
+        expert=_exchanged_s(sent, layouts),
+        shards=shards,
+        ring=exposed.context_s(sent, stage, layouts, passes.ring, room, timed),
+        host=host + exposed.offloaded_s(work, layouts),
     )
 
 
-def _expert(sent: communication.Sent, layouts: Layouts) -> Floats:
-    """Returns the seconds of exchanging tokens, once more where they are not kept."""
-    keeps: Bools = np.isin(layouts.remat, [REMATS.index(remat) for remat in KEEPS_ALL])
-    return sent.expert[0] + sent.expert[1] + np.where(keeps, 0.0, sent.expert[0])
+def _ends(
+    work: Work,
+    layouts: Layouts,
+    stage: StageParameters,
+    parameters: elementwise.ParameterBytes,
+) -> _Ends:
+    """Seconds of one micro-batch outside of blocks, with its collectives."""
+    timed = partial(group_s, cluster=work.cluster)
+    shard, which = Shard.distinct(layouts, work.seq)
+    ends = ends_of(work, shard, which, traits())
+    of_shards, of_ring = exposed.tables_s(work.model, stage, layouts, timed)
+    memory_s = work.software.memory * bytes_s(parameters.ends, work.chip)
+    return _Ends(
+        computed=ends.head + ends.table + memory_s,
+        products=ends.products,
+        shards=of_shards,
+        ring=of_ring,
+        hop=_hop_s(work, layouts, timed),
+    )
 
 
-def _hop(model: ModelConfig, layouts: Layouts, seq: int, timed: communication.Timed) -> Floats:
-    """Returns the seconds of sending the stream of a micro-batch from stage to stage."""
-    tokens = layouts.micro_batch * seq / layouts.context
+def _update_s(work: Work, layouts: Layouts, stage: StageParameters, several: Bools) -> Floats:
+    """Seconds of the optimizer's update, [N]."""
+    one, many = xla_figures().parameters.updated
+    updated = np.where(several, many, one) * weights.share(stage.parts, layouts, "optimizer")
+    return work.software.memory * bytes_s(updated, work.chip)
+
+
+def _exchanged_s(sent: Sent, layouts: Layouts) -> Floats:
+    """Seconds of exchanging tokens, once more where they are not saved, [N]."""
+    saves: Bools = np.isin(layouts.remat, WITHOUT_REMAT)
+    return sent.expert[0] + sent.expert[1] + np.where(saves, 0.0, sent.expert[0])
+
+
+def _hop_s(work: Work, layouts: Layouts, timed: Timed) -> Floats:
+    """Seconds of sending the stream of a micro-batch from stage to stage, [N]."""
+    tokens = layouts.micro_batch * work.seq / layouts.context
     ways = np.where(layouts.sequence_parallel, layouts.tensor, 1)
     apart = layouts.devices // layouts.pipe
-    sent = ELEMENT * tokens * model.width / ways
+    sent = ELEMENT * tokens * work.model.width / ways
     return timed("collective-permute", sent, layouts.pipe, apart)

@@ -16,7 +16,7 @@ Bools = NDArray[np.bool_]
 
 
 def distinct(*columns: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Returns where each row that differs is found first, and which of them each row is.
+    """Index of the first of each distinct row, [U], and for each row which of them it is, [N].
 
     As `numpy.unique` of rows, which compares whole rows and is twenty times slower.
 
@@ -56,12 +56,12 @@ class Layouts:
         context: ways a sequence is divided.
         tensor: ways matrices are divided, the mesh axis `model`.
         interleave: parts of the layers that a stage holds.
-        micro_batch: sequences of each part of the batch that are worked on at a time.
+        micro_batch: sequences of a micro-batch on each shard of the batch.
         zero: what the data axis shards: 0 nothing, 1 optimizer state, 2 gradients too, 3 all.
         remat: index into `REMATS`.
         sequence_parallel: whether `tensor` divides the sequence between sublayers.
         flash: whether attention is fused.
-        gpipe: whether all micro-batches go ahead before the first goes back.
+        gpipe: whether all micro-batches go forward before the first goes backward.
     """
 
     pipe: Ints
@@ -80,7 +80,7 @@ class Layouts:
 
     @classmethod
     def of(cls, **columns: ArrayLike) -> "Layouts":
-        """Returns layouts from columns or single values; what is not given is as on one device."""
+        """Layouts from columns or single values; what is not given is as on one device."""
         values = [
             np.atleast_1d(np.asarray(columns.get(name, default), type(default)))
             for name, default in ONE_DEVICE.items()
@@ -89,7 +89,7 @@ class Layouts:
 
     @classmethod
     def of_recipes(cls, recipes: Sequence[Recipe], flash: bool = True) -> "Layouts":
-        """Returns the layouts of recipes.
+        """The layouts of recipes, [N].
 
         Args:
             recipes: whose `zero` is a level.
@@ -115,7 +115,7 @@ class Layouts:
         return len(self.pipe)
 
     def take(self, rows: NDArray[Any]) -> "Layouts":
-        """Returns some of the layouts, by number or by mask."""
+        """Some of the layouts, by number or by mask."""
         return dataclasses.replace(
             self, **{column.name: getattr(self, column.name)[rows] for column in fields(self)}
         )
@@ -133,7 +133,7 @@ class Layouts:
         return shards
 
     def micro_batches(self, global_batch: int) -> Ints:
-        """Returns how many parts of the batch go through the layers one after the other."""
+        """Micro-batches of a step that go through the layers one after the other, [N]."""
         parts: Ints = global_batch // (self.batch_shards * self.micro_batch)
         return parts
 

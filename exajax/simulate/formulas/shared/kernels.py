@@ -9,7 +9,7 @@ from exajax.errors import InputError
 from exajax.machine.chip import Chip, Tiles
 from exajax.program.costs import Attention
 from exajax.simulate import matmul
-from exajax.simulate.formulas.layouts import Bools, Floats
+from exajax.simulate.formulas.shared.layouts import Bools, Floats
 from exajax.simulate.kernels import attention_s
 
 WIDTHS = {"fp32": 4.0, "bf16": 2.0, "pure-bf16": 2.0, "fp8": 1.0}
@@ -42,7 +42,7 @@ class Product:
         return 2 * self.batch * self.m * self.n * self.k
 
     def backward(self) -> "tuple[Product, Product]":
-        """Returns the products that make the gradients of the two factors."""
+        """The products that compute the gradients of the two factors."""
         return (
             Product(self.batch, self.m, self.k, self.n, self.weight),
             Product(self.batch, self.k, self.n, self.m, self.weight),
@@ -52,7 +52,7 @@ class Product:
 def product_s(
     products: Sequence[Product], chip: Chip, precision: str, result_bytes: float = 2.0
 ) -> Floats:
-    """Returns the seconds of products one after the other, shape [U].
+    """Seconds of products one after the other, shape [U].
 
     Args:
         products: all of the same U.
@@ -78,7 +78,7 @@ def product_s(
 
 
 def bytes_s(bytes_: Floats, chip: Chip) -> Floats:
-    """Returns the seconds of reading and writing so much, without launches."""
+    """Seconds of reading and writing so many bytes, launches not counted."""
     return bytes_ / (chip.memory_bandwidth * chip.memory_efficiency)
 
 
@@ -94,7 +94,7 @@ def flash_s(
     *,
     backward: bool,
 ) -> Floats:
-    """Returns the seconds of fused attention, shape [U].
+    """Seconds of fused attention, shape [U].
 
     Raises:
         InputError: the chip does not say how fast it is.

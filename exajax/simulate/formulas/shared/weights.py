@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from exajax.models.dimensions import ModelConfig
-from exajax.simulate.formulas.communication import end_parameters
-from exajax.simulate.formulas.layouts import Floats, Ints, Layouts
+from exajax.simulate.formulas.shared.layouts import Floats, Ints, Layouts
 
 LEVELS = {"optimizer": 1, "gradients": 2, "parameters": 3}
 """The level of ZeRO from which on the data axis divides something (arXiv:1910.02054)."""
@@ -29,7 +28,7 @@ class Weights:
     expert: bool = False
 
     def share(self, layouts: Layouts, kind: str, *, flat: bool) -> Floats:
-        """Returns how many parameters a device has the parameters, gradients or moments of.
+        """Parameters whose values, gradients or moments a device has, shape [N].
 
         Args:
             layouts: how.
@@ -47,21 +46,37 @@ class Weights:
         return self.count / np.where(by_all, first * data, np.where(by_first, first, 1))
 
 
-def share(held: Iterable[Weights], layouts: Layouts, kind: str, *, flat: bool = False) -> Floats:
-    """Returns the `Weights.share` of several kinds of parameters."""
-    total: Floats = np.sum([one.share(layouts, kind, flat=flat) for one in held], axis=0)
+def block_parameters(model: ModelConfig, layouts: Layouts) -> Floats:
+    """Parameters of a block on one device before the batch axes shard them, shape [N]."""
+    outside = end_parameters(model)
+    per_block = (model.parameters - outside) / model.layers
+    if not model.mixture_layers:
+        return per_block / layouts.tensor
+    experts = 3 * model.width * model.ffn * model.experts * model.mixture_layers / model.layers
+    return ((per_block - experts) + experts / layouts.expert) / layouts.tensor
+
+
+def end_parameters(model: ModelConfig) -> float:
+    """Parameters outside of blocks: tables of tokens and logits; one where they are tied."""
+    table = model.width * model.padded_vocab
+    return float(table if model.tied else 2 * table)
+
+
+def share(parts: Iterable[Weights], layouts: Layouts, kind: str, *, flat: bool = False) -> Floats:
+    """The sum of `Weights.share` over several kinds of parameters, shape [N]."""
+    total: Floats = np.sum([part.share(layouts, kind, flat=flat) for part in parts], axis=0)
     return total
 
 
 def of_stage(
     model: ModelConfig, layouts: Layouts, tables: ArrayLike | None = None
 ) -> tuple[Weights, Weights, Weights]:
-    """Returns the parameters of attention and feed-forward, of experts, and of the tables.
+    """Parameters of attention and feed-forward, of experts, and of the tables in one stage.
 
     Args:
         model: its dimensions.
         layouts: how; of a pipeline, a stage with most blocks counts.
-        tables: how much of the tables it has, 1 for all; where it is not given, `pipe` divides them
+        tables: share of the tables that the stage has; where it is not given, `pipe` divides them
             like the axes of the batch.
     """
     blocks = np.ceil(model.layers / layouts.pipe)
@@ -69,7 +84,7 @@ def of_stage(
     per_block = (model.parameters - ends) / model.layers
     experts = 3.0 * model.width * model.ffn * model.experts * model.mixture_layers / model.layers
     width = np.full(len(layouts), model.width)
-    whole = layouts.tensor == 1
+    undivided = layouts.tensor == 1
     outside = ends / layouts.tensor
     if tables is None:
         outside = outside / np.where(model.width % layouts.pipe == 0, layouts.pipe, 1)
@@ -77,12 +92,12 @@ def of_stage(
         Weights(blocks * (per_block - experts) / layouts.tensor, _sizes(width)),
         Weights(
             blocks * experts / (layouts.expert * layouts.tensor),
-            _sizes(width, np.where(whole, model.ffn, model.width)),
+            _sizes(width, np.where(undivided, model.ffn, model.width)),
             expert=True,
         ),
         Weights(
             outside * (1.0 if tables is None else np.asarray(tables)),
-            _sizes(width, np.where(whole, model.padded_vocab, model.width)),
+            _sizes(width, np.where(undivided, model.padded_vocab, model.width)),
         ),
     )
 

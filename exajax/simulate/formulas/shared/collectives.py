@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike
 from exajax.machine.cluster import Cluster
 from exajax.program.collectives import Collective
 from exajax.simulate.collectives.pricing import collective_time_s
-from exajax.simulate.formulas.layouts import Floats, distinct
+from exajax.simulate.formulas.shared.layouts import Floats, distinct
 
 
 def group_s(
     kind: str, bytes_: ArrayLike, ranks: ArrayLike, stride: ArrayLike, cluster: Cluster
 ) -> Floats:
-    """Returns the seconds of a collective over every group, 0 where it has one member.
+    """Seconds of a collective over every group, shape [N]; 0 where a group has one member.
 
     In a permute each member sends to the next one, and the slowest hop counts: a ring whose first
     members are in one node may still lead from node to node.
@@ -30,15 +30,15 @@ def group_s(
     columns = np.broadcast_arrays(
         *(np.atleast_1d(np.asarray(x, float)) for x in (bytes_, ranks, stride))
     )
-    found = np.zeros(len(columns[0]))
+    seconds = np.zeros(len(columns[0]))
     sent = (columns[0] > 0) & (columns[1] > 1)
     if sent.any():
         columns = tuple(column[sent] for column in columns)
         first, which = distinct(*columns)
         cases = zip(*(column[first] for column in columns), strict=True)
-        seconds = [_one_s(kind, size, int(n), int(step), cluster) for size, n, step in cases]
-        found[sent] = np.array(seconds)[which]
-    return found
+        of_cases = [_one_s(kind, size, int(n), int(step), cluster) for size, n, step in cases]
+        seconds[sent] = np.array(of_cases)[which]
+    return seconds
 
 
 def _one_s(kind: str, size: float, ranks: int, stride: int, cluster: Cluster) -> float:

@@ -1,0 +1,1 @@
+"""What the formulas of every program have in common: layouts, kernels, collectives, blocks."""

@@ -1,0 +1,1 @@
+"""Training steps of PyTorch in closed formulas: Megatron-LM, and those that took it over."""
