@@ -74,8 +74,12 @@ def launcher(env: Mapping[str, str] = os.environ) -> str:
 
 
 def is_first_process(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process has rank 0, the one that prints for the whole job."""
-    return next((env[rank] == "0" for rank in interrupts.RANKS if rank in env), True)
+    """Whether this process has rank 0, the one that prints for the whole job.
+
+    One whose rank is no number prints, too: no other process would report that.
+    """
+    rank = next((env[name] for name in interrupts.RANKS if name in env), "0")
+    return rank == "0" or not rank.isdecimal()
 
 
 def detect(env: Mapping[str, str] = os.environ) -> LaunchInfo:

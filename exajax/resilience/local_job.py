@@ -93,12 +93,21 @@ class LocalJob:
             environment.LIFELINE.name: "1",
         }
         prefix = shlex.split((environment.HOST_PREFIX.get() or "").replace("{host}", str(host)))
-        self._running[host] = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "exajax", "job", str(self._file)],
-            env={**os.environ, **env},
-            stdin=subprocess.PIPE,  # never written: its end is the end of this process
-            start_new_session=True,
-        )
+        try:
+            self._running[host] = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "exajax", "job", str(self._file)],
+                env={**os.environ, **env},
+                stdin=subprocess.PIPE,  # never written: its end is the end of this process
+                start_new_session=True,
+            )
+        except OSError as error:
+            if not prefix:
+                raise
+            raise InputError(
+                environment.HOST_PREFIX.name,
+                f"cannot start {prefix[0]}: {error.strerror}",
+                "give a command that is there",
+            ) from error
         self._started_s[host] = time.monotonic()
 
     def _forward_signals(self) -> None:

@@ -95,6 +95,8 @@ def test_a_broken_variable_is_named(value):
         ({"SLURM_PROCID": "3"}, False),
         ({"JOB_COMPLETION_INDEX": "0"}, True),
         ({"JOB_COMPLETION_INDEX": "2"}, False),
+        ({"SLURM_PROCID": "x"}, True),
+        ({"OMPI_COMM_WORLD_RANK": "-1"}, True),
     ],
 )
 def test_rank_0_is_the_first_process(env, first):

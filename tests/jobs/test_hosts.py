@@ -186,6 +186,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_prefix_that_cannot_be_started_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXAJAX_HOST_PREFIX", "/none/at {host}")
+    flags = ("--mesh", "2x1", "--hosts", 2, "--model", SMALL, "--run-dir", tmp_path / "run")
+    result = command("train", *flags)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "EXAJAX_HOST_PREFIX: cannot start /none/at: No such file or directory" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_hundred_steps_learn_more_than_how_often_each_byte_is(tmp_path):
     flags = ("--mesh", "1x1", "--model", SMALL, "--precision", "fp32")
     result = command(
