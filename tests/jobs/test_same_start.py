@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,17 +62,15 @@ def refused(tmp_path, prefix, *flags):
     at.chmod(0o755)
     run_dir = tmp_path / "run"
     job = ["--model", SMALL, "--mesh=2x1", "--hosts=2", "--steps=4", f"--run-dir={run_dir}"]
-    began_s = time.monotonic()
     result = subprocess.run(
         [sys.executable, "-m", "exajax", "train", *map(str, job), "--metrics-port=0", *flags],
         env=os.environ | {"EXAJAX_HOST_PREFIX": f"{at} {{host}}"},
         cwd=tmp_path / "h0",
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=240,  # nobody waits the 300 s that a host may be missing
     )
     assert result.returncode == 2, result.stderr
-    assert time.monotonic() - began_s < 120  # a minute on a machine of its own
     assert result.stderr.count("exajax: error:") == 1
     assert "Traceback" not in result.stderr
     assert not run_dir.exists()
