@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exajax.cli import simulate
-from exajax.cli.plan import command
+from exajax.cli.plan_results import train_command
 from exajax.job.provenance import versions
 from exajax.machine.cluster import Cluster, load_cluster
 from exajax.models.presets import lookup
@@ -106,14 +106,14 @@ def planned(job: Job, cluster: Cluster, verify: bool) -> dict[str, Any]:
         "remat": recipe.remat,
         "micro_batch": recipe.micro_batch,
         "interleave": recipe.interleave,
-        "command": command(recipe, job.model),
+        "command": train_command(recipe, job.model),
     }
     return row
 
 
 def compiled(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """Returns what the compiled engine says of a plan."""
-    prediction = simulate.predict(recipe, cluster)[1]
+    prediction = simulate.predict_lowest_level(recipe, cluster)[1]
     return {
         "step_time_s": prediction.step_time_s,
         "memory_bytes": prediction.compiled.memory.total,

@@ -1,1 +1,1 @@
-"""The commands of `exajax`, one module each: flags in, one result out."""
+"""The commands of `exajax`, one module each: flags, a library call, printed output."""

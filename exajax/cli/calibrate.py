@@ -1,4 +1,4 @@
-"""Measures this machine's CPU devices and writes them down as a cluster."""
+"""Measures this machine's CPU devices and writes them as a cluster description."""
 
 import argparse
 from pathlib import Path
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from exajax.calibrate import measure, probes
 
     text = measure.measure(args.hosts, args.devices_per_host)
-    if probes.HEADS % args.devices_per_host:  # then the batch is divided instead
+    if probes.HEADS % args.devices_per_host:  # the heads cannot be divided, but the batch can
         mesh = MeshSpec(data=args.hosts * args.devices_per_host)
     timed = probes.measure(mesh)
     if launch.process == 0:

@@ -1,4 +1,4 @@
-"""Which command it is, and how what it raises becomes a message and an exit code."""
+"""Parses a command line, runs the command, and turns errors into messages and exit codes."""
 
 import argparse
 import os
@@ -14,10 +14,10 @@ from exajax.job import distributed, environment, interrupts, launchers, runtime
 from exajax.job.local_hosts import Interrupted, StageFailed
 
 MOST_SHOWN = 300
-"""Characters of the message of an unexpected error that are printed."""
+"""Characters of an unexpected error's message that are printed at most."""
 
 LAST_WORD_S = 5.0
-"""Time that the first process has to say why a run has failed, before the others end."""
+"""Seconds that the first process has to print why a run has failed, before the others end."""
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -32,7 +32,7 @@ def command(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> Parser:
-    """Returns the parser of all commands; what it parses has `run`, which runs the command."""
+    """The parser of all commands, whose results have the command's function as `run`."""
     from exajax.cli import (
         calibrate,
         chaos,
@@ -48,12 +48,12 @@ def parser() -> Parser:
         validate,
     )
 
-    whole = Parser(
+    top = Parser(
         prog="exajax",
         description="Train on a JAX mesh, or simulate the same step on a described machine.",
         formatter_class=Formatter,
     )
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
     data = (sample, export, tokenise)
     machines = (validate, calibrate, doctor)
     for module in (train, goodput, chaos, simulate, plan, *data, *machines):
@@ -68,10 +68,10 @@ def parser() -> Parser:
         )
         module.add_flags(arguments)
         arguments.set_defaults(run=module.run)
-    started = commands.add_parser("job")  # without a help text it is not listed
-    job.add_flags(started)
-    started.set_defaults(run=job.run)
-    return whole
+    job_arguments = commands.add_parser("job")  # commands without a help text are not listed
+    job.add_flags(job_arguments)
+    job_arguments.set_defaults(run=job.run)
+    return top
 
 
 def front_door(argv: Sequence[str] | None = None) -> int:
@@ -80,13 +80,13 @@ def front_door(argv: Sequence[str] | None = None) -> int:
         return 2
     from exajax.cli import multihost
 
-    args = multihost.parser().parse_args(argv)
+    args = multihost.multihost_parser().parse_args(argv)
     args.argv = ["train", *(sys.argv[1:] if argv is None else argv)]
     return _guarded(multihost.run, args)
 
 
 def _prepared() -> bool:
-    """Sets this process up and checks its `EXAJAX_*` variables; returns whether they are valid."""
+    """Sets up this process and its logging; returns whether its `EXAJAX_*` variables are valid."""
     log_to_terminal()
     try:
         environment.check()
@@ -98,18 +98,18 @@ def _prepared() -> bool:
 
 
 def _guarded(run: Run, args: argparse.Namespace) -> int:
-    """Runs a command and turns what it raises into a message and an exit code."""
+    """Runs a command, and turns exceptions into a message and an exit code."""
     interrupts.raise_in_main()
     try:
         code = _code(run, args)
-    except KeyboardInterrupt:  # while it was saying why it has failed
+    except KeyboardInterrupt:  # while the reason of a failure was printed
         code = interrupts.INTERRUPTED
     if code == interrupts.INTERRUPTED:
         interrupts.report_interrupt()
     interrupts.leave_at_once()
     interrupted, joined = code == interrupts.INTERRUPTED, distributed.joined()
-    # To leave in order is to wait for this process's threads; in a job of several processes, to
-    # wait for the others, which wait for this one unless all were interrupted.
+    # An orderly exit waits for this process's threads and, in a job of several processes, for
+    # the other processes, which wait for this one unless all were interrupted.
     if (interrupted and not joined) or (joined and not interrupted and code):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -120,7 +120,7 @@ def _guarded(run: Run, args: argparse.Namespace) -> int:
 def _code(run: Run, args: argparse.Namespace) -> int:
     try:
         return int(run(args) or 0)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except InputError as error:
@@ -153,17 +153,17 @@ def _failed(error: RunFailed, args: argparse.Namespace) -> int:
         text = as_flags(str(error), _options(args))
         print(f"exajax: failed: {text}", file=sys.stderr, flush=True)
     else:
-        time.sleep(LAST_WORD_S)  # who ends first ends the job
+        time.sleep(LAST_WORD_S)  # the first process that ends ends the job
     return FAILED if environment.ATTEMPT.name in os.environ else 1
 
 
 def _options(args: argparse.Namespace) -> Container[str]:
-    """Returns the names of what has a flag; of a job from a file, of the command that it was."""
+    """Options with a flag in this command, or in the one that wrote the job file."""
     return getattr(args, "options", vars(args))
 
 
 def _reported(args: argparse.Namespace, error: Exception) -> bool:
-    """Reports an error to the leader of the supervised job; returns whether there is one."""
+    """Reports an error to the job's leader; returns whether this process is supervised."""
     run_dir = getattr(args, "run_dir", None)
     if environment.ATTEMPT.name not in os.environ or run_dir is None:
         return False

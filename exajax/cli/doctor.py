@@ -1,4 +1,4 @@
-"""Says what is installed and attached here, and what can be done with it."""
+"""Prints installed versions, attached devices and launchers, and what they allow."""
 
 import argparse
 import importlib.metadata
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def findings() -> dict[str, Any]:
-    """Returns what is here. Starts JAX's devices, so it is for a process of its own."""
+    """Versions, devices and launcher, as JSON. It initializes JAX's devices."""
     devices = runtime.job_devices()
     kinds = sorted({device.device_kind for device in devices})
     return {
@@ -47,7 +47,7 @@ def findings() -> dict[str, Any]:
 
 
 def describe_devices(devices: dict[str, Any]) -> str:
-    """Returns attached devices in words."""
+    """Attached devices in words."""
     if devices["platform"] == "cpu":
         return "no accelerator, CPU only"
     return f"{devices['count']} x {', '.join(devices['kinds'])}"
@@ -64,7 +64,7 @@ def _ahead_of_time() -> str:
 
 
 def _mpi() -> str:
-    """Returns what is installed; mpi4py itself is imported under MPI alone."""
+    """The installed mpi4py, which is not imported: that would initialize MPI."""
     try:
         return f"mpi4py {importlib.metadata.version('mpi4py')}"
     except importlib.metadata.PackageNotFoundError:

@@ -36,10 +36,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the folder and says what it holds."""
-    os.environ["JAX_PLATFORMS"] = (
-        "cpu"  # the host's memory is enough, and an accelerator may be busy
-    )
+    """Writes the folder and prints what it holds."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the host's memory suffices
     out = runtime.claim_stdout()
     result = export(Path(args.run_dir), Path(args.out), args.dtype, args.tokenizer)
     if args.json:
@@ -50,16 +48,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None) -> dict[str, Any]:
-    """Writes a run's newest checkpoint to a folder that transformers reads.
+    """Writes a run's newest checkpoint as a model folder of Hugging Face transformers.
 
     Args:
         run_dir: folder of the run.
-        folder: where to; it must not hold anything yet.
+        folder: the model folder; it must be empty or missing.
         dtype: `fp32` or `bf16`.
-        tokenizer: `bytes` or a `tokenizer.json`; None is the one that the run keeps.
+        tokenizer: `bytes` or a `tokenizer.json`; None is the one in the run folder.
 
     Raises:
-        InputError: there is no checkpoint, it is of a model that transformers does not have, its
+        InputError: there is no checkpoint, transformers does not have its model, its
             tokenizer is not there or another one, or the folder cannot be written.
     """
     import jax

@@ -1,7 +1,7 @@
-"""What the values of flags may be: each type is made of its bounds, and says them when it refuses.
+"""Types of flag values for `argparse`, each with its bounds, which its error message names.
 
-`argparse` prints what they raise on one line with the flag's name. `int` and `float` would take
-digits of other scripts, underscores, NaN and numbers that nothing here can count to.
+`argparse` prints their errors on one line with the flag's name. `int` and `float` would accept
+digits of other scripts, underscores, NaN and numbers out of range.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from exajax.resilience.options import MOST_SECONDS as MOST_SECONDS
 from exajax.spmd.mesh import MOST_DEVICES as MOST_DEVICES
 
 MOST_NUMBER = 1e30
-"""Of a number that has no upper bound of its own."""
+"""Upper bound of numbers without one of their own."""
 
 MOST_PATH, MOST_NAME = 4095, 255
 """Bytes of a path and of a name in it (Linux, limits.h: PATH_MAX less its NUL, NAME_MAX)."""
@@ -32,7 +32,7 @@ SHOWN = 60
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """Returns the type of a whole number between two bounds, both included."""
+    """The type of a whole number between two bounds, both included."""
 
     def read(text: str) -> int:
         digits = re.fullmatch(r"[+-]?\d{1,20}", text, re.ASCII)
@@ -48,7 +48,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 def number(
     least: float, most: float, *, above: bool = False, below: bool = False
 ) -> Callable[[str], float]:
-    """Returns the type of a number between two bounds.
+    """The type of a number between two bounds.
 
     Args:
         least: the lower bound.
@@ -74,7 +74,7 @@ def number(
 
 
 def of(field: "dataclasses.Field[Any]", known: Option) -> Callable[[str], Any]:
-    """Returns the type that reads an option from the text of its flag."""
+    """The type of an option's flag."""
     if known.choices:
         by_text = {str(choice): choice for choice in known.choices}
         return lambda text: by_text.get(text, text)
@@ -89,20 +89,20 @@ def of(field: "dataclasses.Field[Any]", known: Option) -> Callable[[str], Any]:
 
 
 def path(text: str) -> Path:
-    """Is the type of the path of a file or folder, that may be there or not.
+    """The type of a path of a file or folder, which need not exist.
 
     Raises:
-        argparse.ArgumentTypeError: no file can have that path, or one may not look.
+        argparse.ArgumentTypeError: no file can have that path, or its folder cannot be read.
     """
     name(text)
     return Path(text)
 
 
 def name(text: str) -> str:
-    """Is the type of a path, or of the name of something that a path may stand for.
+    """The type of a name, such as of a model, or of a path in its place.
 
     Raises:
-        argparse.ArgumentTypeError: as of `path`.
+        argparse.ArgumentTypeError: as for `path`.
     """
     problem = _problem(text)
     if problem:
@@ -140,7 +140,7 @@ def _problem(text: str) -> str | None:
     except PermissionError:
         return f"one may not look into {_shown(text)}; give another, or ask for the right to"
     except OSError:
-        return None  # what it is for says whether it must be there
+        return None  # the command checks whether it must exist
     return None
 
 

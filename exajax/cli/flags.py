@@ -1,4 +1,4 @@
-"""The flags that describe a job, shared by every command."""
+"""Flags made from the options of recipes and jobs, and messages that name options as flags."""
 
 import argparse
 import dataclasses
@@ -22,17 +22,17 @@ T = TypeVar("T")
 MODEL = "llama2-70b"
 
 RECIPE_FLAGS = option.names(Recipe)
-"""Fields of a recipe, each of which has a flag of its name."""
+"""Names of a recipe's fields, each of which has a flag."""
 
 MOST_MESSAGE = 800
-"""Characters of a message that are printed."""
+"""Characters of a message that are printed at most."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong on one line."""
+    """An argument parser whose errors are one line."""
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Parses as its base does, which raises a `ValueError` at `--flag=--`."""
+        """Parses, and refuses `--flag=--`, at which `argparse` raises a `ValueError`."""
         for word in sys.argv[1:] if args is None else args:
             if word.startswith("-") and word.partition("=")[2] == "--":
                 self.error(f"argument {word.partition('=')[0]}: '--' is no value")
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Prints defaults, where there are any to print."""
+    """Prints the default of a flag, if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or "default" in (action.help or ""):
@@ -55,11 +55,11 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def as_flags(text: str, options: Container[str]) -> str:
-    """Returns a message with the options that it names in backticks written as flags.
+    """A message in which options in backticks are written as flags.
 
     Args:
         text: such as "give `micro_batch` 1".
-        options: names of the command's options; what else stands in backticks stays.
+        options: names of the command's options; other words in backticks stay.
     """
 
     def flag(match: re.Match[str]) -> str:
@@ -69,7 +69,7 @@ def as_flags(text: str, options: Container[str]) -> str:
 
 
 def with_flags(error: Exception, options: Container[str]) -> str:
-    """Returns the message of an error, the options in it written as flags, as of `as_flags`."""
+    """The message of an error, with options written as flags as by `as_flags`."""
     if not isinstance(error, InputError):
         return as_flags(str(error), options)
     first, _, rest = error.field.partition(" ")
@@ -96,10 +96,10 @@ def add_options(
     """Adds a flag for every option of a dataclass.
 
     Args:
-        parser: what to add to.
+        parser: takes the flags.
         of: the dataclass.
-        defaults: of this command, where a field has none or another one.
-        types: what reads the text of a flag, where the type of its field does not say.
+        defaults: defaults of this command that differ from those of the fields.
+        types: readers of flags whose field's type does not determine one.
     """
     for field, known in option.options(of):
         default = defaults.get(field.name, field.default)
@@ -119,7 +119,7 @@ def add_options(
 
 
 def add_bad_lines(parser: argparse._ActionsContainer) -> None:
-    """Adds the flag of every command that reads text."""
+    """Adds `--bad-lines`, for commands that read text."""
     parser.add_argument(
         "--bad-lines",
         choices=BAD_LINES,
@@ -130,15 +130,15 @@ def add_bad_lines(parser: argparse._ActionsContainer) -> None:
 
 
 def options_of(of: type[T], args: argparse.Namespace) -> T:
-    """Returns the instance of a dataclass of options that the flags describe."""
+    """The instance of a dataclass of options that the flags describe."""
     return of(**{name: getattr(args, name) for name in option.names(of)})
 
 
 def recipe_of(args: argparse.Namespace, **changes: Any) -> Recipe:
-    """Returns the recipe that the flags describe, with some of its fields changed.
+    """The recipe that the flags describe, with some of its fields changed.
 
     Raises:
-        InputError: a flag's value is impossible, or they do not go together.
+        InputError: a flag's value is impossible, or two contradict each other.
     """
     options = {name: getattr(args, name) for name in RECIPE_FLAGS}
     options |= {"model": lookup(args.model), "mesh": MeshSpec.parse(args.mesh)} | changes
@@ -146,10 +146,10 @@ def recipe_of(args: argparse.Namespace, **changes: Any) -> Recipe:
 
 
 def recipe_argv(recipe: Recipe, model: str) -> list[str]:
-    """Returns the flags that describe a recipe, for another process.
+    """The flags that describe a recipe.
 
     Args:
-        recipe: what to describe.
+        recipe: the recipe.
         model: its model as it was given: a name, or the path of a file.
     """
     values = {name: getattr(recipe, name) for name in RECIPE_FLAGS}

@@ -1,7 +1,7 @@
-"""Says where the time of a run went: useful steps, and what was lost to which cause."""
+"""Prints the goodput of a run: useful time, and lost time by cause."""
 
 import argparse
-import sys
+import logging
 
 from exajax.cli import flag_types
 from exajax.errors import InputError
@@ -22,27 +22,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints where the time of a run went."""
-    found = goodput.goodput_of_run(
-        args.run_dir, lambda problem: print(f"exajax: {problem}", file=sys.stderr)
-    )
-    if found.ratio is None:
+    """Prints the goodput of a run."""
+    result = goodput.goodput_of_run(args.run_dir, logging.getLogger(__name__).warning)
+    if result.ratio is None:
         raise InputError(
             "run_dir", f"{args.run_dir} holds no events of a run", "give the folder of a run"
         )
-    text = runtime.json_text(found.to_json()) if args.json else table(found)
-    print(text, file=sys.stdout, flush=True)
+    text = runtime.json_text(result.to_json()) if args.json else table(result)
+    print(text, flush=True)
     return 0
 
 
-def table(found: goodput.Goodput) -> str:
-    """Returns seconds and shares of the wall time, the largest losses first."""
-    lost = sorted(found.lost_s.items(), key=lambda item: -item[1])
-    rows = [("useful", found.useful_s), *lost, ("wall time", found.wall_s)]
+def table(result: goodput.Goodput) -> str:
+    """Seconds and shares of the wall time, the largest losses first."""
+    lost = sorted(result.lost_s.items(), key=lambda item: -item[1])
+    rows = [("useful", result.useful_s), *lost, ("wall time", result.wall_s)]
     lines = [
-        f"{name:<12}{seconds:>12,.1f} s  {seconds / found.wall_s:>6.1%}" for name, seconds in rows
+        f"{name:<12}{seconds:>12,.1f} s  {seconds / result.wall_s:>6.1%}" for name, seconds in rows
     ]
-    lines.append(f"{found.steps:,} steps made, {found.replayed_steps:,} of them more than once")
-    if found.away_s:
-        lines.append(f"between its jobs {found.away_s:,.1f} s went by, which count for nothing")
+    lines.append(
+        f"{result.steps:,} steps trained, {result.replayed_steps:,} of them more than once"
+    )
+    if result.away_s:
+        lines.append(f"between its jobs {result.away_s:,.1f} s went by, which count for nothing")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""The `exajax` command, and `launch/multihost.py`: what a process does first.
+"""Entry points of the `exajax` command and of `launch/multihost.py`.
 
-It imports next to nothing, so that Ctrl-C is in good hands while the rest is imported.
+They import next to nothing, so that Ctrl-C is handled while the rest is imported.
 """
 
 from exajax.job import interrupts

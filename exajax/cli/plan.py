@@ -2,42 +2,32 @@
 
 import argparse
 import dataclasses
-import math
+import logging
 import os
-import shlex
 import sys
 import time
 
-import numpy as np
-
-from exajax import units
 from exajax.cli import flag_types, flags
+from exajax.cli.plan_results import advice, plan_of, verify, with_more_memory
 from exajax.errors import InputError
 from exajax.job import runtime
-from exajax.job.provenance import provenance
 from exajax.machine.cluster import Cluster, cluster_names, load_cluster
 from exajax.models.dimensions import FLOPS_CONVENTION
 from exajax.models.presets import PRESETS, lookup
-from exajax.recipe.recipe import PRECISIONS, Recipe
+from exajax.recipe.recipe import PRECISIONS
 from exajax.report import plan_table
 from exajax.simulate import plan
-from exajax.simulate.formulas.prediction import capacity_bytes, predict, provenance_of_engine
-from exajax.simulate.plans import Cost, Faster, Plan, Plans, Verified
-from exajax.simulate.step_report import StepReport
+from exajax.simulate.plans import Plans
 
-SHOWN = 3
-"""Most layouts that are listed as faster with more memory."""
-
-LEAST_GAIN = 0.01
-"""How much faster they have to be."""
+LOGGER = logging.getLogger(__name__)
 
 MANY_LAYOUTS = 500_000
-"""Layouts from which on pricing takes seconds, and progress is printed every `SAY_EVERY_S`."""
+"""Layouts from which on pricing takes seconds, and progress is logged every `LOG_EVERY_S`."""
 
-SAY_EVERY_S = 5.0
+LOG_EVERY_S = 5.0
 
 MOST_SEQUENCES = 1 << 20
-"""Of a step: far more than anybody trains with, and few enough for their divisors to be counted."""
+"""Upper bound of the global batch, small enough to list its divisors."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +68,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens of a sequence (default: the model's)",
     )
     add("--precision", choices=PRECISIONS, default="bf16", help="what the passes compute in")
+    _add_output_flags(parser)
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--top",
         type=flag_types.whole(1, flag_types.MOST_TIMES),
@@ -116,27 +111,27 @@ def run(args: argparse.Namespace) -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"  # it is compiled for a described machine
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         out = runtime.claim_stdout(with_jax=False)
-    begun = time.perf_counter()
-    found = plan.search(work, cluster, args.devices, Progress())
-    seconds = time.perf_counter() - begun
-    fitting = found.fits.nonzero()[0]
-    best = found.ranked(fitting)[: max(args.top, args.verify)]
-    recipes = [found.recipe(int(row)) for row in best]
-    plans = [_plan(recipe, found.cluster, args) for recipe in recipes]
+    begin_s = time.perf_counter()
+    search = plan.search(work, cluster, args.devices, Progress())
+    seconds = time.perf_counter() - begin_s
+    fitting = search.fits.nonzero()[0]
+    best = search.ranked(fitting)[: max(args.top, args.verify)]
+    recipes = [search.recipe(int(row)) for row in best]
+    plans = [plan_of(recipe, search.cluster, args.model, args.tokens) for recipe in recipes]
     for number, recipe in enumerate(recipes[: args.verify]):
-        progress = f"compiling {number + 1} of {min(args.verify, len(recipes))}: {recipe.mesh}"
-        print(progress, file=sys.stderr, flush=True)
-        verified = _verified(recipe, plans[number].report, cluster)
+        count = min(args.verify, len(recipes))
+        LOGGER.info("compiling %d of %d: %s", number + 1, count, recipe.mesh)
+        verified = verify(recipe, plans[number].report, cluster)
         plans[number] = dataclasses.replace(plans[number], verified=verified)
     result = Plans(
         cluster=cluster.name,
         devices=args.devices,
-        evaluated=len(found.layouts),
+        evaluated=len(search.layouts),
         fitting=len(fitting),
         seconds=seconds,
         plans=tuple(plans),
-        faster_with_more_memory=tuple(_with_more_memory(found, args)),
-        advice=() if len(fitting) else tuple(_advice(found, args)),
+        faster_with_more_memory=tuple(with_more_memory(search, args.model)),
+        advice=() if len(fitting) else tuple(advice(search, args.devices, args.model, Progress())),
     )
     table = flags.as_flags(plan_table.described(result, cluster), vars(args))
     text = runtime.json_text(result.to_json()) if args.json else table
@@ -144,22 +139,22 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from exajax.report import plan_plot, plots
 
-        plots.write(args.plot, plan_plot.draw(found))
+        plots.write(args.plot, plan_plot.draw(search))
     return 0
 
 
 class Progress:
-    """Says every few seconds how far the pricing of many layouts is."""
+    """Logs the progress of pricing many layouts every `LOG_EVERY_S` seconds."""
 
     def __init__(self) -> None:
-        self._said_s = -SAY_EVERY_S
+        self._logged_s = -LOG_EVERY_S
 
     def __call__(self, priced: int, layouts: int) -> None:
-        """Prints a line on standard error if it is time for one."""
+        """Logs a line if one is due."""
         now_s = time.monotonic()
-        if layouts >= MANY_LAYOUTS and now_s - self._said_s >= SAY_EVERY_S:
-            self._said_s = now_s
-            print(f"priced {priced:,} of {layouts:,} layouts", file=sys.stderr, flush=True)
+        if layouts >= MANY_LAYOUTS and now_s - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
+            LOGGER.info("priced %s of %s layouts", f"{priced:,}", f"{layouts:,}")
 
 
 def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
@@ -184,118 +179,3 @@ def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
         plots.check_file(args.plot)
     seq = model.seq if args.seq is None else args.seq
     return plan.Workload(model, args.global_batch, seq, args.precision), cluster
-
-
-def _plan(recipe: Recipe, cluster: Cluster, args: argparse.Namespace) -> Plan:
-    """A plan: what is predicted of it, its options, and the command that trains it."""
-    found = provenance(recipe, cluster) | provenance_of_engine()
-    report = dataclasses.replace(predict(recipe, cluster).report, provenance=found)
-    options = ("micro_batch", "zero", "remat", "schedule", "interleave", "sequence_parallel")
-    return Plan(
-        report,
-        options={name: getattr(recipe, name) for name in options},
-        command=command(recipe, args.model),
-        cost=_cost(report.step_time_s, recipe, cluster, args.tokens),
-    )
-
-
-def command(recipe: Recipe, model: str) -> str:
-    """Returns the command that trains a recipe, less the flags that say what holds anyway."""
-    usual = {field.name: field.default for field in dataclasses.fields(Recipe)}
-    usual |= {"seq": recipe.model.seq}
-    given = [name for name in flags.RECIPE_FLAGS if getattr(recipe, name) is not None]
-    argv = zip(given, flags.recipe_argv(recipe, model), strict=True)
-    kept = [flag for name, flag in argv if getattr(recipe, name) != usual[name]]
-    return shlex.join(["exajax", "train", *kept])
-
-
-def _cost(
-    step_time_s: float, recipe: Recipe, cluster: Cluster, tokens: float | None
-) -> Cost | None:
-    """Time, node-hours and energy of a number of tokens; None where none was given."""
-    if tokens is None:
-        return None
-    steps = math.ceil(tokens / recipe.tokens)
-    hours = steps * step_time_s / 3600
-    nodes = math.ceil(recipe.mesh.devices / cluster.devices_per_node)
-    power_w = cluster.chip.power_w
-    return Cost(
-        tokens=tokens,
-        steps=steps,
-        days=hours / 24,
-        node_hours=hours * nodes,
-        device_energy_kwh=power_w and hours * recipe.mesh.devices * power_w / 1e3,
-    )
-
-
-def _verified(recipe: Recipe, planned: StepReport, cluster: Cluster) -> Verified:
-    """What the compiled engine predicts for a plan, and how far the plan is from it."""
-    from exajax.cli import simulate
-
-    try:
-        prediction = simulate.predict(recipe, cluster)[1]
-    except (NotImplementedError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return Verified(fits=False, reason=f"XLA refuses it: {first}")
-    step_s, total = prediction.step_time_s, prediction.compiled.memory.total
-    return Verified(
-        fits=prediction.fits,
-        reason="",
-        step_time_s=step_s,
-        memory_bytes=total,
-        step_time_gap=planned.step_time_s / step_s - 1,
-        memory_gap=planned.memory_bytes.total / total - 1,
-    )
-
-
-def _with_more_memory(found: plan.Found, args: argparse.Namespace) -> list[Faster]:
-    """Layouts that would be faster if they fitted, the least memory first."""
-    limit = capacity_bytes(found.cluster)
-    fastest = found.step_s[found.fits].min(initial=math.inf)
-    front = [
-        int(row)
-        for row in found.front()
-        if found.bytes[row] > limit and found.step_s[row] < fastest / (1 + LEAST_GAIN)
-    ]
-    if math.isinf(fastest):
-        return []
-    chosen = front if len(front) <= SHOWN else [front[0], front[len(front) // 2], front[-1]]
-    return [
-        Faster(
-            step_time_s=float(found.step_s[row]),
-            memory_bytes=float(found.bytes[row]),
-            capacity=limit,
-            faster_by=float(fastest / found.step_s[row] - 1),
-            command=command(found.recipe(row), args.model),
-        )
-        for row in chosen
-    ]
-
-
-def _advice(found: plan.Found, args: argparse.Namespace) -> list[str]:
-    """Where nothing fits: the layout that comes closest, and what would help, a line each."""
-    work, cluster = found.work, found.cluster
-    closest = int(np.lexsort((found.step_s, found.bytes))[0])
-    limit, recipe = capacity_bytes(cluster), found.recipe(closest)
-    needed = f"{units.show(float(found.bytes[closest]), 'B')} of {units.show(limit, 'B')} a device"
-    lines = [f"nothing fits; closest is {needed}: {command(recipe, args.model)}"]
-    if found.bytes[closest] <= limit:
-        lines.append("that may do: formulas want a margin, and --engine compiled says for sure")
-    if work.global_batch < args.devices:
-        larger = dataclasses.replace(work, global_batch=args.devices)
-        if plan.smallest_that_fits(larger, cluster, [args.devices], Progress()):
-            lines.append(
-                f"--global-batch {args.devices} makes it fit: parameters are divided over no more "
-                "devices than the batch has sequences"
-            )
-    counts = [args.devices * ways for ways in (2, 4, 8, 16, 32, 64)]
-    counts = [n for n in counts if n <= cluster.devices]
-    more = plan.smallest_that_fits(work, cluster, counts, Progress())
-    if more:
-        best = int(more.ranked(more.fits.nonzero()[0])[0])
-        step, devices = units.show(float(more.step_s[best]), "s"), more.layouts.devices[best]
-        lines.append(f"--devices {devices} makes it fit: {step} a step (analytic engine)")
-    memory = predict(recipe, cluster).memory
-    if found.bytes[closest] - memory.activations[0] - memory.temporaries[0] < limit:
-        lines.append("a shorter --seq needs less")
-    return lines

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         print(runtime.json_text(result), file=out)
         return 0
     texts = as_text(chunks, decode)
-    first = next(texts)  # what is wrong shows before anything is printed
+    first = next(texts)  # errors are raised before anything is printed
     print(args.prompt + first, end="", file=out, flush=True)
     for text in texts:
         print(text, end="", file=out, flush=True)
@@ -116,7 +116,7 @@ def _model(
     tokenizer: Tokenizer,
     precision: str,
 ) -> "LanguageModel":
-    """Restores a run's parameters onto the devices that are attached."""
+    """The model of a run, its parameters restored onto the attached devices."""
     import jax
 
     from exajax.spmd.parameters import abstract_parameters
@@ -139,5 +139,5 @@ def _model(
 
 
 def _tensor_parallel_ways(config: "ModelConfig", devices: int) -> int:
-    """Returns the largest tensor-parallel share of the devices that divides the model."""
+    """The largest number of attached devices that tensor parallelism can divide the model over."""
     return math.gcd(devices, config.kv_heads, config.ffn, config.padded_vocab)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+from pathlib import Path
 
 from exajax import units
 from exajax.cli import flag_types, flags
@@ -13,12 +14,12 @@ from exajax.machine.cluster import Cluster, cluster_names, load_cluster
 from exajax.recipe.recipe import Recipe
 from exajax.report import plan_table, step_folder, step_table
 from exajax.simulate import advice, roofs, timeline
-from exajax.simulate.formulas import prediction as closed
+from exajax.simulate.formulas.prediction import capacity_bytes, predict, provenance_of_engine
 from exajax.simulate.prediction import Prediction, predict_recipe
 from exajax.simulate.step_report import LEAST_SHARE, CompiledReport
 
 ENGINES = ("compiled", "analytic")
-"""What prices a step: its compiled program, operation by operation, or closed formulas."""
+"""Engines that price a step: by the operations of its compiled program, or by closed formulas."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,23 +47,35 @@ def run(args: argparse.Namespace) -> int:
     cluster = load_cluster(args.cluster)
     if args.engine == "analytic":
         return _run_analytic(args, recipe, cluster)
+    return run_compiled(recipe, cluster, args.out, as_json=args.json)
+
+
+def run_compiled(recipe: Recipe, cluster: Cluster, folder: Path | None, *, as_json: bool) -> int:
+    """Compiles and prices a step, and prints the prediction.
+
+    Args:
+        recipe: what to simulate.
+        cluster: the described machine.
+        folder: takes the files of the step, None for none.
+        as_json: whether to print JSON.
+    """
     cluster.check(recipe.mesh.devices, recipe.precision)
-    if args.out:
-        step_folder.check(args.out)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # whatever is attached, it is compiled for a described one
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # that a step does not fit is a result, not an error
-    out = runtime.claim_stdout(with_jax=False)  # a step that is kept is read without
-    recipe, prediction = predict(recipe, cluster)
+    if folder:
+        step_folder.check(folder)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # attached devices are not used
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # a step that does not fit is a result, not an error
+    out = runtime.claim_stdout(with_jax=False)  # not needed where the compiled step is stored
+    recipe, prediction = predict_lowest_level(recipe, cluster)
     program = prediction.compiled.program
     events = timeline.events(program, cluster)
     rows = roofs.operations(events, cluster)
     report = full_report(recipe, cluster, prediction, rows)
-    if args.out:
-        step_folder.write(args.out, report, program, events, rows, cluster)
-    text = runtime.json_text(report.to_json()) if args.json else describe(report, cluster)
+    if folder:
+        step_folder.write(folder, report, program, events, rows, cluster)
+    text = runtime.json_text(report.to_json()) if as_json else describe(report, cluster)
     print(text, file=out)
-    if args.out and not args.json:
-        print(f"  written     {', '.join(step_folder.FILES)} in {args.out}", file=out)
+    if folder and not as_json:
+        print(f"  written     {', '.join(step_folder.FILES)} in {folder}", file=out)
         print("              the trace opens in ui.perfetto.dev", file=out)
     return 0
 
@@ -72,24 +85,24 @@ def _run_analytic(args: argparse.Namespace, recipe: Recipe, cluster: Cluster) ->
     if args.out:
         raise InputError("out", "the analytic engine has no program", "leave it out")
     cluster.check_mesh(recipe.mesh.devices, recipe.precision)
-    predictions = (closed.predict(level, cluster) for level in recipe.levels)
-    prediction = next((one for one in predictions if one.fits), None)
-    prediction = prediction or closed.predict(recipe.levels[-1], cluster)
-    found = provenance(prediction.recipe, cluster) | closed.provenance_of_engine()
+    predictions = (predict(level, cluster) for level in recipe.levels)
+    prediction = next((level for level in predictions if level.fits), None)
+    prediction = prediction or predict(recipe.levels[-1], cluster)
+    source = provenance(prediction.recipe, cluster) | provenance_of_engine()
     advice_lines: list[str] = []
     if not prediction.fits:
         batch, devices = recipe.global_batch, recipe.mesh.devices
-        near = prediction.total_bytes <= closed.capacity_bytes(cluster)
+        near = prediction.total_bytes <= capacity_bytes(cluster)
         advice_lines = ["--engine compiled says for sure whether it fits"] * near + [
             f"exajax plan --model={args.model} --cluster={args.cluster} --devices={devices} "
             f"--global-batch={batch} --seq={recipe.seq} finds layouts that fit"
         ]
-    report = dataclasses.replace(prediction.report, advice=tuple(advice_lines), provenance=found)
+    report = dataclasses.replace(prediction.report, advice=tuple(advice_lines), provenance=source)
     print(runtime.json_text(report.to_json()) if args.json else plan_table.step(report, cluster))
     return 0
 
 
-def predict(recipe: Recipe, cluster: Cluster) -> tuple[Recipe, Prediction]:
+def predict_lowest_level(recipe: Recipe, cluster: Cluster) -> tuple[Recipe, Prediction]:
     """The recipe at the lowest of its ZeRO levels that fits, else the last, and its prediction."""
     for level in recipe.levels:
         recipe, prediction = level, predict_recipe(level, cluster)

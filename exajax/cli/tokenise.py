@@ -1,8 +1,8 @@
-"""Tokenises text once, into a dataset of shards that `--data` takes."""
+"""Tokenises text once, into a dataset of shards for `--data`."""
 
 import argparse
+import logging
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +16,8 @@ from exajax.train.data.documents import Piece, scan
 from exajax.train.data.listing import Listing
 from exajax.train.data.shards import check_free, write
 from exajax.train.data.tokenizer import BYTES, load_tokenizer
+
+LOGGER = logging.getLogger(__name__)
 
 ALIASES = ("tokenize",)
 
@@ -64,29 +66,29 @@ def run(args: argparse.Namespace) -> int:
     check_not_part(args.data)
     check_free(Path(args.out))
     tokenizer = load_tokenizer(args.tokenizer)
-    # Asked to end by anyone, it ends as after Ctrl-C and leaves nothing behind.
+    # SIGTERM is handled as Ctrl-C is, which removes what was written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     source = scan(args.data, args.bad_lines)
     if not args.json:
         print(f"{source.title}: {source.found.describe()}", flush=True)
     started_s = time.monotonic()
 
-    def watch(texts: Iterator[Piece]) -> Iterator[Piece]:
-        """Says how far it is."""
-        done, said_s = 0, started_s
+    def with_progress(texts: Iterator[Piece]) -> Iterator[Piece]:
+        """Passes texts on, and logs the progress."""
+        done, logged_s = 0, started_s
         for text, last in texts:
             yield text, last
             done += len(text.encode())
-            if (now_s := time.monotonic()) - said_s > EVERY_S:
-                said_s = now_s
-                print(
-                    f"  {done / 1e6:,.0f} of {source.size_bytes / 1e6:,.0f} MB, "
-                    f"{done / 1e6 / (now_s - started_s):.1f} MB/s",
-                    file=sys.stderr,
-                    flush=True,
+            if (now_s := time.monotonic()) - logged_s > EVERY_S:
+                logged_s = now_s
+                LOGGER.info(
+                    "%s of %s MB, %.1f MB/s",
+                    f"{done / 1e6:,.0f}",
+                    f"{source.size_bytes / 1e6:,.0f}",
+                    done / 1e6 / (now_s - started_s),
                 )
 
-    manifest = write(source, tokenizer, args.seq, Path(args.out), watch)
+    manifest = write(source, tokenizer, args.seq, Path(args.out), with_progress)
     result = summarize(manifest) | {
         "out": args.out,
         "seconds": time.monotonic() - started_s,
@@ -96,15 +98,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summarize(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Returns the manifest with its shards counted."""
+    """The manifest, with its shards counted instead of listed."""
     shards = manifest["splits"]
     windows = {name: sum(s["windows"] for s in found) for name, found in shards.items()}
-    kept = {key: value for key, value in manifest.items() if key != "splits"}
-    return kept | {"windows": windows, "shards": {name: len(shards[name]) for name in shards}}
+    fields = {key: value for key, value in manifest.items() if key != "splits"}
+    return fields | {"windows": windows, "shards": {name: len(shards[name]) for name in shards}}
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Returns the result in words."""
+    """The result for the terminal."""
     windows, listing = result["windows"], Listing.model_validate(result["source"])
     skipped = listing.skipped() + "\n" if listing.bad_lines else ""
     return (

@@ -31,31 +31,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def job_of(args: argparse.Namespace) -> Job:
-    """Returns the job that the flags describe.
+    """The job that the flags describe.
 
     Raises:
-        InputError: a value is impossible, or they do not go together.
+        InputError: a value is impossible, or two contradict each other.
     """
     recipe = flags.recipe_of(args)
-    return Job(recipe, options_of(args, recipe), flags.options_of(JobOptions, args), args.json)
+    return Job(recipe, train_options(args, recipe), flags.options_of(JobOptions, args), args.json)
 
 
-def options_of(args: argparse.Namespace, recipe: Recipe) -> TrainOptions:
-    """Returns the options of a training process, the run folder named if it is not given."""
+def train_options(args: argparse.Namespace, recipe: Recipe) -> TrainOptions:
+    """The options of a training process, with the default run folder if none is given."""
     args.run_dir = args.run_dir or inputs.default_run_dir(recipe)
     return flags.options_of(TrainOptions, args)
 
 
 def run_job(job: Job) -> int:
-    """Runs a process of a job: a supervisor, or what the environment says that it is."""
+    """Runs this process's part of a job: supervision, or training if a supervisor started it."""
     if environment.ROLE.get() != "worker":
         return start.supervise(job)
     run_dir, launch = job.options.run_dir, launchers.detect()
-    watch = watchdog.start_watchdog(run_dir, launch.process == 0)
-    if watch:
-        runtime.log_libraries_to(run_dir / "logs" / f"host-{watch.events.host}.log")
+    dog = watchdog.start_watchdog(run_dir, launch.process == 0)
+    if dog:
+        runtime.log_libraries_to(run_dir / "logs" / f"host-{dog.events.host}.log")
     out = runtime.claim_stdout()
-    hooks: list[Hooks] = [watch] if watch else []
+    hooks: list[Hooks] = [dog] if dog else []
     result = session.run(
         TrainingProcess(
             job.recipe,
@@ -76,7 +76,7 @@ def run_job(job: Job) -> int:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """Returns the result of a run in words."""
+    """The result of a run for the terminal."""
     times = result["step_time_s"]
     speed = "no step was timed"
     if times["p50"]:

@@ -143,19 +143,19 @@ def _over_devices(axes: Axes, devices: Sequence[int]) -> None:
 @styled
 def scaling(
     model: str,
-    twin_model: str,
+    small_model: str,
     curves: Mapping[str, Mapping[int, float]],
     measured: Mapping[str, Any],
-    twin: StepReport,
+    small: StepReport,
 ) -> Figure:
-    """Throughput and efficiency of the full model, and the twin's measured point.
+    """Throughput and efficiency of the full model, and the small model's measured point.
 
     Args:
         model: name of the full model.
-        twin_model: name of the model that was trained here.
+        small_model: name of the model that was trained here.
         curves: `tokens_per_s` and `efficiency` by devices, simulated.
-        measured: what was measured of the twin.
-        twin: what was simulated for it.
+        measured: what was measured of the small model.
+        small: its simulated step.
     """
     figure = Figure(figsize=(9.6, 3.2), layout="constrained")
     throughput, efficiency, here = figure.subplots(1, 3)
@@ -181,13 +181,13 @@ def scaling(
     throughput.set_title(f"{model}: tokens/s, simulated")
     efficiency.set_title("weak-scaling efficiency, simulated")
     efficiency.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _measured_and_simulated(here, measured, twin)
-    here.set_title(f"{twin_model}: tokens/s here")
+    _measured_and_simulated(here, measured, small)
+    here.set_title(f"{small_model}: tokens/s here")
     return figure
 
 
-def _measured_and_simulated(axes: Axes, measured: Mapping[str, Any], twin: StepReport) -> None:
-    count, rate = twin.devices, twin.tokens_per_s or 0.0
+def _measured_and_simulated(axes: Axes, measured: Mapping[str, Any], small: StepReport) -> None:
+    count, rate = small.devices, small.tokens_per_s or 0.0
     axes.plot([count], [rate], "o", ms=9, color=SIMULATED, label="simulated")
     if measured["tokens_per_s"]:
         axes.plot([count], [measured["tokens_per_s"]], "D", ms=8, color=MEASURED, label="measured")

@@ -21,10 +21,10 @@ from exajax.train.sinks import history
 def write(
     path: Path,
     recipe: Recipe,
-    twin_recipe: Recipe,
+    small_recipe: Recipe,
     cluster: Cluster,
     points: Sequence[CompiledReport],
-    twin: CompiledReport,
+    small: CompiledReport,
     measured: Mapping[str, Any],
     comparison: Comparison | None,
 ) -> None:
@@ -32,24 +32,26 @@ def write(
 
     Args:
         path: the run folder, with its `metrics.jsonl` and its trace.
-        recipe: the full model on the whole mesh.
-        twin_recipe: what was trained here.
+        recipe: the full model on the full mesh.
+        small_recipe: what was trained here.
         cluster: where the full model would run.
         points: what was simulated for it, by devices.
-        twin: what was simulated for the twin.
-        measured: what was measured of the twin.
-        comparison: both step times of the twin.
+        small: its simulated step.
+        measured: what was measured of the small model.
+        comparison: measured and simulated step time of the small model.
     """
     records = history.read(path / "metrics.jsonl")
     curves = curve(points)
-    whole = next(p for p in points if p.devices == recipe.mesh.devices)
+    full = next(p for p in points if p.devices == recipe.mesh.devices)
     figures = {
-        "scaling": plots.scaling(recipe.model.name, twin_recipe.model.name, curves, measured, twin),
+        "scaling": plots.scaling(
+            recipe.model.name, small_recipe.model.name, curves, measured, small
+        ),
         "anatomy": plots.anatomy(points),
         "roofline": roofline_plot.roofline(
-            f"{recipe.model.name} on {recipe.mesh}", whole.roofline or (), cluster.chip
+            f"{recipe.model.name} on {recipe.mesh}", full.roofline or (), cluster.chip
         ),
-        "training": plots.training(records, measured["unigram_entropy"], twin.step_time_s),
+        "training": plots.training(records, measured["unigram_entropy"], small.step_time_s),
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("exajax.report", "."),
@@ -61,14 +63,14 @@ def write(
     environment.filters["si"] = lambda value, unit: units.show(value, unit)
     page = environment.get_template("page.html.j2").render(
         recipe=recipe,
-        twin_recipe=twin_recipe,
+        small_recipe=small_recipe,
         cluster=cluster,
         points=points,
         efficiency=curves["efficiency"],
         trace=perfetto.NAME,
-        where=step_table.cells(whole.roofline or ()),
-        whole=whole,
-        twin=twin,
+        where=step_table.cells(full.roofline or ()),
+        full=full,
+        small=small,
         measured=measured,
         comparison=comparison,
         figures={name: plots.svg(figure) for name, figure in figures.items()},

@@ -111,7 +111,7 @@ def test_one_trace_holds_both_simulated_steps_and_the_measured_one(finished):
     found = {
         pid: {e["name"] for e in events if e["ph"] == "X" and e["pid"] == pid} for pid in names
     }
-    # The twin runs the instructions that were simulated for it, so they have the same names.
+    # The small model runs the instructions that were simulated for it, so they have the same names.
     assert {"mlp matmul", "attention matmul"} <= found[2] & found[3]
     run = json.loads((run_dir / "run.json").read_text())
     for pid, result in {1: run["simulated"]["whole"], 2: run["simulated_twin"]}.items():

@@ -138,10 +138,10 @@ def test_weights_of_another_size_than_their_config_are_refused(published, traine
     assert "transformer.wte.weight" in result.stderr
 
 
-def test_a_rehearsal_takes_no_weights(published, text):
+def test_the_main_job_takes_no_weights(published, text):
     from tests.conftest import REPOSITORY
 
     front_door = REPOSITORY / "launch" / "multihost.py"
     result = command(front_door, "--mesh=128x8", f"--data={text}", f"--init={published}")
     assert result.returncode == 2
-    assert "--init: a rehearsal trains a small twin" in result.stderr
+    assert "--init: a small model is trained here" in result.stderr
