@@ -60,14 +60,10 @@ def _arrays(run_dir: Path, step: int) -> "Mapping[str, np.ndarray]":
     """The arrays of a checkpoint by name, each restored as a whole on this host."""
     import jax
     import numpy as np
-    import orbax.checkpoint as ocp
-    from etils import epath
 
-    path = epath.Path((run_dir / "checkpoints" / str(step) / STATE).absolute())
-    handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(path)
-    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree.tree)
-    state = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
+    from exajax.train.checkpoint import orbax_arrays
+
+    state = orbax_arrays.read_as_saved(run_dir / "checkpoints" / str(step) / STATE)
     return {
         jax.tree_util.keystr(key): np.asarray(leaf)
         for key, leaf in jax.tree_util.tree_leaves_with_path(state)

@@ -1,9 +1,7 @@
 """Compiles a train step for attached or described devices, without running it."""
 
-import contextlib
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,9 @@ import jax
 
 from exajax.job import compilation_cache
 from exajax.machine.cluster import Cluster
-from exajax.program import hlo, memory, schedule, store, target
+from exajax.program import cudnn, hlo, memory, schedule, store, target
 from exajax.program.compiled import Artifact, Compiled
+from exajax.program.dumps import Dumps
 from exajax.program.memory import Sizes
 from exajax.recipe.recipe import Recipe
 from exajax.spmd import compiler_options
@@ -57,12 +56,12 @@ def compile_step(step: TrainStep, cluster: Cluster | None = None) -> Compiled:
 
 
 def _lower(step: TrainStep) -> jax.stages.Lowered:
-    with _cudnn_assumed():
+    with cudnn.assumed():
         return step.update.lower(step.state, step.batch)
 
 
 def _idle_axes(step: TrainStep) -> tuple[str, ...]:
-    with _cudnn_assumed():
+    with cudnn.assumed():
         return idle_axes(step)
 
 
@@ -70,29 +69,19 @@ def _compile(step: TrainStep, lowered: jax.stages.Lowered) -> Artifact:
     """Compiles, and has XLA write down where it puts what, and how long it thinks that takes."""
     platform = step.mesh.devices.flat[0].platform
     with tempfile.TemporaryDirectory() as folder, compilation_cache.disabled():
-        dumps = {"xla_dump_to": folder, "xla_dump_latency_hiding_schedule": True}
-        compiled = compiler_options.compile(lowered, platform, dumps)
+        compiled = compiler_options.compile(lowered, platform, Dumps.options(folder))
         text = str(compiled.as_text())
-        name = text.removeprefix("HloModule ").partition(",")[0]
-        assignment = _read(Path(folder), f"*.{name}.*-buffer-assignment.txt")
-        live_ranges = _read(Path(folder), f"*.{name}.*-live-range.txt")
-        scheduled = _read(Path(folder), f"*{name}.schedule.txt")
+        dumps = Dumps.read(Path(folder), text)
     module = hlo.parse(text)
     return Artifact(
         text,
         {str(axis): size for axis, size in step.mesh.shape.items()},
-        memory.measure(_sizes(step, compiled), module, assignment, live_ranges),
+        memory.measure(_sizes(step, compiled), module, dumps.values()),
         step.schedule.bubble if step.schedule else 0.0,
-        schedule.estimate_s(scheduled, module),
+        schedule.estimate_s(dumps.times_us(), module),
         _idle_axes(step),
         compiler_options.left_out(),
     )
-
-
-def _read(folder: Path, pattern: str) -> str:
-    """Returns what XLA wrote of the module, empty if it wrote nothing; of several the largest."""
-    texts = [path.read_text() for path in sorted(folder.glob(pattern))]
-    return max(texts, key=len, default="")
 
 
 def _sizes(step: TrainStep, compiled: jax.stages.Compiled) -> Sizes:
@@ -105,29 +94,3 @@ def _sizes(step: TrainStep, compiled: jax.stages.Compiled) -> Sizes:
         # The new state is written over the old one.
         results=max(0, statistics.output_size_in_bytes - statistics.alias_size_in_bytes),
     )
-
-
-@contextlib.contextmanager
-def _cudnn_assumed() -> Iterator[None]:
-    """Lets fused attention be lowered where no cuDNN is installed.
-
-    JAX asks the installed library for its version before it emits the call; compiling for a
-    described device has none, and the version is the one of the target. An installed library is
-    asked as ever.
-    """
-    from jax._src.cudnn import fused_attention_stablehlo as fused
-
-    major, minor, patch = target.CUDNN
-    probe: Any = fused.check_cudnn_version
-
-    def installed_or_assumed() -> int:
-        try:
-            return int(probe())
-        except RuntimeError:
-            return major * 10_000 + minor * 100 + patch
-
-    fused.check_cudnn_version = installed_or_assumed
-    try:
-        yield
-    finally:
-        fused.check_cudnn_version = probe

@@ -9,6 +9,8 @@ import functools
 import re
 from dataclasses import dataclass
 
+from exajax.program import op_names
+
 PARTS = {
     "optimizer": "optimizer",
     "moe": "experts",
@@ -51,7 +53,7 @@ def label(op_name: str, kind: str = "") -> Label:
     scopes = re.findall(r"[\w.\-]+", path)
     named = [PARTS[scope] for scope in scopes[:-1] if scope in PARTS]
     part = named[-1] if named else "other"
-    if not named and re.search(r"\bjvp\(\)", path):
+    if not named and op_names.is_unnamed(path):
         part = "loss"  # differentiated, and in none of the model's scopes
     if "optimizer" in named:
         part = "optimizer"
@@ -69,8 +71,9 @@ def _first(op_name: str) -> str:
 def _direction(path: str, part: str) -> str:
     if part == "optimizer":
         return ""
-    if "rematted_computation" in path:
+    if op_names.is_recomputed(path):
         return "recompute"
-    if "transpose(" in path:
+    if op_names.is_backward(path):
         return "backward"
-    return "forward" if "jvp(" in path or part not in ("other", "communication") else ""
+    forward = op_names.is_differentiated(path) or part not in ("other", "communication")
+    return "forward" if forward else ""

@@ -1,16 +1,17 @@
 """What lies in a device's memory at the peak of a compiled step, and what it is there for.
 
-XLA says where every value lies and when it is alive (the buffer assignment and live ranges that
-`--xla_dump_to` writes). Here the moment is found at which most bytes are alive, and each of those
-bytes gets the role of the value that it holds. Values that share bytes count once.
+XLA says where every value lies and when it is alive (`exajax.program.dumps`). Here the moment is
+found at which most bytes are alive, and each of those bytes gets the role of the value that it
+holds. Values that share bytes count once.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from exajax import units
+from exajax.program.dumps import Value
 from exajax.program.hlo import Module
 from exajax.program.origins import Origin, Origins
 
@@ -51,6 +52,8 @@ class Memory:
             compute with, gathered parameters, work space, and what the packing of buffers into
             one block leaves unused.
         largest: the largest buffers, the largest first.
+        divided: whether XLA says where its values lie; else gradients and activations count as
+            temporaries.
     """
 
     parameters: int
@@ -60,6 +63,7 @@ class Memory:
     activations: int
     temporaries: int
     largest: tuple[Buffer, ...] = ()
+    divided: bool = True
 
     @property
     def total(self) -> int:
@@ -101,18 +105,7 @@ class Sizes(NamedTuple):
     results: int
 
 
-class Value(NamedTuple):
-    """A value and where it lies: bytes from `offset` on, alive from step `born` to step `dies`."""
-
-    name: str
-    bytes: int
-    offset: int
-    shape: str
-    born: int
-    dies: int
-
-
-def measure(sizes: Sizes, module: Module, assignment: str, live_ranges: str) -> Memory:
+def measure(sizes: Sizes, module: Module, values: Sequence[Value]) -> Memory:
     """Returns what lies in memory at the peak.
 
     The total is that of XLA: inputs, the block of temporaries as large as XLA packs it, and the
@@ -121,12 +114,11 @@ def measure(sizes: Sizes, module: Module, assignment: str, live_ranges: str) -> 
     Args:
         sizes: of the step.
         module: the scheduled module.
-        assignment: XLA's text of the buffer assignment; empty where it could not be had, and then
+        values: of the block of temporaries; none where XLA does not say where they lie, and then
             everything that the step makes counts as temporaries.
-        live_ranges: XLA's text of the live ranges.
     """
     origins = Origins(module)
-    alive = at_peak(read_values(assignment, live_ranges))
+    alive = at_peak(values)
     found = [_described(bytes_, value, origins.of(value.name)) for bytes_, value in alive]
     by_role = {role: sum(b.bytes for b in found if b.role == role) for role in ROLES}
     made = by_role["gradients"] + by_role["activations"]
@@ -142,6 +134,7 @@ def measure(sizes: Sizes, module: Module, assignment: str, live_ranges: str) -> 
         activations=by_role["activations"],
         temporaries=sizes.temporaries + sizes.results - made,
         largest=_largest([*found, *inputs]),
+        divided=bool(values) or not sizes.temporaries,
     )
 
 
@@ -169,34 +162,7 @@ def _largest(buffers: Iterable[Buffer]) -> tuple[Buffer, ...]:
     return tuple(sorted(buffers, key=lambda b: (-b.bytes, b.name, b.op_name))[:LISTED])
 
 
-def read_values(assignment: str, live_ranges: str) -> list[Value]:
-    """Returns the values of the block of temporaries in the device's memory."""
-    born_and_dies = _ranges(live_ranges)
-    values, inside = [], False
-    for line in assignment.splitlines():
-        if line.startswith("allocation"):
-            inside = "preallocated-temp" in line and ", color" not in line  # a color: of the host
-        elif inside and (found := _VALUE.match(line)):
-            name = found["name"] if found["name"].endswith("}") else found["name"] + "{}"
-            if name in born_and_dies:
-                where = int(found["size"]), int(found["offset"])
-                values.append(Value(name, *where, found["shape"], *born_and_dies[name]))
-    return values
-
-
-_VALUE = re.compile(
-    r" value: <\d+ (?P<name>\S+)(?: \(phi\))? @\d+> "
-    r"\(size=(?P<size>\d+),offset=(?P<offset>\d+)\): (?P<shape>.*)"
-)
-_RANGE = re.compile(r"^    (\S+\{[\d,]*\}):(\d+)-(\d+)$", re.MULTILINE)
-
-
-def _ranges(live_ranges: str) -> Mapping[str, tuple[int, int]]:
-    text = live_ranges.partition("BufferLiveRange:")[2].partition("Live ranges at")[0]
-    return {name: (int(born), int(dies)) for name, born, dies in _RANGE.findall(text)}
-
-
-def at_peak(values: list[Value]) -> list[tuple[int, Value]]:
+def at_peak(values: Sequence[Value]) -> list[tuple[int, Value]]:
     """Returns the values that are alive when most bytes are, each with the bytes it counts for.
 
     Bytes that several values share (an array that a loop updates in place is a new value each

@@ -1,24 +1,19 @@
 """What a value of a compiled program is for, by where it comes from.
 
-JAX names every operation by its path through the program, and autodiff leaves its mark there:
-`jvp(...)` in the forward pass, `transpose(jvp(...))` in the backward pass. What a loop stacks up
-or carries is named by the tuples around it only, and is followed to what makes it.
+JAX names every operation by its path through the program, and autodiff leaves its mark there
+(`exajax.program.op_names`). What a loop stacks up or carries is named by the tuples around it only,
+and is followed to what makes it.
 """
 
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from exajax.program import op_names
 from exajax.program.hlo import Computation, Instruction, Module, Shape
 
-THROUGH = ("bitcast", "copy", "copy-start", "copy-done", "opt-barrier", "reshape")
+THROUGH = ("bitcast", "copy", "copy-start", "copy-done", "fusion-done", "opt-barrier", "reshape")
 """Opcodes whose value is that of their first operand."""
-
-NOISE = re.compile(
-    r"^(jit|pjit|shard_map|while|body|cond|closed_call|checkpoint|remat|rematted_computation|"
-    r"custom_jvp_call|custom_vjp_call|branch_\d+_fun|scan|.*_in_dim|.*update_slice)$"
-)
-"""Parts of a path that say how something is computed, not what."""
 
 STATE = {"params": "parameters", "optimizer": "optimizer"}
 
@@ -89,7 +84,7 @@ class Origins:
             return Origin("temporaries", name, "")
         places = tuple(int(place) for place in index.split(",") if place)
         source = self._follow(name, self._home[name], places, frozenset(), False)
-        path = readable(source.op_name) or source.opcode
+        path = op_names.readable(source.op_name) or source.opcode
         return Origin(self._role(source), path, source.op_name)
 
     def _role(self, source: Source) -> str:
@@ -101,8 +96,8 @@ class Origins:
         gradient where it has the shape of a parameter.
         """
         path = source.op_name
-        backward, forward = "transpose(" in path, "jvp(" in path
-        looped = "while/body" in path.rpartition("jvp(")[2]
+        backward, forward = op_names.is_backward(path), op_names.is_differentiated(path)
+        looped = op_names.is_looped(path)
         if "optimizer/" in path or source.opcode.startswith("all-gather"):
             return "temporaries"
         if source.stacked and forward:
@@ -161,7 +156,7 @@ class Origins:
         self, instruction: Instruction, home: Computation, places: tuple[int, ...], carried: bool
     ) -> Source:
         root, inner = instruction, home
-        if instruction.opcode == "fusion":
+        if instruction.opcode in ("fusion", "fusion-start"):
             inner = self.module.computations[instruction.called("calls")]
             root = inner.root
             if root.opcode == "tuple" and places:
@@ -181,7 +176,7 @@ def _pass_of(name: str, home: Computation) -> str:
     near, seen = [name], {name}
     for name in near:
         instruction = home.by_name[name]
-        if "jvp(" in instruction.op_name:
+        if op_names.is_differentiated(instruction.op_name):
             return instruction.op_name
         near += [operand for operand in instruction.operands if operand not in seen]
         seen |= {*instruction.operands}
@@ -206,14 +201,3 @@ def _alike(dims: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
     unlike = [(a, b) for a, b in zip(left, right, strict=True) if a != b]
     one_at_most = len(unlike) <= min(1, len(left) - 1)
     return one_at_most and all(max(pair) % min(pair) == 0 for pair in unlike)
-
-
-def readable(op_name: str) -> str:
-    """Returns the scopes of a path of JAX names, without what says how they are computed.
-
-    `jit(update)/transpose(jvp(layers))/while/body/closed_call/mlp/dot_general` is `layers/mlp`; a
-    path without scopes is its last part.
-    """
-    parts = [re.sub(r"^(?:\w+\()+|\)+$", "", part) for part in op_name.split("/")[1:]]
-    scopes = [part for part in parts[:-1] if part and not NOISE.match(part)]
-    return "/".join(scopes) or (parts[-1] if parts else "")

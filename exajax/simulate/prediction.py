@@ -30,6 +30,11 @@ from exajax.simulate.variability import StepVariability
 from exajax.spmd.compiler_options import MEMORY_FRACTION
 from exajax.spmd.mesh import idle_note
 
+UNDIVIDED = (
+    "XLA does not say what lies in its memory (exajax reads its dumps as of jax 0.10.2 to 0.12.0): "
+    "gradients and activations count as temporaries, and the total stands"
+)
+
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
@@ -130,7 +135,10 @@ class Prediction:
     def notes(self) -> tuple[str, ...]:
         """What whoever reads the numbers should know of them."""
         idle = self.idle_axes
-        return (idle_note(idle, self.compiled.mesh_axes),) if idle else ()
+        notes = [idle_note(idle, self.compiled.mesh_axes)] if idle else []
+        if not self.compiled.memory.divided:
+            notes.append(UNDIVIDED)
+        return tuple(notes)
 
     @property
     def report(self) -> CompiledReport:

@@ -10,8 +10,9 @@ from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_atten
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from exajax.machine.cluster import load_cluster
-from exajax.program import hlo, operations, target
-from exajax.program.compile import _cudnn_assumed
+from exajax.program import cudnn, hlo, operations, target
+
+pytestmark = pytest.mark.jax_surface
 
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
@@ -28,7 +29,7 @@ def array(*dims, dtype=jnp.bfloat16):
 
 def program_of(function, *arrays, **options):
     jitted = jax.jit(function, in_shardings=device(), out_shardings=device())
-    with _cudnn_assumed():
+    with cudnn.assumed():
         lowered = jitted.lower(*arrays)
     text = lowered.compile(compiler_options=options or None).as_text()
     return operations.read(hlo.parse(text), {"data": 1})

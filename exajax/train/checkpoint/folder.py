@@ -167,8 +167,8 @@ def _unfinished(folder: Path) -> dict[Path, int]:
     """Returns what saves have left in a folder, and of which steps."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        step, _, rest = path.name.partition(".")
-        left = path.name.endswith((SAVING, REPLACED)) or rest.startswith("orbax-checkpoint-tmp")
+        step = path.name.partition(".")[0]
+        left = path.name.endswith((SAVING, REPLACED))
         if STEP.fullmatch(step) and left and path.is_dir():
             found[path] = int(step)
     return found

@@ -15,10 +15,10 @@ from exajax.models.dimensions import ModelConfig
 from exajax.models.model_file import model_of_record
 from exajax.spmd.workload import Tree
 from exajax.train.checkpoint import folder as folders
+from exajax.train.checkpoint import orbax_arrays
 from exajax.train.checkpoint.checksums import DamagedError
 from exajax.train.checkpoint.manifest import Manifest, name_of
 from exajax.train.checkpoint.restoring import nothing_proven, read_notes
-from exajax.train.checkpoint.shared import read_arrays
 from exajax.train.data.tokenizer import BYTES, KEPT, Tokenizer, load_tokenizer
 
 
@@ -82,7 +82,7 @@ class Trained:
         wanted = {"params": described}
         self._check_shapes(wanted)
         try:
-            return read_arrays(self._folder, wanted, partial=True)["params"]
+            return orbax_arrays.read(self._folder / folders.STATE, wanted, partial=True)["params"]
         except (ValueError, OSError) as error:
             raise InputError(
                 "run_dir",
