@@ -1,6 +1,6 @@
 """One host process of a job in which host 1 is at fault; tests start it.
 
-Usage: faulty_host.py FAULT RUN_DIR STEPS
+Usage: python -m tests.train.health.faulty_host FAULT RUN_DIR STEPS
 """
 
 import sys

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from exajax.job.events import read_events
 from exajax.job.local_hosts import COORDINATOR, HOST, HOSTS, free_port
 from exajax.train.health.stragglers import FEWEST, Straggler, Stragglers, outliers
+from tests.conftest import REPOSITORY
 
 STEP_S = 1.0
 
@@ -76,7 +76,7 @@ def job(fault, run_dir, steps):
     """Two hosts of two devices, of which host 1 is at fault."""
     run_dir.mkdir()
     coordinator = f"127.0.0.1:{free_port()}"
-    script = Path(__file__).with_name("faulty_host.py")
+    script = "tests.train.health.faulty_host"
     processes = []
     try:
         for host in range(2):
@@ -85,7 +85,8 @@ def job(fault, run_dir, steps):
             with (run_dir / f"log-{host}").open("w") as log:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, str(script), fault, str(run_dir), str(steps)],
+                        [sys.executable, "-m", script, fault, str(run_dir), str(steps)],
+                        cwd=REPOSITORY,
                         env={**os.environ, **env},
                         stdout=log,
                         stderr=subprocess.STDOUT,
