@@ -65,7 +65,7 @@ def predict(row: Row) -> Prediction:
     machine = dataclasses.replace(machine, software=software_of(row))
     recipe = row.recipe
     workload = workloads.workload(recipe, machine.chip.platform)
-    return exajax.predict(workload, recipe.mesh, machine, **recipe.layout)
+    return exajax.predict(workload, recipe.mesh, machine, **recipe.step_options)
 
 
 def main() -> None:

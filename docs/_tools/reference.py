@@ -53,7 +53,7 @@ def _named(path: str) -> Any:
 def options(path: str) -> str:
     """The options of a dataclass: flag, values, default, meaning, and what may change in a run."""
     rows = []
-    for field, known in option.options(_named(path)):
+    for field, known in option.option_fields(_named(path)):
         missing = field.default is dataclasses.MISSING
         default = known.derived or (
             "required" if missing else "none" if field.default is None else f"`{field.default}`"
@@ -73,9 +73,9 @@ def options(path: str) -> str:
 
 
 SHARED = {
-    "recipe": option.names(Recipe),
-    "training": option.names(TrainOptions),
-    "job": option.names(JobOptions),
+    "recipe": option.option_names(Recipe),
+    "training": option.option_names(TrainOptions),
+    "job": option.option_names(JobOptions),
 }
 """Options that commands share, by the name of their heading in `options.md`."""
 

@@ -65,7 +65,7 @@ def _measure(model: ModelConfig, mesh: MeshSpec, remat: str) -> Probe:
         model, mesh, global_batch=4 * mesh.batch_shards, precision="fp32", remat=remat
     )
     step = TrainStep.of(
-        language.workload(recipe, "cpu"), mesh.build(jax.devices()), **recipe.layout
+        language.workload(recipe, "cpu"), mesh.build(jax.devices()), **recipe.step_options
     )
     random = np.random.default_rng(0)
     batch = {

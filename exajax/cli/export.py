@@ -69,7 +69,7 @@ def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None
 
     check_free(folder)
     run = trained(run_dir)
-    build = language.forward(run.model, run.interleave)
+    build = language.inference_model(run.model, run.interleave)
     encoder = load_tokenizer(tokenizer) if tokenizer else kept_tokenizer(run, run_dir)
     check_tokenizer(run, encoder)
     mesh = MeshSpec().build(runtime.job_devices()[:1])

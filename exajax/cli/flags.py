@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 MODEL = "llama2-70b"
 
-RECIPE_FLAGS = option.names(Recipe)
+RECIPE_FLAGS = option.option_names(Recipe)
 """Names of a recipe's fields, each of which has a flag."""
 
 MOST_MESSAGE = 800
@@ -101,7 +101,7 @@ def add_options(
         defaults: defaults of this command that differ from those of the fields.
         types: readers of flags whose field's type does not determine one.
     """
-    for field, known in option.options(of):
+    for field, known in option.option_fields(of):
         default = defaults.get(field.name, field.default)
         missing = default is dataclasses.MISSING
         help = known.help + (f" (default: {known.derived})" if known.derived else "")
@@ -131,7 +131,7 @@ def add_bad_lines(parser: argparse._ActionsContainer) -> None:
 
 def options_of(of: type[T], args: argparse.Namespace) -> T:
     """The instance of a dataclass of options that the flags describe."""
-    return of(**{name: getattr(args, name) for name in option.names(of)})
+    return of(**{name: getattr(args, name) for name in option.option_names(of)})
 
 
 def recipe_of(args: argparse.Namespace, **changes: Any) -> Recipe:

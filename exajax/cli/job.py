@@ -31,5 +31,7 @@ def run(args: argparse.Namespace) -> int:
     training = Job.read(args.file)
     # Errors are reported in the run folder, and name the flags of the command that wrote the file.
     args.run_dir = training.options.run_dir
-    args.options = [name for of in (Recipe, TrainOptions, JobOptions) for name in option.names(of)]
+    args.options = [
+        name for of in (Recipe, TrainOptions, JobOptions) for name in option.option_names(of)
+    ]
     return train.run_job(training)

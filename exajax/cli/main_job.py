@@ -28,7 +28,7 @@ from exajax.errors import InputError
 from exajax.job import local_hosts, provenance
 from exajax.job.run_folder import RunFolder
 from exajax.machine.cluster import load_cluster
-from exajax.recipe.small import small
+from exajax.recipe.small_recipe import shrink
 from exajax.spmd.mesh import MeshSpec
 from exajax.train import inputs
 
@@ -74,7 +74,7 @@ def prepare(args: argparse.Namespace) -> MainJob:
             "leave it out, or run where the mesh's devices are",
         )
     recipe.flash(cluster.chip.platform)
-    small_recipe, not_kept = small(recipe, SMALL_MESH)
+    small_recipe, not_kept = shrink(recipe, SMALL_MESH)
     options = train.train_options(args, recipe)
     batches = inputs.open_data(small_recipe, options)
     identity = {

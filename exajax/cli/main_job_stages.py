@@ -120,7 +120,7 @@ def simulate_weak_scaling(job: MainJob) -> list[CompiledReport]:
     _print(f"\n[3/4] compiling {job.recipe.model.name} for {job.cluster.chip.title}, without one")
     full = _simulate(job, [job.recipe], cluster)[0]
     _print("  " + simulate.describe(full, job.cluster).replace("\n", "\n  "))
-    recipes = weak_scaling.smaller(job.recipe, full, job.cluster)
+    recipes = weak_scaling.smaller_meshes(job.recipe, full, job.cluster)
     points = [full]
     for first in range(0, len(recipes), PARALLEL_COMPILES):
         batch = recipes[first : first + PARALLEL_COMPILES]

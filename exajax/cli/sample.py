@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return tokenizer.decode(np.array(ids, np.int64))
 
     run = trained(Path(args.run_dir))
-    build = language.forward(run.model, run.interleave)
+    build = language.inference_model(run.model, run.interleave)
     check_tokenizer(run, tokenizer)
     model = _model(run, build, tokenizer, args.precision)
     chunks = generate(model, prompt.tolist(), args.tokens, sampling)

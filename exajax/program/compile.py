@@ -28,7 +28,7 @@ def compile_recipe(recipe: Recipe, cluster: Cluster) -> Artifact:
 
     described = recipe.mesh.build(target.devices(cluster, recipe.mesh.devices))
     workload = workloads.workload(recipe, cluster.chip.platform)
-    step = TrainStep.of(workload, described, **recipe.layout)
+    step = TrainStep.of(workload, described, **recipe.step_options)
     return _compile(step, _lower(step))
 
 

@@ -1,4 +1,4 @@
-"""A recipe's language model as a workload: module, next-token loss, batch and optimizer."""
+"""The workload of a recipe with a language model: module, loss, batch and optimizer."""
 
 import functools
 from collections.abc import Callable
@@ -24,15 +24,15 @@ from exajax.spmd.workload import Batch, Stages, Workload
 FAMILIES: dict[str, type[GPT | Llama | Mixtral]] = {"gpt": GPT, "llama": Llama, "mixtral": Mixtral}
 
 
-def forward(config: ModelConfig, interleave: int = 1) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Returns what makes a model that is used and not trained; it maps tokens to logits.
+def inference_model(config: ModelConfig, interleave: int = 1) -> Callable[[nnx.Rngs], nnx.Module]:
+    """A function that builds a language model for inference, from tokens to logits.
 
     Args:
-        config: dimensions.
-        interleave: parts that its layers lie in, those of a stage of the pipeline it comes from.
+        config: dimensions of the model.
+        interleave: chunks of layers in a stage of the pipeline that it was trained in.
 
     Raises:
-        InputError: it is no language model.
+        InputError: the model is not a language model.
     """
     if config.family not in FAMILIES:
         raise InputError(
@@ -43,11 +43,11 @@ def forward(config: ModelConfig, interleave: int = 1) -> Callable[[nnx.Rngs], nn
 
 
 def workload(recipe: Recipe, platform: str) -> Workload:
-    """Returns what one step of a recipe computes.
+    """The workload of a recipe.
 
     Args:
         recipe: the job.
-        platform: `cpu`, `cuda` or `gpu`; decides what implements attention.
+        platform: `cpu`, `cuda` or `gpu`, on which the implementation of attention depends.
     """
     how = ComputeOptions(
         flash=recipe.flash(platform),
@@ -57,7 +57,7 @@ def workload(recipe: Recipe, platform: str) -> Workload:
         moe=recipe.moe,
         capacity_factor=recipe.capacity_factor,
         whole_tokens=needs_whole_tokens(
-            recipe.mesh.sizes, recipe.layout["zero"], recipe.sequence_parallel
+            recipe.mesh.sizes, recipe.step_options["zero"], recipe.sequence_parallel
         ),
     )
     tokens_BT = jax.ShapeDtypeStruct((recipe.global_batch, recipe.seq), jnp.int32)
@@ -95,16 +95,17 @@ def _exit(model: Decoder, x_BTD: jax.Array, batch: Batch, *, recipe: Recipe) -> 
         model.head(x_BTD),
         zigzag(batch["targets"]),
         recipe.model.vocab,
-        weights=zigzag(counted(batch)) if "segments" in batch else None,
+        weights=zigzag(target_mask(batch)) if "segments" in batch else None,
         z_loss=recipe.z_loss,
     )
 
 
-def counted(batch: Batch) -> jax.Array:
-    """Returns which targets of packed documents count in the loss, booleans [B, T].
+def target_mask(batch: Batch) -> jax.Array:
+    """Which targets of packed documents count in the loss, booleans [B, T].
 
-    The first token of a document does not follow from the one before it, so it is no target. Behind
-    the last token of a sequence `segments` does not reach: there the data has a negative target.
+    The first token of a document does not follow from the token before it, so it is not a target.
+    The target of a sequence's last token is beyond `segments`, so the data makes it negative if it
+    belongs to another document.
     """
     segments_BT = batch["segments"]
     same_BT = jnp.pad(

@@ -1,7 +1,7 @@
-"""Optimizers that see matrices: Adafactor and Muon, told by the names of axes what is one.
+"""Adafactor and Muon, which need to know the matrices in a parameter; the names of axes tell.
 
-A stacked parameter is many matrices in one array (`[layers, experts, embed, mlp]`), and a matrix
-may have several axes a side (`[layers, embed, heads, head]`). Each is treated on its own.
+A stacked parameter contains many matrices (`[layers, experts, embed, mlp]`), and each side of a
+matrix may have several axes (`[layers, embed, heads, head]`). Each matrix is treated on its own.
 """
 
 import math
@@ -19,20 +19,20 @@ from exajax.spmd.sharding import logical_names
 Tree = Any
 
 VECTORS = {"scale", "bias"}
-"""Names of parameters that are one vector in each layer, however they are stacked."""
+"""Names of parameters that are vectors, also when they are stacked over layers."""
 
 STACKED = ("layers", "parts", "within", "experts")
-"""Names of leading axes that count matrices and are no part of one."""
+"""Names of leading axes over which matrices are stacked."""
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """Which axes of a parameter are the sides of its matrices; the axes before them count them.
+class MatrixAxes:
+    """The axes of a parameter that form the sides of its matrices; leading axes stack them.
 
     Attributes:
-        inputs: axes of what it is multiplied by.
-        outputs: axes of the product, none if it is a vector.
-        hidden: whether it is a matrix of a layer, not a look-up table or the logits.
+        inputs: axes of the input side.
+        outputs: axes of the output side; empty for a vector.
+        hidden: whether it is a matrix of a layer, not the embedding or the logits.
     """
 
     inputs: tuple[int, ...]
@@ -40,12 +40,12 @@ class Matrix:
     hidden: bool
 
     @classmethod
-    def of(cls, names: Sequence[str | None], vector: bool) -> "Matrix":
-        """Returns the sides by logical names: the width of the model alone makes up one side.
+    def of(cls, names: Sequence[str | None], vector: bool) -> "MatrixAxes":
+        """The sides of a parameter by its logical names; `embed` is always a side by itself.
 
         Args:
-            names: logical name of every axis, or None.
-            vector: whether what is not stacked is one vector.
+            names: logical name of each axis, or None.
+            vector: whether the axes that are not stacked form a vector.
         """
         axes = tuple(range(len(names)))
         first = next((axis for axis in axes if names[axis] not in STACKED), len(axes))
@@ -56,33 +56,35 @@ class Matrix:
         return cls(sides[:split], sides[split:], hidden="layers" in names[:first])
 
 
-Matrices = Mapping[str, Matrix]
-"""The sides of every parameter, by its path."""
+AxesByPath = Mapping[str, MatrixAxes]
+"""Axes of every parameter, by its path."""
 
 
 def is_vector(path: tuple[Any, ...]) -> bool:
-    """Returns whether a parameter is one vector in each layer, by its name."""
+    """Whether a parameter is a vector in each layer, by its name."""
     return str(getattr(path[-1], "key", path[-1])) in VECTORS
 
 
-def matrices(build: Callable[[nnx.Rngs], nnx.Module]) -> Matrices:
-    """Returns the sides of a module's parameters, read from their names; none is made."""
+def matrix_axes(build: Callable[[nnx.Rngs], nnx.Module]) -> AxesByPath:
+    """Axes of the matrices in a module's parameters, from its names of axes; allocates nothing."""
     with nnx.use_eager_sharding(False):
         params = nnx.state(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param)
     names = jax.tree.map(logical_names, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     leaves = jax.tree_util.tree_leaves_with_path(
         nnx.to_pure_dict(names), is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
-    return {jax.tree_util.keystr(path): Matrix.of(names, is_vector(path)) for path, names in leaves}
+    return {
+        jax.tree_util.keystr(path): MatrixAxes.of(names, is_vector(path)) for path, names in leaves
+    }
 
 
 class FactoredState(NamedTuple):
-    """Second moments of matrices, by row and by column.
+    """State of Adafactor: factored second moments.
 
     Attributes:
-        step: updates done, int32.
-        rows: mean over outputs; the parameter's shape with those axes of size 1.
-        columns: mean over inputs, likewise.
+        step: number of updates, int32.
+        rows: means over outputs, of the parameter's shape with those axes of size 1.
+        columns: means over inputs, of the parameter's shape with those axes of size 1.
     """
 
     step: jax.Array
@@ -90,23 +92,23 @@ class FactoredState(NamedTuple):
     columns: Tree
 
 
-def scale_by_factored_rms(sides: Matrices, decay: float = 0.8) -> optax.GradientTransformation:
+def scale_by_factored_rms(sides: AxesByPath, decay: float = 0.8) -> optax.GradientTransformation:
     """Adafactor without momentum and without its own learning rate (arXiv:1804.04235, algorithm 4).
 
-    Unlike `optax.adafactor`, which factors the two largest axes of an array, it factors the sides
-    of a matrix, and clips the update of each matrix by its own root mean square. The factors keep
-    the rank of their parameter, and so lie on devices as it does.
+    Unlike `optax.adafactor`, which factors the two largest axes of an array, this factors the sides
+    of each matrix, and clips the update of each matrix by its own root mean square. The factors
+    have as many axes as their parameter, so that they are sharded like it.
 
     Args:
-        sides: of every parameter.
+        sides: axes of every parameter.
         decay: exponent of the moments' decay, 1 - step^-decay.
     """
 
     def init(params: Tree) -> FactoredState:
         def mean_of(side: str) -> Tree:
             def zeros(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-                gone = getattr(sides[jax.tree_util.keystr(path)], side)
-                shape = [1 if axis in gone else size for axis, size in enumerate(leaf.shape)]
+                averaged = getattr(sides[jax.tree_util.keystr(path)], side)
+                shape = [1 if axis in averaged else size for axis, size in enumerate(leaf.shape)]
                 return jnp.zeros(shape, leaf.dtype)
 
             return jax.tree_util.tree_map_with_path(zeros, params)
@@ -117,20 +119,24 @@ def scale_by_factored_rms(sides: Matrices, decay: float = 0.8) -> optax.Gradient
         gradients: Tree, state: FactoredState, params: Tree = None
     ) -> tuple[Tree, FactoredState]:
         step = optax.safe_increment(state.step)
-        kept = 1.0 - step.astype(jnp.float32) ** -decay
+        beta = 1.0 - step.astype(jnp.float32) ** -decay
 
-        def one(path: tuple[Any, ...], g: jax.Array, row: jax.Array, column: jax.Array) -> tuple:
+        def update_leaf(
+            path: tuple[Any, ...], g: jax.Array, row: jax.Array, column: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
             matrix = sides[jax.tree_util.keystr(path)]
             both = matrix.inputs + matrix.outputs
             square = jnp.square(g) + 1e-30
-            row = kept * row + (1 - kept) * jnp.mean(square, matrix.outputs, keepdims=True)
-            column = kept * column + (1 - kept) * jnp.mean(square, matrix.inputs, keepdims=True)
+            row = beta * row + (1 - beta) * jnp.mean(square, matrix.outputs, keepdims=True)
+            column = beta * column + (1 - beta) * jnp.mean(square, matrix.inputs, keepdims=True)
             mean = jnp.mean(row, matrix.inputs, keepdims=True)
             change = g * jax.lax.rsqrt(row / mean) * jax.lax.rsqrt(column)
             rms = jnp.sqrt(jnp.mean(jnp.square(change), both, keepdims=True))
             return change / jnp.maximum(1.0, rms), row, column
 
-        results = jax.tree_util.tree_map_with_path(one, gradients, state.rows, state.columns)
+        results = jax.tree_util.tree_map_with_path(
+            update_leaf, gradients, state.rows, state.columns
+        )
         changes, rows, columns = jax.tree.transpose(
             jax.tree.structure(gradients), jax.tree.structure((0, 0, 0)), results
         )
@@ -139,24 +145,24 @@ def scale_by_factored_rms(sides: Matrices, decay: float = 0.8) -> optax.Gradient
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_muon(sides: Matrices, other: optax.GradientTransformation) -> Any:
-    """Muon for the matrices of layers, another optimizer for tables, logits and vectors.
+def scale_by_muon(sides: AxesByPath, other: optax.GradientTransformation) -> Any:
+    """Muon for the matrices of layers, and another optimizer for embedding, logits and vectors.
 
-    Updates are scaled to a root mean square of 0.2, about that of AdamW's, so that one learning
-    rate serves both (arXiv:2502.16982, section 2.2). Sharded matrices are gathered in every
-    iteration: on a large mesh that takes longer than the rest of the step, as `simulate` tells.
+    Updates are scaled to a root mean square of 0.2, about that of AdamW's, so that the same
+    learning rate suits both (arXiv:2502.16982, section 2.2). Sharded matrices are gathered in every
+    iteration, which on a large mesh takes longer than the rest of the step (see `simulate`).
 
     Args:
-        sides: of every parameter.
-        other: for the parameters that are no matrices of a layer.
+        sides: axes of every parameter.
+        other: optimizer of the parameters that are not matrices of a layer.
     """
 
     def dimensions(params: Tree) -> Tree:
-        def one(path: tuple[Any, ...], _: Any) -> optax.contrib.MuonDimensionNumbers:
+        def of_leaf(path: tuple[Any, ...], _: Any) -> optax.contrib.MuonDimensionNumbers:
             matrix = sides[jax.tree_util.keystr(path)]
             return optax.contrib.MuonDimensionNumbers(matrix.inputs, matrix.outputs)
 
-        return jax.tree_util.tree_map_with_path(one, params)
+        return jax.tree_util.tree_map_with_path(of_leaf, params)
 
     def like_adamw(path: tuple[Any, ...], change: jax.Array) -> jax.Array:
         matrix = sides[jax.tree_util.keystr(path)]

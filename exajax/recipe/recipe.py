@@ -1,4 +1,4 @@
-"""What to train: model, mesh, batch, precision and optimizer, checked before anything starts."""
+"""The recipe: everything that defines a training job, and its layout on devices."""
 
 import dataclasses
 import hashlib
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from exajax.errors import InputError
 from exajax.models.dimensions import ModelConfig
-from exajax.recipe.option import check, names, option
+from exajax.recipe import checks
+from exajax.recipe.option import check_options, option, option_names
 from exajax.spmd.mesh import MeshSpec
 from exajax.spmd.pipeline_schedule import SCHEDULES
 
-if TYPE_CHECKING:  # reading a recipe must not cost an import of jax
+if TYPE_CHECKING:  # reading a recipe must not import jax
     from exajax.spmd.step import StepOptions
 
 PRECISIONS = ("fp32", "bf16", "pure-bf16", "fp8")
@@ -34,30 +35,30 @@ ATTENTIONS = ("auto", "flash", "unfused")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon")
 LR_SCHEDULES = ("cosine", "wsd", "constant")
 BATCH_PER_SHARD = 4
-"""Sequences of each part of the batch, and of each pipeline stage, where the global batch is not
-given: a pipeline is then busy four fifths of the time or more."""
+"""Default sequences for each shard of the batch and each pipeline stage: with 4 micro-batches a
+stage, a pipeline is busy at least four fifths of the time."""
 
 MOST_BATCH = 1 << 24
-"""Sequences of a step: 16 M, a thousand times the largest that was published."""
+"""Limit on sequences of a step: 16 M, a thousand times the largest published batch."""
 
 MOST_SEQ = 1 << 30
 MOST_STEPS = 10**12
 
 MOST_TIMES = 10**6
-"""How often something is to be done: parts of a stage, restarts, kills, layouts to show."""
+"""Limit on counts, such as chunks of a stage, restarts or kills."""
 
 MOST_SEED = (1 << 32) - 1
-"""Seeds are 32-bit numbers: JAX's own, of its generators."""
+"""Limit on seeds, which JAX's generators take as 32-bit numbers."""
 
 MOST_RATE = 1e6
-"""Larger than any learning rate, capacity factor or weight of a loss that trains anything."""
+"""Limit on learning rates, capacity factors and loss weights; far larger than any that works."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training job, complete: two equal recipes make the same program.
+    """One training job: equal recipes have the same program and the same results.
 
-    Every field is an `option`, which says what it is; `of` makes a checked recipe.
+    Every field is an `option`, whose `help` describes it. `of` returns a checked recipe.
     """
 
     model: ModelConfig = option("dimensions of the model", unit="NAME")
@@ -199,17 +200,25 @@ class Recipe:
         global_batch: int | None = None,
         micro_batch: int | None = None,
         seq: int | None = None,
-        of_others: bool = False,
+        analytic_only: bool = False,
         **options: Any,
     ) -> "Recipe":
-        """Returns a checked recipe; batch and sequence follow from mesh and model if not given.
+        """A checked recipe; batch and sequence follow from mesh and model by default.
 
-        A micro-batch is one sequence in a pipeline, otherwise the whole batch. A recipe `of_others`
-        may have what the analytic engine knows and our trainer does not: stages with different
-        numbers of layers, and experts in fp8.
+        Args:
+            model: dimensions of the model.
+            mesh: the mesh.
+            global_batch: sequences of a step; by default `BATCH_PER_SHARD` for each shard of the
+                batch and each pipeline stage.
+            micro_batch: sequences of a shard that are processed at a time; by default one in a
+                pipeline, else all.
+            seq: tokens of a sequence; by default the model's.
+            analytic_only: whether to accept what the analytic engine can price and exajax cannot
+                train: stages with different numbers of layers, and experts in fp8.
+            **options: the other fields.
 
         Raises:
-            InputError: the parts do not go together; names the flag to change.
+            InputError: options are out of range, or do not fit each other; names one to change.
         """
         if global_batch is None:
             global_batch = BATCH_PER_SHARD * mesh.batch_shards * mesh.pipe
@@ -218,17 +227,15 @@ class Recipe:
         recipe = cls(
             model, mesh, global_batch, micro_batch, model.seq if seq is None else seq, **options
         )
-        check(recipe)
-        recipe._check_model(of_others)
-        recipe._check_divides()
-        recipe._check_pipeline(of_others)
+        check_options(recipe)
+        checks.check(recipe, analytic_only=analytic_only)
         return recipe
 
     def replaced(self, **changes: Any) -> "Recipe":
-        """Returns this recipe with other options, checked as a whole.
+        """This recipe with some options changed, checked again.
 
         Raises:
-            InputError: as of `of`.
+            InputError: like `of`.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= changes
@@ -236,10 +243,10 @@ class Recipe:
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> "Recipe":
-        """Returns the checked recipe that `to_json` has written.
+        """The recipe that `to_json` has written, checked again.
 
         Raises:
-            InputError: a value cannot be; names the option.
+            InputError: like `of`.
         """
         values = dict(table)
         model = ModelConfig(**values.pop("model"))
@@ -247,19 +254,23 @@ class Recipe:
 
     @property
     def micro_batches(self) -> int:
-        """Parts that a batch is worked on in, one after the other."""
+        """Micro-batches of a step."""
         return self.global_batch // (self.mesh.batch_shards * self.micro_batch)
 
     @property
     def levels(self) -> list["Recipe"]:
-        """This recipe, or where `zero` is `auto` that of every level, the lowest first."""
+        """This recipe; if `zero` is `auto`, one for each ZeRO level, the lowest first."""
         if self.zero != "auto":
             return [self]
         return [dataclasses.replace(self, zero=level) for level in range(4)]
 
     @property
-    def layout(self) -> "StepOptions":
-        """What `TrainStep.of` is told beside workload and mesh; of one of the `levels`."""
+    def step_options(self) -> "StepOptions":
+        """Options of `TrainStep.of`.
+
+        Raises:
+            ValueError: `zero` is `auto`; call it on one of the `levels`.
+        """
         from exajax.spmd.sharding import RULES
 
         if not isinstance(self.zero, int):
@@ -276,7 +287,7 @@ class Recipe:
 
     @property
     def horizon(self) -> int:
-        """Steps that the learning rate's schedule is laid over."""
+        """Length of the learning rate's schedule, in steps."""
         return self.schedule_steps or self.steps
 
     @property
@@ -286,15 +297,15 @@ class Recipe:
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of one step, as `FLOPS_CONVENTION` counts them."""
+        """Model FLOPs of one step, by `FLOPS_CONVENTION`."""
         served = min(1.0, self.expert_room)
         return self.model.step_flops(self.global_batch, self.seq, served=served)
 
     @property
     def expert_room(self) -> float:
-        """Rows that experts work on, over what tokens send to them; as compiled for a GPU.
+        """Rows that experts multiply / rows that tokens send to them, as compiled for a GPU.
 
-        Without a capacity a GPU multiplies all rows with every expert, and masks.
+        Without a capacity, a GPU multiplies all rows with every expert, and masks the rest.
         """
         if not self.model.experts:
             return 1.0
@@ -305,35 +316,35 @@ class Recipe:
 
     @property
     def program(self) -> dict[str, Any]:
-        """All that a step's program depends on, as JSON; not how many steps there are."""
-        lengths = names(self, "length")
+        """All options that the program of a step depends on, as JSON; not the number of steps."""
+        lengths = option_names(self, "length")
         return {name: value for name, value in self.to_json().items() if name not in lengths}
 
     @property
     def job(self) -> dict[str, Any]:
-        """What is trained, as JSON: a run of the same job goes on from where another one is.
+        """The options that change the results of training, as JSON.
 
-        That is the options that change its results: it may go on on another mesh.
+        A run can continue another one of the same job, also on another mesh.
         """
-        results = names(self, "results")
+        results = option_names(self, "results")
         return {name: value for name, value in self.program.items() if name in results}
 
     @property
     def digest(self) -> str:
-        """Hash of the program."""
+        """Hash of `program`."""
         return hashlib.sha256(json.dumps(self.program, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the recipe for a report, the mesh as it is written."""
+        """The recipe as JSON, with the mesh in its notation."""
         return dataclasses.asdict(self) | {"mesh": str(self.mesh)}
 
     def flash(self, platform: str) -> bool:
-        """Returns whether attention is the fused kernel on a platform (`cpu`, `cuda`, `gpu`).
+        """Whether attention uses the fused kernel on a platform (`cpu`, `cuda`, `gpu`).
 
-        cuDNN's kernel takes 16-bit heads of up to 128, a multiple of 8.
+        cuDNN's kernel supports 16-bit heads of a size up to 128 that is a multiple of 8.
 
         Raises:
-            InputError: flash was asked for where it does not work.
+            InputError: `attention` is flash, which this recipe or platform does not support.
         """
         head = self.model.head_dim
         possible = (
@@ -352,111 +363,3 @@ class Recipe:
                 "give `attention` auto",
             )
         return possible and self.attention != "unfused"
-
-    def _check_model(self, of_others: bool) -> None:
-        if self.label_smoothing and self.model.family != "vit":
-            raise InputError(
-                "label_smoothing",
-                f"{self.model.name} is a model of text, and it is for images",
-                "leave it out, or give `model` vit-b",
-            )
-        if self.precision == "fp8" and self.model.experts and not of_others:
-            raise InputError(
-                "precision",
-                f"the experts of {self.model.name}, most of its work, are not computed in fp8",
-                "give `precision` bf16",
-            )
-        if self.packed and self.model.family == "vit":
-            raise InputError("packed", f"{self.model.name} reads no documents", "leave it out")
-        if self.model.family == "vit" and self.seq != self.model.seq:
-            raise InputError(
-                "seq",
-                f"it is {self.seq}, and images of {self.model.name} have {self.model.seq} patches",
-                "leave it out",
-            )
-        if self.seq > self.model.seq:
-            raise InputError(
-                "seq",
-                f"{self.seq} is longer than the {self.model.seq} of {self.model.name}",
-                f"give at most {self.model.seq}",
-            )
-
-    def _check_divides(self) -> None:
-        parts = self.mesh.batch_shards
-        if self.global_batch % parts:
-            raise InputError(
-                "global_batch",
-                f"{self.global_batch} sequences do not divide into the {parts} parts of mesh "
-                f"{self.mesh}",
-                f"give a multiple of {parts}",
-            )
-        if self.global_batch // parts % self.micro_batch:
-            raise InputError(
-                "micro_batch",
-                f"{self.micro_batch} does not divide the {self.global_batch // parts} sequences of "
-                f"each part of the batch",
-                f"give a divisor of {self.global_batch // parts}",
-            )
-        for axis, what, size in (
-            ("model", "heads", self.model.heads),
-            ("model", "KV heads", self.model.kv_heads),
-            ("model", "feed-forward width", self.model.ffn),
-            ("model", self._outputs, self.model.padded_vocab),
-            ("expert", "experts", self.model.experts),
-        ):
-            ways = getattr(self.mesh, axis)
-            if size % ways or (ways > 1 and size == 0):
-                fix = f"give a {axis} axis that divides {size}" if size else f"leave {axis} out"
-                raise InputError("mesh", f"{axis}={ways} does not divide the {size} {what}", fix)
-        # Patches are as many as they are; where they do not divide, the residual stays whole.
-        # Every device of the ring holds two chunks of the sequence.
-        context = 2 * self.mesh.context if self.mesh.context > 1 else 1
-        ways = math.lcm(context, self.mesh.context * self.mesh.model)
-        if self.seq % ways and self.model.family != "vit":
-            raise InputError(
-                "seq",
-                f"{self.seq} tokens do not divide over context={self.mesh.context}, "
-                f"model={self.mesh.model}",
-                f"give a multiple of {ways}",
-            )
-
-    @property
-    def _outputs(self) -> str:
-        return "classes" if self.model.family == "vit" else "vocabulary"
-
-    @property
-    def _scanned(self) -> str:
-        return "layers" if self.model.moe_every == 1 else f"groups of {self.model.moe_every} layers"
-
-    def _check_pipeline(self, of_others: bool) -> None:
-        """Checks what goes through a pipeline, and what only a pipeline has."""
-        stages, scanned = self.mesh.pipe, self.model.layers // self.model.moe_every
-        if scanned % stages and not (of_others and stages <= scanned):
-            raise InputError(
-                "mesh",
-                f"pipe={stages} does not divide the {scanned} {self._scanned}",
-                f"give a pipe axis that divides {scanned}",
-            )
-        if (self.schedule == "interleaved") != (self.interleave > 1):
-            raise InputError(
-                "interleave",
-                f"{self.interleave} parts of a stage do not go with schedule {self.schedule}",
-                "give `schedule` interleaved with `interleave` 2 or more, or neither",
-            )
-        if self.interleave > 1 and stages == 1:
-            raise InputError("interleave", "mesh has no pipe axis", "give a mesh with pipe")
-        parts = stages * self.interleave
-        if self.interleave > 1 and scanned % parts and not (of_others and parts <= scanned):
-            raise InputError(
-                "interleave",
-                f"{stages} stages x {self.interleave} parts do not divide the {scanned} "
-                f"{self._scanned} of {self.model.name}",
-                f"make the product a divisor of {scanned}",
-            )
-        if self.interleave > 1 and self.micro_batches % stages:
-            raise InputError(
-                "micro_batch",
-                f"{self.micro_batches} micro-batches do not divide over {stages} stages, as the "
-                f"interleaved schedule needs",
-                f"make global batch / (parts x micro-batch) a multiple of {stages}",
-            )

@@ -1,4 +1,4 @@
-"""A recipe's model of images as a workload: module, loss, batch and optimizer."""
+"""The workload of a recipe with a model of images: module, loss, batch and optimizer."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ FAMILIES = {"vit": ViT}
 
 
 def workload(recipe: Recipe, platform: str) -> Workload:
-    """Returns what one step of a recipe computes.
+    """The workload of a recipe.
 
     Args:
         recipe: the job.
-        platform: `cpu`, `cuda` or `gpu`; decides what implements attention.
+        platform: `cpu`, `cuda` or `gpu`, on which the implementation of attention depends.
     """
     model = recipe.model
     how = ComputeOptions(
@@ -59,8 +59,8 @@ def workload(recipe: Recipe, platform: str) -> Workload:
     )
 
 
-def accurate(recipe: Recipe) -> Stages:
-    """Returns the share of a batch's images whose class scores highest, as a loss is given."""
+def accuracy_metric(recipe: Recipe) -> Stages:
+    """The share of a batch's images whose class has the highest logit, in the form of a loss."""
 
     def exit(module: ViT, x_BTD: jax.Array, batch: Batch) -> jax.Array:
         return accuracy(module.head(x_BTD), batch["labels"], recipe.model.vocab)

@@ -1,4 +1,4 @@
-"""The workload of a recipe, whatever its model reads."""
+"""The workload and the evaluation metrics of a recipe, for models of text and of images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,31 +13,31 @@ FAMILIES = language.FAMILIES | vision.FAMILIES
 
 
 def workload(recipe: Recipe, platform: str) -> Workload:
-    """Returns what one step of a recipe computes.
+    """The workload of a recipe.
 
     Args:
         recipe: the job.
-        platform: `cpu`, `cuda` or `gpu`; decides what implements attention.
+        platform: `cpu`, `cuda` or `gpu`, on which the implementation of attention depends.
     """
     kind = vision if recipe.model.family in vision.FAMILIES else language
     return kind.workload(recipe, platform)
 
 
-def measures(recipe: Recipe, platform: str) -> dict[str, Callable[[Any, Batch], Loss]]:
-    """Returns what held-out batches are measured by, by name, where the loss does not say it.
+def evaluation_metrics(recipe: Recipe, platform: str) -> dict[str, Callable[[Any, Batch], Loss]]:
+    """Metrics of held-out batches, by name, besides the training loss.
 
     Args:
         recipe: the job.
-        platform: as for `workload`.
+        platform: `cpu`, `cuda` or `gpu`.
 
     Returns:
-        `accuracy`, of images; `loss` without what only regularises training, where it does.
+        `accuracy`, for images; `loss` without regularisers, if the training loss has any.
     """
-    found: dict[str, Callable[[Any, Batch], Loss]] = {}
+    metrics: dict[str, Callable[[Any, Batch], Loss]] = {}
     plain = dataclasses.replace(recipe, z_loss=0.0, label_smoothing=0.0)
     if plain != recipe or recipe.model.experts:
         loss = workload(plain, platform).loss
-        found["loss"] = loss.without_extra if isinstance(loss, Stages) else loss
+        metrics["loss"] = loss.without_extra if isinstance(loss, Stages) else loss
     if recipe.model.family in vision.FAMILIES:
-        found["accuracy"] = vision.accurate(recipe)
-    return found
+        metrics["accuracy"] = vision.accuracy_metric(recipe)
+    return metrics

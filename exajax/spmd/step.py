@@ -94,7 +94,7 @@ class TrainStep:
             workload's is, so that those of several batches can be added.
         weigh: `weigh(batch)` returns the weight of a batch; None if the loss is a plain mean.
         schedule: schedule of the pipeline; None without a pipeline.
-        layout: the options that the step was made with.
+        options: the options that the step was made with.
     """
 
     workload: Workload
@@ -106,7 +106,7 @@ class TrainStep:
     evaluate: Any
     weigh: Weigh | None
     schedule: Schedule | None
-    layout: StepOptions
+    options: StepOptions
 
     @classmethod
     def of(
@@ -262,7 +262,7 @@ class _StepFunctions:
             ),
             weigh=weigh,
             schedule=schedule,
-            layout=self.options,
+            options=self.options,
         )
 
     def _to_compute_dtype(self, params: Tree) -> Tree:

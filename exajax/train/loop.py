@@ -91,7 +91,7 @@ def fit(
         NotSavedError: the last checkpoint could not be saved.
         RunFailed: a step was bad, or a host corrupt, and there is nothing to be done about it.
     """
-    if policy.on_nan == "skip" and not step.layout.get("skip_bad"):
+    if policy.on_nan == "skip" and not step.options.get("skip_bad"):
         raise InputError("on_nan", "the step does not skip", "build it with skip_bad=True")
     if not isinstance(batches, Skipping):
         batches = Skipping(batches if isinstance(batches, Batches) else WholeBatches(batches))

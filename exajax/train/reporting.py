@@ -12,7 +12,7 @@ from exajax.job import environment
 from exajax.job.compilation_cache import Compilation
 from exajax.job.events import read_events
 from exajax.job.run_folder import RunFolder
-from exajax.recipe.optimizer import stretched
+from exajax.recipe.optimizer import describe_new_horizon
 from exajax.recipe.recipe import Recipe
 from exajax.train import inputs
 from exajax.train.data.image_batches import ImageBatches
@@ -156,5 +156,5 @@ def changed_schedule(run_dir: Path, recipe: Recipe, done: int) -> list[str]:
         for record in records
         if record["step"] <= done and "schedule_steps" in record
     ]
-    line = stretched(recipe, horizons[-1], done) if horizons else None
+    line = describe_new_horizon(recipe, horizons[-1], done) if horizons else None
     return [line] if line else []

@@ -43,7 +43,7 @@ def run(process: TrainingProcess) -> dict[str, Any]:
 
 def _facts(process: TrainingProcess, batches: TextBatches | ImageBatches) -> dict[str, Any]:
     """Returns what must be equal on all hosts, as JSON: versions, recipe, options and data."""
-    course = option.names(TrainOptions, "course")
+    course = option.option_names(TrainOptions, "course")
     options = option.to_json(process.options)
     return {
         "versions": start_versions(),

@@ -70,7 +70,7 @@ def _build(process: TrainingProcess, devices: Sequence[jax.Device]) -> tuple[Rec
         )
 
     def build(recipe: Recipe) -> TrainStep:
-        layout: StepOptions = {**recipe.layout, "skip_bad": options.on_nan == "skip"}
+        layout: StepOptions = {**recipe.step_options, "skip_bad": options.on_nan == "skip"}
         workload = process.hooks.workload(workloads.workload(recipe, devices[0].platform))
         return TrainStep.of(workload, mesh, **layout)
 
@@ -94,9 +94,9 @@ def _measuring(
 
     measures = {
         name: TrainStep.of(
-            dataclasses.replace(step.workload, loss=measure), step.mesh, **recipe.layout
+            dataclasses.replace(step.workload, loss=measure), step.mesh, **recipe.step_options
         ).evaluate
-        for name, measure in workloads.measures(recipe, device.platform).items()
+        for name, measure in workloads.evaluation_metrics(recipe, device.platform).items()
     }
     hooks: list[Hooks] = [Evaluation(held_out, options.evaluate_every, measures)]
     chip = load_cluster(options.cluster).chip if options.cluster else None

@@ -75,7 +75,7 @@ def recipe_of(values: Columns) -> Recipe:
     return Recipe.of(
         model,
         mesh,
-        of_others=True,
+        analytic_only=True,
         global_batch=positive_integer(values, "global_batch"),
         micro_batch=positive_integer(values, "micro_batch"),
         seq=model.seq,

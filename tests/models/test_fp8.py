@@ -100,7 +100,7 @@ def recipe_of(name, mesh, precision, **options):
 def losses(precision, steps=30):
     recipe = recipe_of("llama-tiny", MeshSpec(), precision, remat="none", steps=steps)
     mesh = recipe.mesh.build(jax.devices()[:1])
-    step = TrainStep.of(language.workload(recipe, "cpu"), mesh, **recipe.layout)
+    step = TrainStep.of(language.workload(recipe, "cpu"), mesh, **recipe.step_options)
     state = step.init(np.uint32(0))
     tokens = np.random.default_rng(1).integers(0, 64, (8, 33)).astype(np.int32)
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
@@ -124,7 +124,7 @@ def compiled():
     """A small llama on eight described H100, tensor and data parallel."""
     recipe = recipe_of("llama-tiny", MeshSpec(4, 1, 2), "fp8", remat="none")
     workload = language.workload(recipe, "cuda")
-    return recipe, exajax.predict(workload, recipe.mesh, "dgx-h100", **recipe.layout)
+    return recipe, exajax.predict(workload, recipe.mesh, "dgx-h100", **recipe.step_options)
 
 
 def test_h100_multiplies_with_the_weights_of_all_blocks_in_fp8(compiled):

@@ -62,7 +62,9 @@ def published(request, tmp_path_factory):
 
 def described(config, mesh="1x1"):
     spec = MeshSpec.parse(mesh)
-    return abstract_parameters(language.forward(config), spec.build(jax.devices()[: spec.devices]))
+    return abstract_parameters(
+        language.inference_model(config), spec.build(jax.devices()[: spec.devices])
+    )
 
 
 def our_logits(config, module, params):
@@ -149,7 +151,7 @@ def test_our_model_gives_the_same_logits_in_transformers(family, tmp_path):
     config = dataclasses.replace(PRESETS[f"{family}-tiny"], vocab=250, layers=2)
     module, _ = described(config)
     with nnx.use_eager_sharding(False):
-        model = language.forward(config)(nnx.Rngs(1))
+        model = language.inference_model(config)(nnx.Rngs(1))
     # Three times what training begins with: logits that a wrong weight would change.
     params = jax.tree.map(lambda leaf: leaf * 3, nnx.to_pure_dict(nnx.state(model)))
     out = tmp_path / "out"

@@ -39,7 +39,7 @@ MODELS = {
 
 def weights(config: ModelConfig) -> Any:
     with nnx.use_eager_sharding(False):
-        model = language.forward(config)(nnx.Rngs(0))
+        model = language.inference_model(config)(nnx.Rngs(0))
     return jax.device_get(nnx.to_pure_dict(nnx.state(model)))
 
 
@@ -80,7 +80,9 @@ def test_what_was_written_is_read_again(whole, family):
     config = lookup(str(whole / family))
     assert config.parameters == MODELS[family].parameters
     weights_reader.check(whole / family, config, "init")
-    _, shapes = abstract_parameters(language.forward(config), MeshSpec().build(jax.devices()[:1]))
+    _, shapes = abstract_parameters(
+        language.inference_model(config), MeshSpec().build(jax.devices()[:1])
+    )
     again = weights_reader.load(whole / family, config, shapes)
     expected = weights(MODELS[family])
     for found, wanted in zip(jax.tree.leaves(again), jax.tree.leaves(expected), strict=True):
@@ -267,7 +269,9 @@ def test_a_tensor_is_that_of_the_shard_that_the_index_names(folder):
     save_file(content | other | {"no.part.of.it": np.zeros(3, np.float32)}, second)
     config = lookup(str(folder / "llama"))
     weights_reader.check(folder / "llama", config, "init")
-    _, shapes = abstract_parameters(language.forward(config), MeshSpec().build(jax.devices()[:1]))
+    _, shapes = abstract_parameters(
+        language.inference_model(config), MeshSpec().build(jax.devices()[:1])
+    )
     for leaf in jax.tree.leaves(weights_reader.load(folder / "llama", config, shapes)):
         assert not np.any(np.asarray(leaf) == 7)
 

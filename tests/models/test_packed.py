@@ -21,7 +21,7 @@ FIRST, SECOND, OTHER = [97, 49, 50, 51, 52, 0], [98, 53, 54, 0], [99, 53, 54, 0]
 def model_of(family):
     config = dataclasses.replace(PRESETS[f"{family}-tiny"], layers=2)
     with nnx.use_eager_sharding(False):
-        return config, language.forward(config)(nnx.Rngs(0))
+        return config, language.inference_model(config)(nnx.Rngs(0))
 
 
 def losses(model, vocab, documents, targets):

@@ -121,12 +121,12 @@ def test_held_out_images_are_measured_by_accuracy_and_by_the_loss_without_its_re
     recipe = Recipe.of(SMALL, MeshSpec(), label_smoothing=0.1, z_loss=1e-3)
     model, images = build(), batch(0)
     logits = model(jnp.array(images["images"]))
-    measures = workloads.measures(recipe, "cpu")
+    measures = workloads.evaluation_metrics(recipe, "cpu")
     assert measures["loss"](model, images) == cross_entropy(logits, images["labels"], SMALL.vocab)
     expected = np.mean(np.argmax(logits[:, : SMALL.vocab], -1) == images["labels"])
     assert measures["accuracy"](model, images) == pytest.approx(expected)
-    assert "loss" not in workloads.measures(Recipe.of(SMALL, MeshSpec()), "cpu")
-    assert not workloads.measures(Recipe.of(PRESETS["gpt-tiny"], MeshSpec()), "cpu")
+    assert "loss" not in workloads.evaluation_metrics(Recipe.of(SMALL, MeshSpec()), "cpu")
+    assert not workloads.evaluation_metrics(Recipe.of(PRESETS["gpt-tiny"], MeshSpec()), "cpu")
 
 
 def test_a_sequence_other_than_the_patches_is_refused():

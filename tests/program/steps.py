@@ -63,5 +63,5 @@ def _compiled(recipe: Recipe, cluster: str) -> Step:
     machine = load_cluster(cluster)
     described = recipe.mesh.build(target.devices(machine, recipe.mesh.devices))
     workload = workloads.workload(recipe, machine.chip.platform)
-    step = TrainStep.of(workload, described, **recipe.layout)
+    step = TrainStep.of(workload, described, **recipe.step_options)
     return Step(recipe, compile_step(step).program)

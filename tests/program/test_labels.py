@@ -112,7 +112,7 @@ def test_nearly_all_flops_of_a_step_are_named_on_a_gpu(model, mesh, options):
 def test_nearly_all_flops_of_a_step_are_named_on_a_cpu(name, remat):
     recipe = Recipe.of(PRESETS[name], MeshSpec(), global_batch=2, remat=remat, precision="fp32")
     mesh = MeshSpec().build(jax.devices()[:1])
-    step = TrainStep.of(language.workload(recipe, "cpu"), mesh, **recipe.layout)
+    step = TrainStep.of(language.workload(recipe, "cpu"), mesh, **recipe.step_options)
     text = step.update.lower(step.state, step.batch).compile().as_text()
     check(operations.read(hlo.parse(text), {"data": 1}), recompute=remat != "none")
 

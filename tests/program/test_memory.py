@@ -154,7 +154,7 @@ def test_accumulation_holds_sums_as_large_as_the_parameters_and_fewer_activation
 def test_memory_of_attached_devices_is_told_apart_too():
     recipe = recipe_of("gpt-tiny", "2x4", precision="fp32", remat="full")
     mesh = recipe.mesh.build(jax.devices())
-    step = TrainStep.of(workloads.workload(recipe, "cpu"), mesh, **recipe.layout)
+    step = TrainStep.of(workloads.workload(recipe, "cpu"), mesh, **recipe.step_options)
     found = compile_step(step).memory
     assert found.activations > 8 * 4 * 4 * 128 * 128 // 4
     assert found.gradients > 0

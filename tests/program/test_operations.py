@@ -62,7 +62,7 @@ def test_the_program_of_a_step_has_the_flops_of_the_closed_form(name, remat):
     options = {"precision": "fp32", "remat": remat, "capacity_factor": 1.0}
     recipe = Recipe.of(config, MeshSpec(), global_batch=2, **options)
     workload = language.workload(recipe, "cpu")
-    step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), **recipe.layout)
+    step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), **recipe.step_options)
     text = step.update.lower(step.state, step.batch).compile().as_text()
     flops = operations.total_flops(operations.read(hlo.parse(text), {"data": 1}))
     # On a CPU scores are masked, not left out.
@@ -76,7 +76,7 @@ def test_bytes_of_a_step_are_those_of_the_compiler_s_own_count(remat):
     config = dataclasses.replace(PRESETS["llama-tiny"], layers=3)
     recipe = Recipe.of(config, MeshSpec(), global_batch=2, precision="fp32", remat=remat)
     workload = language.workload(recipe, "cpu")
-    step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), **recipe.layout)
+    step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), **recipe.step_options)
     compiled = step.update.lower(step.state, step.batch).compile()
     program = operations.read(hlo.parse(compiled.as_text()), {"data": 1})
     once = sum(op.bytes for op, _ in operations.flatten(program))  # it counts a loop's body once

@@ -10,8 +10,13 @@ from flax import nnx
 from exajax import MeshSpec, Recipe
 from exajax.models.presets import PRESETS
 from exajax.recipe.language import FAMILIES
-from exajax.recipe.matrix_optimizers import Matrix, matrices, scale_by_factored_rms, scale_by_muon
-from exajax.recipe.optimizer import schedule, stretched
+from exajax.recipe.matrix_optimizers import (
+    MatrixAxes,
+    matrix_axes,
+    scale_by_factored_rms,
+    scale_by_muon,
+)
+from exajax.recipe.optimizer import describe_new_horizon, schedule
 from exajax.train.reporting import changed_schedule
 from exajax.train.sinks.records import JsonLines
 
@@ -25,7 +30,7 @@ NAMES = {
     "logits": ("embed", "vocab"),
     "norm": ("embed",),
 }
-SIDES = {f"['{name}']": Matrix.of(names, name == "bias") for name, names in NAMES.items()}
+SIDES = {f"['{name}']": MatrixAxes.of(names, name == "bias") for name, names in NAMES.items()}
 SHAPES = {
     "query": (3, 128, 4, 32),
     "out": (3, 4, 32, 128),
@@ -118,24 +123,27 @@ def test_muon_leaves_tables_logits_and_vectors_to_another_optimizer():
 
 def sides_of(name):
     config = PRESETS[name]
-    return matrices(lambda rngs: FAMILIES[config.family](config, rngs=rngs))
+    return matrix_axes(lambda rngs: FAMILIES[config.family](config, rngs=rngs))
 
 
 def test_the_sides_are_read_from_the_names_that_a_model_gives_its_axes():
     sides = sides_of("gpt-tiny")
     block = "['stack']['blocks']"
-    assert sides[f"{block}['attention']['query']['kernel']"] == Matrix((1,), (2, 3), True)
-    assert sides[f"{block}['attention']['out']['kernel']"] == Matrix((1, 2), (3,), True)
-    assert sides[f"{block}['attention']['query']['bias']"] == Matrix((1, 2), (), False)
-    assert sides[f"{block}['up']['kernel']"] == Matrix((1,), (2,), True)
-    assert sides[f"{block}['up']['bias']"] == Matrix((1,), (), False)
-    assert sides["['embed']['table']"] == Matrix((0,), (1,), False)
-    assert sides["['position']"] == Matrix((0,), (1,), False)
+    assert sides[f"{block}['attention']['query']['kernel']"] == MatrixAxes((1,), (2, 3), True)
+    assert sides[f"{block}['attention']['out']['kernel']"] == MatrixAxes((1, 2), (3,), True)
+    assert sides[f"{block}['attention']['query']['bias']"] == MatrixAxes((1, 2), (), False)
+    assert sides[f"{block}['up']['kernel']"] == MatrixAxes((1,), (2,), True)
+    assert sides[f"{block}['up']['bias']"] == MatrixAxes((1,), (), False)
+    assert sides["['embed']['table']"] == MatrixAxes((0,), (1,), False)
+    assert sides["['position']"] == MatrixAxes((0,), (1,), False)
 
 
 def test_a_parameter_without_names_is_a_matrix_of_its_last_axis():
-    sides = matrices(lambda rngs: nnx.Linear(4, 8, rngs=rngs))
-    assert sides == {"['kernel']": Matrix((0,), (1,), False), "['bias']": Matrix((0,), (), False)}
+    sides = matrix_axes(lambda rngs: nnx.Linear(4, 8, rngs=rngs))
+    assert sides == {
+        "['kernel']": MatrixAxes((0,), (1,), False),
+        "['bias']": MatrixAxes((0,), (), False),
+    }
 
 
 def recipe_of(steps=100, **options):
@@ -177,15 +185,15 @@ def test_a_horizon_of_its_own_holds_the_schedule_and_then_the_rate(name):
 
 def test_another_horizon_is_said_with_the_rates_and_the_flag_that_keeps_the_old_one():
     recipe = recipe_of(steps=200)
-    line = stretched(recipe, 100, 100) or ""
+    line = describe_new_horizon(recipe, 100, 100) or ""
     before, after = 0.1, float(schedule(recipe)(100))
     assert "now has 200 steps and had 100" in line
     assert f"step 101 gets {after:.3g} instead of {before:.3g}" in line
     assert "`schedule_steps` 100" in line
     assert after > 5 * before
-    assert stretched(recipe, 200, 100) is None
-    assert stretched(recipe_of(steps=200, schedule_steps=100), 100, 100) is None
-    assert stretched(recipe_of(steps=200, lr_schedule="constant"), 100, 100) is None
+    assert describe_new_horizon(recipe, 200, 100) is None
+    assert describe_new_horizon(recipe_of(steps=200, schedule_steps=100), 100, 100) is None
+    assert describe_new_horizon(recipe_of(steps=200, lr_schedule="constant"), 100, 100) is None
 
 
 def test_the_horizon_of_a_run_is_found_in_its_history(tmp_path):

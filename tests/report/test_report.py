@@ -83,7 +83,7 @@ def test_json_has_null_for_what_is_not_a_number():
 def test_a_curve_has_only_meshes_that_can_be_compiled():
     recipe = Recipe.of(lookup("llama2-7b"), MeshSpec(24, 1, 4))
     machine = load_cluster("dgx-h100")
-    chosen = weak_scaling.smaller(recipe, point(96, 1.0), machine)
+    chosen = weak_scaling.smaller_meshes(recipe, point(96, 1.0), machine)
     assert 1 <= len(chosen) <= 3
     for smaller in chosen:
         machine.check(smaller.mesh.devices, "bf16")

@@ -295,7 +295,9 @@ def test_a_step_is_compiled_for_the_chip_and_priced(name, tmp_path):
     model = dataclasses.replace(lookup("gpt-tiny"), layers=1)
     recipe = Recipe.of(model, MeshSpec(), global_batch=1)
     workload = language.workload(recipe, "cuda")
-    result = exajax.predict(workload, recipe.mesh, machine_of(name, tmp_path), **recipe.layout)
+    result = exajax.predict(
+        workload, recipe.mesh, machine_of(name, tmp_path), **recipe.step_options
+    )
     assert result.hardware_flops == pytest.approx(recipe.flops, rel=0.1)
     assert result.step_time_s >= result.hardware_flops / result.peak_flops
     assert result.capacity_bytes <= CHIPS_BY_NAME[name].memory_bytes

@@ -52,7 +52,7 @@ def step_on(mesh: MeshSpec, family: str, **options: Any) -> TrainStep:
         **options,
     )
     built = mesh.build(jax.devices()[: mesh.devices])
-    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.layout)
+    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.step_options)
 
 
 def batch_of(step: TrainStep, number: int) -> dict[str, jax.Array]:

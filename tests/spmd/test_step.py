@@ -11,7 +11,7 @@ from flax import nnx
 from exajax import InputError, MeshSpec, Recipe, TrainStep, Workload
 from exajax.models.presets import PRESETS
 from exajax.recipe import language
-from exajax.recipe.optimizer import decays
+from exajax.recipe.optimizer import decay_mask
 from exajax.recipe.recipe import OPTIMIZERS
 from exajax.spmd.step import local_bytes
 
@@ -36,7 +36,7 @@ def step_on(mesh, family="llama", zero=3, layers=2, **options):
         **options,
     )
     built = mesh.build(jax.devices()[: mesh.devices])
-    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.layout)
+    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.step_options)
 
 
 def trained(step):
@@ -147,7 +147,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused_and_not_replicated():
 @pytest.mark.parametrize("family", ["llama", "gpt"])
 def test_vectors_do_not_decay_however_they_are_stacked(family):
     params = step_on(MeshSpec(), family).state.params
-    for path, decayed in jax.tree_util.tree_leaves_with_path(decays(params)):
+    for path, decayed in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
         name = jax.tree_util.keystr(path)
         assert decayed == (not name.endswith(("['scale']", "['bias']"))), name
 

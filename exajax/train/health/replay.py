@@ -44,7 +44,7 @@ class Replay:
     """
 
     def __init__(self, step: TrainStep) -> None:
-        mesh, layout, workload = step.mesh, step.layout, step.workload
+        mesh, layout, workload = step.mesh, step.options, step.workload
         dtype, rules = COMPUTE_DTYPES[layout["precision"]], layout["rules"]
         module, variables = split_module(workload.build)
         place = shardings_of(variables, mesh, ("expert", "pipe"), rules)
@@ -83,14 +83,14 @@ def _plan(step: TrainStep) -> tuple[Schedule | None, int]:
     shards = 1
     for axis in BATCH_AXES:
         shards *= step.mesh.shape[axis]
-    samples = step.workload.samples // (shards * step.layout["micro_batches"])
+    samples = step.workload.samples // (shards * step.options["micro_batches"])
     samples *= step.mesh.shape["expert"]
     if step.schedule is None:
         return None, samples
     assert isinstance(step.workload.loss, Stages)
     stages, parts = step.schedule.stages, step.workload.loss.parts
     micro_batches = stages if parts > 1 else 1
-    plan = Schedule.of(step.layout["schedule"], stages, parts, micro_batches)
+    plan = Schedule.of(step.options["schedule"], stages, parts, micro_batches)
     return plan, samples * micro_batches
 
 

@@ -44,7 +44,7 @@ def step_of(config, mesh="1x1", **options):
     spec = MeshSpec.parse(mesh)
     recipe = Recipe.of(config, spec, global_batch=16, **options)
     built = spec.build(jax.devices()[: spec.devices])
-    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.layout)
+    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.step_options)
 
 
 def whole(state, step):
