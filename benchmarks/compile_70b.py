@@ -34,7 +34,7 @@ def compile_once(model: str, mesh: str) -> dict[str, float]:
     def mark(name: str) -> None:
         marks.append((name, time.perf_counter()))
 
-    from exajax.program import target
+    from exajax.program import described_devices
     from exajax.program.compile import compile_step
     from exajax.recipe import language
     from exajax.spmd.step import TrainStep
@@ -42,7 +42,7 @@ def compile_once(model: str, mesh: str) -> dict[str, float]:
     cluster = load_cluster("dgx-h100")
     recipe = Recipe.of(lookup(model), MeshSpec.parse(mesh))
     mark("import")
-    described = recipe.mesh.build(target.devices(cluster, recipe.mesh.devices))
+    described = recipe.mesh.build(described_devices.described_devices(cluster, recipe.mesh.devices))
     workload = language.workload(recipe, cluster.chip.platform)
     step = TrainStep.of(workload, described, zero=recipe.zero, precision=recipe.precision)
     mark("build")

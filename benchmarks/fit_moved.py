@@ -29,7 +29,7 @@ from exajax.job.provenance import versions
 from exajax.machine.cluster import load_cluster
 from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import lookup
-from exajax.program import of_recipe
+from exajax.program import compiled_recipe
 from exajax.program.operations import Program, flatten
 from exajax.recipe.recipe import Recipe
 from exajax.spmd.mesh import MeshSpec
@@ -70,7 +70,10 @@ def moved(family: str, remat: str, attention: str, sizes: Mapping[str, int], chi
         zero=0,
     )
     return (
-        np.array(passes(of_recipe.compiled(recipe, load_cluster(CLUSTERS[chip])).program)) / LAYERS
+        np.array(
+            passes(compiled_recipe.load_or_compile(recipe, load_cluster(CLUSTERS[chip])).program)
+        )
+        / LAYERS
     )
 
 

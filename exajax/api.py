@@ -5,7 +5,7 @@ from typing import Unpack
 import jax
 
 from exajax.machine.cluster import Cluster, load_cluster
-from exajax.program import target
+from exajax.program import described_devices
 from exajax.program.compile import compile_step
 from exajax.simulate.prediction import Prediction, predict_step
 from exajax.spmd.idle_axes import warn_of_idle_axes
@@ -59,7 +59,7 @@ def predict(
     machine = load_cluster(cluster) if isinstance(cluster, str) else cluster
     precision = options.get("precision", "bf16")
     machine.check(spec.devices, precision)
-    device_mesh = spec.build(target.devices(machine, spec.devices))
+    device_mesh = spec.build(described_devices.described_devices(machine, spec.devices))
     step = TrainStep.of(workload, device_mesh, **options)
     return predict_step(
         compile_step(step, machine),

@@ -84,7 +84,7 @@ def _measure(model: ModelConfig, mesh: MeshSpec, remat: str) -> Probe:
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - began_s)
     axes = {str(axis): size for axis, size in step.mesh.shape.items()}
-    program = operations.read(hlo.parse(update.as_text()), axes)
+    program = operations.read_program(hlo.parse(update.as_text()), axes)
     return Probe(f"{model.name}, remat {remat}", program, statistics.median(seconds[WARM_UP:]))
 
 

@@ -54,10 +54,10 @@ def describe_devices(devices: dict[str, Any]) -> str:
 
 
 def _ahead_of_time() -> str:
-    from exajax.program.target import devices
+    from exajax.program.described_devices import described_devices
 
     try:
-        devices(load_cluster("dgx-h100"), 8)
+        described_devices(load_cluster("dgx-h100"), 8)
     except InputError as error:
         return f"not possible: {error.problem}; {error.fix}"
     return "compiles for NVIDIA GPUs"

@@ -9,7 +9,7 @@ import jax
 
 from exajax.job import compilation_cache
 from exajax.machine.cluster import Cluster
-from exajax.program import cudnn, hlo, memory, schedule, store, target
+from exajax.program import cudnn, described_devices, hlo, memory, store, xla_time_estimate
 from exajax.program.compiled import Artifact, Compiled
 from exajax.program.dumps import Dumps
 from exajax.program.memory import Sizes
@@ -18,39 +18,39 @@ from exajax.spmd import compiler_options
 from exajax.spmd.idle_axes import idle_axes
 from exajax.spmd.step import TrainStep, local_bytes
 
-PLACE = re.compile(r'"[^"\n]*":\d+:\d+(?: to (?:\d*:)?\d+)?')
-"""A place in a source file, in the text of a lowered program."""
+SOURCE_LOCATION = re.compile(r'"[^"\n]*":\d+:\d+(?: to (?:\d*:)?\d+)?')
+"""Source location in the text of a lowered program."""
 
 
 def compile_recipe(recipe: Recipe, cluster: Cluster) -> Artifact:
-    """Compiles the step of a recipe for the devices of a described machine."""
+    """Compiles the step of a recipe for the described devices of a cluster."""
     from exajax.recipe import workloads
 
-    described = recipe.mesh.build(target.devices(cluster, recipe.mesh.devices))
+    devices = recipe.mesh.build(described_devices.described_devices(cluster, recipe.mesh.devices))
     workload = workloads.workload(recipe, cluster.chip.platform)
-    step = TrainStep.of(workload, described, **recipe.step_options)
-    return _compile(step, _lower(step))
+    step = TrainStep.of(workload, devices, **recipe.step_options)
+    return _compile_artifact(step, _lower(step))
 
 
 def compile_step(step: TrainStep, cluster: Cluster | None = None) -> Compiled:
-    """Compiles the update of a train step and reads the result.
+    """The compiled update of a train step.
 
     Args:
-        step: any step.
-        cluster: the described machine that its devices are of: the program is then read from the
-            store, if it is there.
+        step: a train step, on attached or described devices.
+        cluster: the cluster of its described devices, for which compiled programs are stored; None
+            to compile without the store.
     """
     lowered = _lower(step)
-    if cluster is None or not store.serves(cluster):
-        return Compiled.of(_compile(step, lowered))
-    # The names of operations and inputs say what an array is for, so they are a part of the
-    # program; where in whose files it was written is not.
-    text = PLACE.sub("", lowered.as_text(debug_info=True))
+    if cluster is None or not store.keeps_programs_of(cluster):
+        return Compiled.of(_compile_artifact(step, lowered))
+    # The names of operations and inputs determine labels and memory roles, so they are part of the
+    # key; their locations in source files are not.
+    text = SOURCE_LOCATION.sub("", lowered.as_text(debug_info=True))
     devices = [device.id for device in step.mesh.devices.flat]
     key = store.key("step", text, devices, dict(step.mesh.shape), cluster.digest)
     artifact = store.load(key)
     if artifact is None:
-        artifact = _compile(step, lowered)
+        artifact = _compile_artifact(step, lowered)
         store.store(key, artifact)
     return Compiled.of(artifact)
 
@@ -65,8 +65,8 @@ def _idle_axes(step: TrainStep) -> tuple[str, ...]:
         return idle_axes(step)
 
 
-def _compile(step: TrainStep, lowered: jax.stages.Lowered) -> Artifact:
-    """Compiles, and has XLA write down where it puts what, and how long it thinks that takes."""
+def _compile_artifact(step: TrainStep, lowered: jax.stages.Lowered) -> Artifact:
+    """Compiles, with XLA's dumps of the buffer assignment, live ranges and schedule."""
     platform = step.mesh.devices.flat[0].platform
     with tempfile.TemporaryDirectory() as folder, compilation_cache.disabled():
         compiled = compiler_options.compile(lowered, platform, Dumps.options(folder))
@@ -76,9 +76,9 @@ def _compile(step: TrainStep, lowered: jax.stages.Lowered) -> Artifact:
     return Artifact(
         text,
         {str(axis): size for axis, size in step.mesh.shape.items()},
-        memory.measure(_sizes(step, compiled), module, dumps.values()),
+        memory.peak_memory(_sizes(step, compiled), module, dumps.values()),
         step.schedule.bubble if step.schedule else 0.0,
-        schedule.estimate_s(dumps.times_us(), module),
+        xla_time_estimate.estimate_s(dumps.times_us(), module),
         _idle_axes(step),
         compiler_options.left_out(),
     )

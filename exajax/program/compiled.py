@@ -1,4 +1,4 @@
-"""A compiled step, read: what one device does, and what lies in its memory."""
+"""A compiled step: the operations of one device, and its memory at the peak."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from exajax.program.memory import Memory
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is kept of a compiled step; everything else is read from it.
+    """A compiled step as it is stored on disk; `Compiled` is read from it.
 
     Attributes:
-        text: the scheduled module.
+        text: the scheduled HLO module.
         mesh_axes: size of every mesh axis, outermost first.
-        memory: bytes on one device.
-        bubble: share of the turns of a pipeline in which a stage has nothing to do.
-        xla_estimate_s: the step time by XLA's own scheduler, None where it does not say.
+        memory: memory of one device at the peak.
+        bubble: share of a pipeline's slots in which a stage has no item.
+        xla_estimate_s: XLA's own estimate of the step time; None if it has none.
         idle_axes: mesh axes larger than 1 that divide nothing of the step.
         left_out: compiler options that this compiler does not know.
     """
@@ -32,14 +32,14 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A step as the compiler made it for a mesh.
+    """A step compiled for a mesh, in the form that is priced.
 
     Attributes:
-        program: what one device does in a step, in the order of the schedule.
+        program: operations of one device, in the order of the schedule.
         mesh_axes: size of every mesh axis, outermost first.
-        memory: bytes on one device.
-        bubble: share of the turns of a pipeline in which a stage has nothing to do.
-        xla_estimate_s: the step time by XLA's own scheduler, None where it does not say.
+        memory: memory of one device at the peak.
+        bubble: share of a pipeline's slots in which a stage has no item.
+        xla_estimate_s: XLA's own estimate of the step time; None if it has none.
         idle_axes: mesh axes larger than 1 that divide nothing of the step.
         left_out: compiler options that this compiler does not know.
     """
@@ -54,9 +54,9 @@ class Compiled:
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Compiled":
-        """Reads the module."""
+        """The compiled step of a stored artifact."""
         return cls(
-            operations.read(hlo.parse(artifact.text), artifact.mesh_axes),
+            operations.read_program(hlo.parse(artifact.text), artifact.mesh_axes),
             artifact.mesh_axes,
             artifact.memory,
             artifact.bubble,
@@ -67,5 +67,5 @@ class Compiled:
 
     @property
     def devices(self) -> int:
-        """Devices of the mesh."""
+        """Number of devices of the mesh."""
         return math.prod(self.mesh_axes.values())

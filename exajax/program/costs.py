@@ -1,4 +1,4 @@
-"""What one instruction computes: matrix products, fused attention, or nothing but memory."""
+"""The arithmetic of one instruction: matrix products, fused attention, or only memory traffic."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from exajax.program.hlo import Computation, Instruction, Module
 
-MEMORY = frozenset(
+MEMORY_OPCODES = frozenset(
     """
     fusion copy copy-start transpose reshape broadcast iota convert slice dynamic-slice
     dynamic-update-slice concatenate pad reverse gather scatter reduce reduce-window
@@ -18,17 +18,17 @@ MEMORY = frozenset(
     real imag complex popcnt count-leading-zeros
     """.split()  # noqa: SIM905 - a list of so many is a column of a page
 )
-"""Opcodes whose cost is the memory they read and write."""
+"""Opcodes whose time is that of the memory they read and write."""
 
 GEMM_CALLS = "__cublas$"
 ATTENTION_CALLS = "__cudnn$fmha"
 MEMORY_CALLS = ("TopK", "__gpu$TopK", "__cub$DeviceRadixSort")
-"""Beginnings of the targets of custom calls, by what they do."""
+"""Prefixes of the targets of custom calls, by what they compute."""
 
 
 @dataclass(frozen=True)
-class Product:
-    """Matrix products [m, k] x [k, n], `batch` of them."""
+class MatrixProduct:
+    """`batch` matrix products [m, k] x [k, n]."""
 
     batch: int
     m: int
@@ -37,12 +37,12 @@ class Product:
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions, each counted."""
+        """Number of multiplications and additions, 2 x batch x m x n x k."""
         return 2.0 * self.batch * self.m * self.n * self.k
 
 
 @dataclass(frozen=True)
-class Attention:
+class FusedAttention:
     """A fused attention kernel with scores [batch, heads, queries, keys] and heads of size `head`.
 
     Attributes:
@@ -51,8 +51,8 @@ class Attention:
         queries: length of the query sequence.
         keys: length of the key sequence.
         head: size of a head.
-        causal: whether a position sees only itself and those before it.
-        backward: whether it makes the gradients.
+        causal: whether a position attends only to itself and those before it.
+        backward: whether it computes the gradients.
     """
 
     batch: int
@@ -65,9 +65,9 @@ class Attention:
 
     @property
     def flops(self) -> float:
-        """Two products of scores' size x head forward; five backward, half under a causal mask.
+        """FLOPs of 2 products of the scores' size x head in forward, 5 in backward; half if causal.
 
-        Backward the scores are made again (arXiv:2307.08691, section 4.1).
+        Backward recomputes the scores (arXiv:2307.08691, section 4.1).
         """
         scores = self.batch * self.heads * self.queries * self.keys
         return 2.0 * (5 if self.backward else 2) * scores * self.head * (0.5 if self.causal else 1)
@@ -75,30 +75,30 @@ class Attention:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What an operation computes besides moving memory.
+    """What an operation computes.
 
     Attributes:
-        kind: `matmul`, `attention`, `memory` or `unpriced`.
-        products: the matrix products it performs.
-        attention: the fused attention it performs.
-        dtype: element type of the factors, empty where there are none.
+        kind: `matmul`, `attention`, `memory` (no products) or `unpriced` (an unknown opcode).
+        products: its matrix products.
+        attention: its fused attention.
+        dtype: element type of the factors; empty if there are none.
     """
 
     kind: str
-    products: tuple[Product, ...] = ()
-    attention: Attention | None = None
+    products: tuple[MatrixProduct, ...] = ()
+    attention: FusedAttention | None = None
     dtype: str = ""
 
     @property
     def flops(self) -> float:
-        """FLOPs of products and attention."""
+        """FLOPs of its products and attention."""
         return sum(product.flops for product in self.products) + (
             self.attention.flops if self.attention else 0.0
         )
 
 
 def arithmetic(instruction: Instruction, computation: Computation, module: Module) -> Arithmetic:
-    """Returns what an instruction computes, and what is computed inside of a fusion."""
+    """The arithmetic of an instruction; of a fusion, the sum of the instructions in it."""
     opcode = instruction.opcode
     if opcode == "dot":
         numbers = {
@@ -126,20 +126,20 @@ def arithmetic(instruction: Instruction, computation: Computation, module: Modul
             }
             return _matmul(instruction, computation, numbers)
         return Arithmetic("memory" if target.startswith(MEMORY_CALLS) else "unpriced")
-    return Arithmetic("memory" if opcode in MEMORY else "unpriced")
+    return Arithmetic("memory" if opcode in MEMORY_OPCODES else "unpriced")
 
 
 def _matmul(
     instruction: Instruction, computation: Computation, numbers: Mapping[str, tuple[int, ...]]
 ) -> Arithmetic:
-    """Reads the sizes of a product from its factors and the dimensions that it names."""
+    """The product of an instruction, with sizes from its factors and its dimension numbers."""
     left, right = (computation.by_name[name].shapes[0] for name in instruction.operands[:2])
     contracted = numbers.get("lhs_contracting_dimensions", ())
     batch = math.prod(left.dims[axis] for axis in numbers.get("lhs_batch_dimensions", ()))
     k = math.prod(left.dims[axis] for axis in contracted)
     m = math.prod(left.dims) // max(1, batch * k)
     n = math.prod(right.dims) // max(1, batch * k)
-    return Arithmetic("matmul", (Product(batch, m, n, k),), dtype=left.dtype)
+    return Arithmetic("matmul", (MatrixProduct(batch, m, n, k),), dtype=left.dtype)
 
 
 def _attention(instruction: Instruction, computation: Computation, target: str) -> Arithmetic:
@@ -147,7 +147,7 @@ def _attention(instruction: Instruction, computation: Computation, target: str) 
     batch, heads, queries, keys = (
         int(dim) for dim in config["intermediate_tensor_shape"]["dimensions"]
     )
-    shape = Attention(
+    shape = FusedAttention(
         batch,
         heads,
         queries,

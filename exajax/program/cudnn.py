@@ -15,16 +15,16 @@ from typing import Any
 
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from exajax.program import target
+from exajax.program import described_devices
 
 
 @contextlib.contextmanager
 def assumed() -> Iterator[None]:
-    """Within, cuDNN has the version of the target where none is installed.
+    """Context in which cuDNN seems to have the version of described devices, if none is installed.
 
-    An installed library is asked as ever.
+    The version of an installed library is not changed.
     """
-    major, minor, patch = target.CUDNN
+    major, minor, patch = described_devices.CUDNN
     probe: Any = fused.check_cudnn_version
 
     def installed_or_assumed() -> int:

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 
 class Value(NamedTuple):
-    """A value and where it lies: bytes from `offset` on, alive from step `born` to step `dies`."""
+    """A value: its bytes start at `offset`, and it is live from step `first` to step `last`."""
 
     name: str
     bytes: int
     offset: int
     shape: str
-    born: int
-    dies: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -46,46 +46,48 @@ class Dumps:
 
     @classmethod
     def options(cls, folder: str) -> dict[str, Any]:
-        """Returns the compiler options that have XLA write into a folder."""
+        """Compiler options with which XLA dumps into a folder."""
         return {"xla_dump_to": folder, "xla_dump_latency_hiding_schedule": True}
 
     @classmethod
     def read(cls, folder: Path, module: str) -> "Dumps":
-        """Returns what XLA has written into a folder of a module, by the text of the module."""
+        """The dumps of a module in a folder, by the text of the module."""
         name = module.removeprefix("HloModule ").partition(",")[0]
         dumped = _largest(folder, f"*.{name}.*_after_optimizations.txt")
         return cls(
             _largest(folder, f"*.{name}.*-buffer-assignment.txt"),
             _largest(folder, f"*.{name}.*-live-range.txt"),
             _largest(folder, f"*{name}.schedule.txt"),
-            _starts(dumped, module),
+            _start_of_fusion(dumped, module),
         )
 
     def values(self) -> list[Value]:
-        """Returns the values of the block of temporaries in the device's memory.
+        """Values in the block of temporaries of the device's memory.
 
         Their names are those of instructions in the text of the compiled program.
         """
-        born_and_dies = self._ranges()
-        values, inside = [], False
+        live_steps = self._live_steps()
+        values, in_temporaries = [], False
         for line in self.assignment.splitlines():
             if line.startswith("allocation"):
-                inside = "preallocated-temp" in line and ", color" not in line  # a color: of hosts
-            elif inside and (found := _VALUE.match(line)):
-                name = found["name"] if found["name"].endswith("}") else found["name"] + "{}"
-                if name in born_and_dies:
-                    where = int(found["size"]), int(found["offset"])
+                in_temporaries = (
+                    "preallocated-temp" in line and ", color" not in line
+                )  # a color: of hosts
+            elif in_temporaries and (match := _VALUE.match(line)):
+                name = match["name"] if match["name"].endswith("}") else match["name"] + "{}"
+                if name in live_steps:
+                    where = int(match["size"]), int(match["offset"])
                     instruction, _, index = name.partition("{")
                     known = f"{self.starts.get(instruction, instruction)}{{{index}"
-                    values.append(Value(known, *where, found["shape"], *born_and_dies[name]))
+                    values.append(Value(known, *where, match["shape"], *live_steps[name]))
         return values
 
-    def _ranges(self) -> Mapping[str, tuple[int, int]]:
+    def _live_steps(self) -> Mapping[str, tuple[int, int]]:
         text = self.live_ranges.partition("BufferLiveRange:")[2].partition("Live ranges at")[0]
-        return {name: (int(born), int(dies)) for name, born, dies in _RANGE.findall(text)}
+        return {name: (int(first), int(last)) for name, first, last in _RANGE.findall(text)}
 
     def times_us(self) -> dict[str, float]:
-        """Returns the microseconds that each scheduled computation takes by XLA's cost model."""
+        """Microseconds of each scheduled computation by XLA's cost model, loops in it excluded."""
         module, *schedules = self.schedule.split("\ncomputation_schedules {")
         names = {}
         for text in module.split("\n  computations {")[1:]:
@@ -97,10 +99,10 @@ class Dumps:
                 names[number[1]] = name[1]
         times_us = {}
         for text in schedules:
-            found = dict(re.findall(r"\b(\w+): ([\d.e+]+)$", text, re.M))
-            if found.keys() >= {"computation_id", "total_cycles", "cycles_per_microsecond"}:
-                us = float(found["total_cycles"]) / float(found["cycles_per_microsecond"])
-                times_us[names[found["computation_id"]]] = us
+            match = dict(re.findall(r"\b(\w+): ([\d.e+]+)$", text, re.M))
+            if match.keys() >= {"computation_id", "total_cycles", "cycles_per_microsecond"}:
+                us = float(match["total_cycles"]) / float(match["cycles_per_microsecond"])
+                times_us[names[match["computation_id"]]] = us
         return times_us
 
 
@@ -116,8 +118,8 @@ _FUSION = re.compile(
 _START = re.compile(r"^  (?:ROOT )?%(\S+) = .* async-start\(.*, calls=%([\w.\-$]+)", re.MULTILINE)
 
 
-def _starts(dumped: str, module: str) -> dict[str, str]:
-    """Returns the instruction that starts it by the name of an asynchronous fusion.
+def _start_of_fusion(dumped: str, module: str) -> dict[str, str]:
+    """The instruction that starts an asynchronous fusion, by the name of the fusion.
 
     XLA has them as of jax 0.12. A dump has a computation around each; the text of the compiled
     program writes `fusion-start` for start and computation together, and loses the name of what is
@@ -133,6 +135,6 @@ def _starts(dumped: str, module: str) -> dict[str, str]:
 
 
 def _largest(folder: Path, pattern: str) -> str:
-    """Returns the text of a file, empty if there is none; of several that of the largest."""
+    """Content of the largest file that matches a pattern; empty if there is none."""
     texts = [path.read_text() for path in sorted(folder.glob(pattern))]
     return max(texts, key=len, default="")

@@ -1,7 +1,7 @@
-"""Reads the text of a scheduled HLO module into instructions.
+"""Parser of scheduled HLO modules, the text of `compiled.as_text()`.
 
-The text is what `compiled.as_text()` prints. Only what pricing needs is read: shapes, operands,
-attributes, called computations and the order of the schedule.
+Only what pricing needs is parsed: shapes, operands, attributes, called computations and the order
+of the schedule.
 """
 
 import functools
@@ -14,16 +14,16 @@ from typing import Any
 BITS = {"pred": 8, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind in "suf" for bits in (2, 4, 8, 16, 32, 64)
 }
-"""Bits of an element by HLO type name; the types not listed carry their size in their name."""
+"""Bits of an element by HLO type; other types have their size in their name (`bf16`)."""
 
 
 HOST = "S(5)"
-"""How a layout says that an array lies in the memory of the host."""
+"""Memory space of the host, in the layout of an array."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An array's element type and dimensions, and whether it lies in the memory of the host."""
+    """Element type and dimensions of an array, and whether it is in the host's memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -31,7 +31,7 @@ class Shape:
 
     @property
     def elements(self) -> int:
-        """Numbers in the array."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
@@ -39,8 +39,8 @@ class Shape:
         """Size in memory, without padding."""
         bits = BITS.get(self.dtype)
         if bits is None:  # bf16, c64, f8e4m3fn, ...
-            found = re.match(r"[a-z]+(\d+)", self.dtype)
-            bits = int(found[1]) if found else 8
+            match = re.match(r"[a-z]+(\d+)", self.dtype)
+            bits = int(match[1]) if match else 8
         return math.ceil(self.elements * bits / 8)
 
 
@@ -51,11 +51,11 @@ class Instruction:
     Attributes:
         name: unique in its computation.
         opcode: HLO opcode, such as `fusion` or `all-gather-start`.
-        shapes: the arrays it makes; the elements of a tuple in order, nested ones flattened.
-        operands: names of the instructions it reads.
-        attributes: what stands behind the operands, as written.
+        shapes: its result; of a tuple, the elements in order, with nested tuples flattened.
+        operands: names of the instructions that it reads.
+        attributes: text after the operands.
         is_root: whether its value is the computation's value.
-        literal: what stands in the place of operands: a constant's value, a parameter's number.
+        literal: text in place of the operands: the value of a constant, the number of a parameter.
     """
 
     name: str
@@ -68,38 +68,38 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Size of all it makes."""
+        """Size of its result."""
         return sum(shape.bytes for shape in self.shapes)
 
     @property
     def op_name(self) -> str:
-        """The path of JAX names that it comes from, empty if the compiler made it."""
+        """The path of JAX names that it comes from; empty if the compiler inserted it."""
         return self.text("metadata", r'\{[^}]*?op_name="([^"]*)"')
 
     def text(self, key: str, pattern: str = r"([^,\s]+)") -> str:
-        """Returns the part of an attribute that the pattern's group matches, or nothing."""
-        found = re.search(rf"(?:^|[\s,]){re.escape(key)}={pattern}", self.attributes)
-        return found[1] if found else ""
+        """The text of an attribute that the group of a pattern matches; empty if there is none."""
+        match = re.search(rf"(?:^|[\s,]){re.escape(key)}={pattern}", self.attributes)
+        return match[1] if match else ""
 
     def numbers(self, key: str) -> tuple[int, ...]:
-        """Returns an attribute of the form `key={1,2}`."""
-        inside = self.text(key, r"\{([\d,\s]*)\}")
-        return tuple(int(number) for number in re.findall(r"\d+", inside))
+        """The numbers of an attribute of the form `key={1,2}`."""
+        listed = self.text(key, r"\{([\d,\s]*)\}")
+        return tuple(int(number) for number in re.findall(r"\d+", listed))
 
     def called(self, key: str) -> str:
-        """Returns the name of the computation in `key=%name`, or nothing."""
+        """The name of the computation in `key=%name`; empty if there is none."""
         return self.text(key, r"%?([\w.\-$]+)")
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Names of the computations that a conditional chooses from."""
+        """Names of the computations of a conditional's branches."""
         listed = self.text("branch_computations", r"\{([^}]*)\}")
-        two = [self.called("true_computation"), self.called("false_computation")]
-        return tuple(re.findall(r"%?([\w.\-$]+)", listed)) or tuple(name for name in two if name)
+        of_if = [self.called("true_computation"), self.called("false_computation")]
+        return tuple(re.findall(r"%?([\w.\-$]+)", listed)) or tuple(filter(None, of_if))
 
     @functools.cached_property
     def backend_config(self) -> dict[str, Any]:
-        """The compiler's own settings; empty if there are none in JSON."""
+        """The backend's configuration; empty if there is none in JSON."""
         start = self.attributes.find("backend_config=")
         if start < 0:
             return {}
@@ -131,7 +131,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """The instructions that read each instruction."""
+        """Instructions that read each instruction, by its name."""
         users: dict[str, list[Instruction]] = {i.name: [] for i in self.instructions}
         for instruction in self.instructions:
             for operand in dict.fromkeys(instruction.operands):
@@ -142,17 +142,17 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
-    """A compiled module: its computations by name, and which one is the program."""
+    """A compiled module: its computations by name, and the name of the entry computation."""
 
     computations: dict[str, Computation]
     entry: str
 
 
 def parse(text: str) -> Module:
-    """Reads the text of a module.
+    """The module of a text.
 
     Raises:
-        ValueError: the text has no entry computation, so it is not an HLO module.
+        ValueError: the text is not an HLO module: it has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry = name = ""
@@ -193,7 +193,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def shapes(text: str) -> tuple[Shape, ...]:
-    """Reads the arrays of a type, `f32[8,16]{1,0}` or a tuple of them."""
+    """Arrays of a type, `f32[8,16]{1,0}` or a tuple."""
     return tuple(
         Shape(dtype, tuple(int(dim.lstrip("<=")) for dim in dims.split(",") if dim), HOST in layout)
         for dtype, dims, layout in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text)
@@ -201,13 +201,13 @@ def shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Returns the place of the parenthesis that closes the one at `opening`."""
+    """Index of the parenthesis that closes the one at index `opening`."""
     depth = 0
-    for place in range(opening, len(text)):
-        if text[place] == "(":
+    for index in range(opening, len(text)):
+        if text[index] == "(":
             depth += 1
-        elif text[place] == ")":
+        elif text[index] == ")":
             depth -= 1
             if depth == 0:
-                return place
+                return index
     raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")

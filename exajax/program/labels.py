@@ -1,8 +1,9 @@
-"""What people call an operation: the part of the model it belongs to, and the pass.
+"""Labels of operations for people: part of the model, and forward, backward or recomputation.
 
-JAX names an operation by the path to it, `jit(update)/transpose(jvp(layers))/while/body/mlp/dot`:
-our scopes, and what differentiation made of them. A fusion carries the name of its last operation,
-and collectives that were combined those of all, `jit(update)/(jvp(embed)/mul:jvp(logits)/dot)`.
+JAX names an operation by its path, `jit(update)/transpose(jvp(layers))/while/body/mlp/dot`: named
+scopes, and the transformations of autodiff around them. A fusion has the name of its last
+operation, and a combined collective the names of all,
+`jit(update)/(jvp(embed)/mul:jvp(logits)/dot)`.
 """
 
 import functools
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from exajax.program import op_names
 
-PARTS = {
+PART_OF_SCOPE = {
     "optimizer": "optimizer",
     "moe": "experts",
     "experts": "experts",
@@ -25,14 +26,14 @@ PARTS = {
     "embed": "embed",
     "loss": "loss",
 }
-"""Part by name of a scope. Where scopes are nested the innermost counts."""
+"""Part of the model by the name of a scope; of nested scopes the innermost counts."""
 
 COMMUNICATION = frozenset({"collective", "collective-start", "collective-done"})
 
 
 @dataclass(frozen=True)
 class Label:
-    """Where an operation belongs.
+    """The part of the model and the pass that an operation belongs to.
 
     Attributes:
         part: `embed`, `attention`, `mlp`, `experts`, `norm`, `logits`, `loss`, `optimizer`,
@@ -48,13 +49,13 @@ class Label:
 
 @functools.cache
 def label(op_name: str, kind: str = "") -> Label:
-    """Returns where an operation belongs, by `Operation.op_name` and `Operation.kind`."""
-    path = _first(op_name)
+    """The label of an operation, by its `Operation.op_name` and `Operation.kind`."""
+    path = _first_path(op_name)
     scopes = re.findall(r"[\w.\-]+", path)
-    named = [PARTS[scope] for scope in scopes[:-1] if scope in PARTS]
+    named = [PART_OF_SCOPE[scope] for scope in scopes[:-1] if scope in PART_OF_SCOPE]
     part = named[-1] if named else "other"
     if not named and op_names.is_unnamed(path):
-        part = "loss"  # differentiated, and in none of the model's scopes
+        part = "loss"  # differentiated, but outside of the model's scopes
     if "optimizer" in named:
         part = "optimizer"
     if kind in COMMUNICATION:
@@ -63,8 +64,8 @@ def label(op_name: str, kind: str = "") -> Label:
     return Label(part, layer_kind, _direction(path, part))
 
 
-def _first(op_name: str) -> str:
-    """Returns one path of a name that stands for several."""
+def _first_path(op_name: str) -> str:
+    """The first path of the name of a combined operation."""
     return op_name.split(";")[0].replace("/(", "/").split(":")[0]
 
 

@@ -17,40 +17,40 @@ PLUMBING = re.compile(
     r"rematted_computation|custom_jvp_call|custom_vjp_call|branch_\d+_fun|scan|.*_in_dim|"
     r".*update_slice)$"
 )
-"""Parts of a path that say how something is computed, not what."""
+"""Parts of a path that are not scopes of the model, but mechanisms of JAX."""
 
 DIFFERENTIATED = "jvp("
 
 
 def is_differentiated(path: str) -> bool:
-    """Returns whether an operation belongs to a pass of autodiff, forward or backward."""
+    """Whether an operation belongs to a pass of autodiff, forward or backward."""
     return DIFFERENTIATED in path
 
 
 def is_backward(path: str) -> bool:
-    """Returns whether an operation belongs to the backward pass, what it recomputes included."""
+    """Whether an operation belongs to the backward pass, including recomputation."""
     return "transpose(" in path
 
 
 def is_recomputed(path: str) -> bool:
-    """Returns whether an operation repeats one of the forward pass in the backward pass."""
+    """Whether an operation recomputes one of the forward pass in the backward pass."""
     return "rematted_computation" in path
 
 
 def is_looped(path: str) -> bool:
-    """Returns whether an operation is in a loop that was differentiated."""
+    """Whether an operation is in a loop that was differentiated."""
     return "while/body" in path.rpartition(DIFFERENTIATED)[2]
 
 
 def is_unnamed(path: str) -> bool:
-    """Returns whether an operation is differentiated, and the scope around it has no name."""
+    """Whether an operation is differentiated, in a scope without a name."""
     return re.search(r"\bjvp\(\)", path) is not None
 
 
 def readable(path: str) -> str:
-    """Returns the scopes of a path, without what says how they are computed.
+    """The scopes of the model in a path of JAX names; the last part of a path without scopes.
 
-    That of the example above is `layers/mlp`; a path without scopes is its last part.
+    Of the example above it is `layers/mlp`.
     """
     parts = [re.sub(r"^(?:\w+\()+|\)+$", "", part) for part in path.split("/")[1:]]
     scopes = [part for part in parts[:-1] if part and not PLUMBING.match(part)]

@@ -1,8 +1,8 @@
-"""What a value of a compiled program is for, by where it comes from.
+"""Roles of the values of a compiled program (gradients, activations, temporaries), by their origin.
 
-JAX names every operation by its path through the program, and autodiff leaves its mark there
-(`exajax.program.op_names`). What a loop stacks up or carries is named by the tuples around it only,
-and is followed to what makes it.
+JAX names every operation by its path through the program, which autodiff marks
+(`exajax.program.op_names`). Values that a loop stacks or carries have only the names of tuples, and
+are traced to the instruction that computes them.
 """
 
 import re
@@ -12,19 +12,19 @@ from typing import NamedTuple
 from exajax.program import op_names
 from exajax.program.hlo import Computation, Instruction, Module, Shape
 
-THROUGH = ("bitcast", "copy", "copy-start", "copy-done", "fusion-done", "opt-barrier", "reshape")
-"""Opcodes whose value is that of their first operand."""
+IDENTITIES = ("bitcast", "copy", "copy-start", "copy-done", "fusion-done", "opt-barrier", "reshape")
+"""Opcodes whose value equals that of their first operand."""
 
 STATE = {"params": "parameters", "optimizer": "optimizer"}
 
 
 class Origin(NamedTuple):
-    """Where a value comes from.
+    """The role of a value, and the operation that computes it.
 
     Attributes:
         role: `gradients`, `activations` or `temporaries`.
         path: scopes and operation, such as `layers/mlp/dot_general`.
-        op_name: the path in full, empty if the compiler made it.
+        op_name: the full path of JAX names; empty if the compiler inserted it.
     """
 
     role: str
@@ -32,15 +32,15 @@ class Origin(NamedTuple):
     op_name: str
 
 
-class Source(NamedTuple):
-    """What makes a value.
+class Producer(NamedTuple):
+    """The instruction that computes a value.
 
     Attributes:
-        opcode: of the instruction.
-        op_name: its path of JAX names; of a stack, that of what is stacked.
-        shapes: what the instruction makes.
-        stacked: it is written part by part into an array with an axis for the trips of a loop.
-        carried: it goes from each trip of a loop to the next.
+        opcode: opcode of the instruction.
+        op_name: its path of JAX names; for a stacked value, that of the part that is stacked.
+        shapes: result of the instruction.
+        stacked: whether each trip of a loop writes a part of the value.
+        carried: whether each trip of a loop passes the value to the next.
     """
 
     opcode: str
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 
 class Origins:
-    """Looks values of a module up by name."""
+    """The origins of the values of a module."""
 
     def __init__(self, module: Module):
         self.module = module
@@ -69,7 +69,7 @@ class Origins:
         self._parameters = {shape.dims for role, _, shape in self.inputs() if role == "parameters"}
 
     def inputs(self) -> Iterator[tuple[str, str, Shape]]:
-        """Yields role, path and shape of every input of the program."""
+        """Role, path and shape of every input of the program."""
         for instruction in self.module.computations[self.module.entry].instructions:
             if instruction.opcode == "parameter" and instruction.shapes:
                 name = re.sub(r"\\(.)", r"\1", instruction.op_name).removeprefix("state.")
@@ -78,126 +78,127 @@ class Origins:
                 yield STATE.get(kind, "batch"), path, instruction.shapes[0]
 
     def of(self, value: str) -> Origin:
-        """Returns where a value comes from; its name is that of XLA, such as `while.5{3}`."""
-        name, _, index = value.rstrip("}").partition("{")
+        """The origin of a value with XLA's name, such as `while.5{3}`."""
+        name, _, subscript = value.rstrip("}").partition("{")
         if name not in self._home:
             return Origin("temporaries", name, "")
-        places = tuple(int(place) for place in index.split(",") if place)
-        source = self._follow(name, self._home[name], places, frozenset(), False)
-        path = op_names.readable(source.op_name) or source.opcode
-        return Origin(self._role(source), path, source.op_name)
+        index = tuple(int(number) for number in subscript.split(",") if number)
+        producer = self._trace(name, self._home[name], index, frozenset(), False)
+        path = op_names.readable(producer.op_name) or producer.opcode
+        return Origin(self._role(producer), path, producer.op_name)
 
-    def _role(self, source: Source) -> str:
-        """Says what a value is for.
+    def _role(self, producer: Producer) -> str:
+        """The role of a value.
 
-        What the forward pass stacks up in a loop, or makes outside of the loop over layers, is
-        there for the backward pass. What the backward pass stacks up are the gradients of the
-        layers. What else it leaves behind, and what a loop over micro-batches adds up, is a
-        gradient where it has the shape of a parameter.
+        Values that the forward pass stacks in a loop, or computes outside of the loop over layers,
+        are activations saved for backward. Values that the backward pass stacks are gradients of
+        layers. Other values that outlive it, and sums over micro-batches, are gradients if they
+        have the shape of a parameter.
         """
-        path = source.op_name
+        path = producer.op_name
         backward, forward = op_names.is_backward(path), op_names.is_differentiated(path)
         looped = op_names.is_looped(path)
-        if "optimizer/" in path or source.opcode.startswith("all-gather"):
+        if "optimizer/" in path or producer.opcode.startswith("all-gather"):
             return "temporaries"
-        if source.stacked and forward:
+        if producer.stacked and forward:
             return "gradients" if backward else "activations"
         if forward and not backward:
-            return "temporaries" if looped or source.carried else "activations"
-        left_behind = source.carried or looped != backward
-        if left_behind and any(
-            _alike(shape.dims, parameter)
-            for shape in source.shapes
+            return "temporaries" if looped or producer.carried else "activations"
+        outlives = producer.carried or looped != backward
+        if outlives and any(
+            _may_be_gradient_of(shape.dims, parameter)
+            for shape in producer.shapes
             for parameter in self._parameters
         ):
             return "gradients"
         return "temporaries"
 
-    def _follow(
+    def _trace(
         self,
         name: str,
         home: Computation,
-        places: tuple[int, ...],
-        seen: frozenset[str],
+        index: tuple[int, ...],
+        visited: frozenset[str],
         carried: bool,
-    ) -> Source:
-        """Follows a value through tuples, loops and copies to the instruction that makes it.
+    ) -> Producer:
+        """Traces a value through tuples, loops and copies to the instruction that computes it.
 
         Args:
-            name: the instruction that has the value, or a tuple around it.
+            name: the instruction that has the value, or a tuple that contains it.
             home: the computation of the instruction.
-            places: where in the tuple.
-            seen: bodies of loops that were entered on the way.
-            carried: whether a loop carries it.
+            index: index of the value in the tuple.
+            visited: bodies of loops that were entered on the way.
+            carried: whether a loop carries the value.
         """
         instruction = home.by_name[name]
         opcode, operands = instruction.opcode, instruction.operands
         if opcode == "get-tuple-element":
-            places = (int(instruction.text("index")), *places)
-            return self._follow(operands[0], home, places, seen, carried)
-        if opcode == "tuple" and places:
-            return self._follow(operands[places[0]], home, places[1:], seen, carried)
-        if opcode in THROUGH and operands:
-            return self._follow(operands[0], home, places, seen, carried)
+            index = (int(instruction.text("index")), *index)
+            return self._trace(operands[0], home, index, visited, carried)
+        if opcode == "tuple" and index:
+            return self._trace(operands[index[0]], home, index[1:], visited, carried)
+        if opcode in IDENTITIES and operands:
+            return self._trace(operands[0], home, index, visited, carried)
         body = instruction.called("body") if opcode == "while" else home.name
         loops = opcode == "while" or (opcode == "parameter" and body in self._loops)
-        if loops and places and body not in seen:
+        if loops and index and body not in visited:
             inner = self.module.computations[body]
-            made = self._follow(inner.root.name, inner, places, seen | {body}, True)
-            if made.opcode != "parameter":
-                return made
-            loop = self._loops[body]  # handed on as it came in
-            return self._follow(
-                loop.operands[0], self._home[loop.name], places, seen | {body}, carried
+            producer = self._trace(inner.root.name, inner, index, visited | {body}, True)
+            if producer.opcode != "parameter":
+                return producer
+            loop = self._loops[body]  # the body passes it on unchanged, so the value is the initial
+            return self._trace(
+                loop.operands[0], self._home[loop.name], index, visited | {body}, carried
             )
-        return self._made(instruction, home, places, carried)
+        return self._producer_at(instruction, home, index, carried)
 
-    def _made(
-        self, instruction: Instruction, home: Computation, places: tuple[int, ...], carried: bool
-    ) -> Source:
+    def _producer_at(
+        self, instruction: Instruction, home: Computation, index: tuple[int, ...], carried: bool
+    ) -> Producer:
         root, inner = instruction, home
         if instruction.opcode in ("fusion", "fusion-start"):
             inner = self.module.computations[instruction.called("calls")]
             root = inner.root
-            if root.opcode == "tuple" and places:
-                root = inner.by_name[root.operands[places[0]]]
-            root = _behind(root, inner)
+            if root.opcode == "tuple" and index:
+                root = inner.by_name[root.operands[index[0]]]
+            root = _without_copies(root, inner)
         stacked = root.opcode == "dynamic-update-slice"
-        named = _pass_of(root.operands[1], inner) if stacked else ""
+        named = _autodiff_path(root.operands[1], inner) if stacked else ""
         op_name = named or root.op_name or instruction.op_name
-        return Source(instruction.opcode, op_name, instruction.shapes, stacked, carried)
+        return Producer(instruction.opcode, op_name, instruction.shapes, stacked, carried)
 
 
-def _pass_of(name: str, home: Computation) -> str:
-    """Returns the nearest path, from an instruction backwards, that belongs to a pass of autodiff.
+def _autodiff_path(name: str, home: Computation) -> str:
+    """The path of the nearest instruction, from one through its operands, that autodiff has marked.
 
-    Empty if there is none in its computation.
+    Empty if there is none in the computation.
     """
-    near, seen = [name], {name}
+    near, visited = [name], {name}
     for name in near:
         instruction = home.by_name[name]
         if op_names.is_differentiated(instruction.op_name):
             return instruction.op_name
-        near += [operand for operand in instruction.operands if operand not in seen]
-        seen |= {*instruction.operands}
+        near += [operand for operand in instruction.operands if operand not in visited]
+        visited |= {*instruction.operands}
     return ""
 
 
-def _behind(instruction: Instruction, home: Computation) -> Instruction:
-    """Returns what a nameless copy or bitcast is a copy of."""
-    while instruction.opcode in THROUGH and instruction.operands and not instruction.op_name:
+def _without_copies(instruction: Instruction, home: Computation) -> Instruction:
+    """The instruction that a nameless copy or bitcast is a copy of."""
+    while instruction.opcode in IDENTITIES and instruction.operands and not instruction.op_name:
         instruction = home.by_name[instruction.operands[0]]
     return instruction
 
 
-def _alike(dims: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
-    """Returns whether an array may be the gradient of a parameter, by their parts on a device.
+def _may_be_gradient_of(dims: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
+    """Whether an array may be the gradient of a parameter, by their shapes on a device.
 
-    A mesh axis may divide one axis of the one and not of the other; axes of size 1 do not count.
+    Axes of size 1 are ignored, and one axis may differ by a factor, since a mesh axis may divide it
+    in only one of the two.
     """
     left, right = (sorted(dim for dim in shape if dim > 1) for shape in (dims, parameter))
     if len(left) != len(right):
         return False
-    unlike = [(a, b) for a, b in zip(left, right, strict=True) if a != b]
-    one_at_most = len(unlike) <= min(1, len(left) - 1)
-    return one_at_most and all(max(pair) % min(pair) == 0 for pair in unlike)
+    different = [(a, b) for a, b in zip(left, right, strict=True) if a != b]
+    at_most_one = len(different) <= min(1, len(left) - 1)
+    return at_most_one and all(max(pair) % min(pair) == 0 for pair in different)

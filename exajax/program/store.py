@@ -1,9 +1,9 @@
-"""Keeps compiled steps on disk, for devices that are not there: what is read of them, by content.
+"""Cache of compiled steps on disk, for described devices.
 
-JAX's own cache cannot read a program for described devices back. An entry here is a compressed
-file in `$XDG_CACHE_HOME/exajax/programs` (or `~/.cache/exajax/programs`), named by the hash of all
-that the program follows from. One that cannot be read counts as not there. As for JAX's cache,
-`JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
+JAX's own cache cannot load a program for devices that are not attached. An entry here is a
+compressed `Artifact` in `$XDG_CACHE_HOME/exajax/programs` (or `~/.cache/exajax/programs`), named by
+the hash of everything that the program depends on. An unreadable entry counts as missing. Like
+JAX's cache, it is turned off by `JAX_ENABLE_COMPILATION_CACHE=false`.
 """
 
 import contextlib
@@ -26,28 +26,28 @@ from exajax.machine.cluster import Cluster
 from exajax.program.compiled import Artifact
 
 MOST_BYTES = 1 << 30
-"""Size of the folder; the oldest entries make room. An entry has about 0.1 MB."""
+"""Limit on the size of the folder, which evicts the oldest entries; one has about 0.1 MB."""
 
 MOST_PACKED, MOST_UNPACKED = 1 << 26, 1 << 29
-"""Largest entry, and largest content of one; that of a large model has some 4 MB."""
+"""Limits on an entry, compressed and not; that of a large model has some 4 MB uncompressed."""
 
 SETTINGS = ("JAX_", "XLA_", "CUDA_", "LIBTPU_", "LD_LIBRARY_PATH")
-"""Beginnings of the environment variables that may change what is compiled."""
+"""Prefixes of the environment variables that may change a compiled program."""
 
 
-def serves(cluster: Cluster) -> bool:
-    """Returns whether programs for a cluster are kept: those for a CPU are this very host's."""
+def keeps_programs_of(cluster: Cluster) -> bool:
+    """Whether programs for a cluster are stored; those for a CPU depend on this host's."""
     return cluster.chip.platform != "cpu"
 
 
 def key(*parts: Any) -> str:
-    """Returns the hash of what a program follows from, with all that is installed and set here."""
-    whole = [*parts, provenance.source_digest(), _installed(), _settings()]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    """The name of an entry: a hash of `parts`, all installed packages, and the environment."""
+    hashed = [*parts, provenance.source_digest(), _installed(), _settings()]
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def load(key: str) -> Artifact | None:
-    """Returns what was stored, None where nothing usable is."""
+    """The entry of a name; None if it is missing or unreadable."""
     path = _path(key)
     if path is None:
         return None
@@ -60,25 +60,25 @@ def load(key: str) -> Artifact | None:
     except (zlib.error, ValueError):
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # what is used is not the oldest
+        os.utime(path)  # so that an entry in use is not evicted
     return artifact
 
 
 def store(key: str, artifact: Artifact) -> None:
-    """Keeps an artifact, whole or not at all; a folder that cannot be written keeps none."""
+    """Writes an entry atomically; does nothing if the folder cannot be written."""
     path = _path(key)
     if path is None:
         return
-    packed = zlib.compress(json.dumps(dataclasses.asdict(artifact)).encode())
+    compressed = zlib.compress(json.dumps(dataclasses.asdict(artifact)).encode())
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = new_path(path)
-        part.write_bytes(packed)
-        part.replace(path)
-        _make_room(path.parent)
+        temporary = new_path(path)
+        temporary.write_bytes(compressed)
+        temporary.replace(path)
+        _evict(path.parent)
 
 
-def _make_room(folder: Path) -> None:
+def _evict(folder: Path) -> None:
     entries = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir())
     total = sum(size for _, size, _ in entries)
     for _, size, file in entries:
@@ -102,7 +102,7 @@ def _path(key: str) -> Path | None:
 
 @functools.cache
 def _installed() -> list[str]:
-    """Returns name and version of every installed package, and the interpreter's version."""
+    """Name and version of every installed package, and of the interpreter."""
     folders = (Path(folder) for folder in dict.fromkeys(sys.path) if folder)
     packages = {path.name for folder in folders for path in folder.glob("*.dist-info")}
     return [sys.version, *sorted(packages)]

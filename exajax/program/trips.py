@@ -1,4 +1,4 @@
-"""How often a loop runs: by the compiler's own count, else by its counter."""
+"""Trip counts of loops: the compiler's own, else computed by evaluating the loop's counter."""
 
 import operator
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from exajax.program.hlo import Computation, Instruction, Module
 
 MOST = 1 << 16
-"""Trips after which counting is given up."""
+"""Limit on the trips that are evaluated."""
 
-ALIKE = frozenset({"copy", "bitcast", "convert", "reshape"})
-"""Opcodes that hand a number on."""
+IDENTITIES = frozenset({"copy", "bitcast", "convert", "reshape"})
+"""Opcodes whose value equals that of their operand."""
 
 ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "add": operator.add,
@@ -24,77 +24,86 @@ COMPARISONS: dict[str, Callable[[int, int], bool]] = {
 }
 
 
-def trips(loop: Instruction, computation: Computation, module: Module) -> int | None:
-    """Returns how often a `while` runs its body, None where nothing says it.
+def trip_count(loop: Instruction, computation: Computation, module: Module) -> int | None:
+    """Number of times that a `while` runs its body; None if it is unknown.
 
-    XLA writes the count down where it knows it, and loses it where it takes the first trip out of
-    the loop. The counter is still there: a number that is known at first, that the body makes the
-    next of, and that the condition goes by.
+    XLA annotates the trip count, but loses it where it peels the first trip off a loop. The counter
+    remains: it has a known first value, the body computes its next one, and the condition depends
+    on it.
+
+    Args:
+        loop: the `while`.
+        computation: the computation that contains it.
+        module: the module that contains the computation.
     """
     known = loop.backend_config.get("known_trip_count", {}).get("n")
     if known is not None:
         return int(known)
-    place = loop.backend_config.get("known_induction_variable", {}).get("tuple_index")
+    index = loop.backend_config.get("known_induction_variable", {}).get("tuple_index")
     start = computation.by_name.get(loop.operands[0])
-    if place is None or start is None or start.opcode != "tuple":
+    if index is None or start is None or start.opcode != "tuple":
         return None
     condition = module.computations[loop.called("condition")]
     body = module.computations[loop.called("body")]
     if body.root.opcode != "tuple":
         return None
-    following = body.by_name[body.root.operands[int(place)]]
-    counter = _number(computation.by_name[start.operands[int(place)]], computation, module, {})
+    next_counter = body.by_name[body.root.operands[int(index)]]
+    counter = _evaluate(computation.by_name[start.operands[int(index)]], computation, module, {})
     for count in range(MOST):
         if counter is None:
             return None
-        given = {(0, int(place)): counter}
-        goes_on = _number(condition.root, condition, module, given)
-        if not goes_on:
-            return None if goes_on is None else count
-        before, counter = counter, _number(following, body, module, given)
-        if counter == before:
+        parameters = {(0, int(index)): counter}
+        continues = _evaluate(condition.root, condition, module, parameters)
+        if not continues:
+            return None if continues is None else count
+        previous, counter = counter, _evaluate(next_counter, body, module, parameters)
+        if counter == previous:
             return None
     return None
 
 
-def _number(
-    made: Instruction, computation: Computation, module: Module, given: dict[tuple[int, int], int]
+def _evaluate(
+    instruction: Instruction,
+    computation: Computation,
+    module: Module,
+    parameters: dict[tuple[int, int], int],
 ) -> int | None:
-    """Returns the whole number that an instruction makes, None where it is not known.
+    """Integer value of an instruction; None if it is unknown.
 
     Args:
-        made: the instruction.
-        computation: the one that it is in.
-        module: the one that computation is in.
-        given: what is known of the parameters, by number and by place in a tuple.
+        instruction: the instruction.
+        computation: the computation that contains it.
+        module: the module that contains the computation.
+        parameters: known values, by number of the parameter and index in its tuple.
     """
-    if made.opcode == "constant":
-        return _literal(made.literal)
-    if made.opcode == "parameter":
-        return given.get((int(made.literal), 0))
-    sources = [computation.by_name[name] for name in made.operands]
-    if made.opcode == "get-tuple-element":
-        if sources[0].opcode != "parameter":
+    opcode = instruction.opcode
+    if opcode == "constant":
+        return _parse_literal(instruction.literal)
+    if opcode == "parameter":
+        return parameters.get((int(instruction.literal), 0))
+    operands = [computation.by_name[name] for name in instruction.operands]
+    if opcode == "get-tuple-element":
+        if operands[0].opcode != "parameter":
             return None
-        return given.get((int(sources[0].literal), int(made.text("index"))))
-    numbers = [_number(source, computation, module, given) for source in sources]
+        return parameters.get((int(operands[0].literal), int(instruction.text("index"))))
+    numbers = [_evaluate(operand, computation, module, parameters) for operand in operands]
     known = [number for number in numbers if number is not None]
-    if made.opcode == "fusion":
-        inner = module.computations[made.called("calls")]
-        passed = {(i, 0): number for i, number in enumerate(numbers) if number is not None}
-        return _number(inner.root, inner, module, passed)
-    if made.opcode in ALIKE and len(known) == 1:
+    if opcode == "fusion":
+        inner = module.computations[instruction.called("calls")]
+        arguments = {(i, 0): number for i, number in enumerate(numbers) if number is not None}
+        return _evaluate(inner.root, inner, module, arguments)
+    if opcode in IDENTITIES and len(known) == 1:
         return known[0]
     if len(known) != 2 or len(numbers) != 2:
         return None
-    if made.opcode in ARITHMETIC:
-        return ARITHMETIC[made.opcode](*known)
-    if made.opcode == "compare":
-        return int(COMPARISONS[made.text("direction")](*known))
+    if opcode in ARITHMETIC:
+        return ARITHMETIC[opcode](*known)
+    if opcode == "compare":
+        return int(COMPARISONS[instruction.text("direction")](*known))
     return None
 
 
-def _literal(text: str) -> int | None:
+def _parse_literal(text: str) -> int | None:
     if text in ("true", "false"):
         return int(text == "true")
     try:

@@ -1,15 +1,41 @@
 """Checks that the options of a recipe fit each other, its model and its mesh."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from exajax.errors import InputError
+from exajax.models.dimensions import ModelConfig
+from exajax.spmd.mesh import MeshSpec
 
-if TYPE_CHECKING:  # a recipe checks itself when it is made
-    from exajax.recipe.recipe import Recipe
+
+class RecipeFields(Protocol):
+    """The fields of `Recipe` that are checked here, without importing it: it imports this file."""
+
+    @property
+    def model(self) -> ModelConfig: ...  # noqa: D102
+    @property
+    def mesh(self) -> MeshSpec: ...  # noqa: D102
+    @property
+    def global_batch(self) -> int: ...  # noqa: D102
+    @property
+    def micro_batch(self) -> int: ...  # noqa: D102
+    @property
+    def micro_batches(self) -> int: ...  # noqa: D102
+    @property
+    def seq(self) -> int: ...  # noqa: D102
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+    @property
+    def schedule(self) -> str: ...  # noqa: D102
+    @property
+    def interleave(self) -> int: ...  # noqa: D102
+    @property
+    def packed(self) -> bool: ...  # noqa: D102
+    @property
+    def label_smoothing(self) -> float: ...  # noqa: D102
 
 
-def check(recipe: "Recipe", *, analytic_only: bool) -> None:
+def check(recipe: RecipeFields, *, analytic_only: bool) -> None:
     """Checks a recipe whose options are each within their own range.
 
     Args:
@@ -27,7 +53,7 @@ def check(recipe: "Recipe", *, analytic_only: bool) -> None:
     _check_interleaving(recipe, analytic_only)
 
 
-def _check_model(recipe: "Recipe", analytic_only: bool) -> None:
+def _check_model(recipe: RecipeFields, analytic_only: bool) -> None:
     """Checks options that depend on the kind of model."""
     if recipe.label_smoothing and recipe.model.family != "vit":
         raise InputError(
@@ -58,7 +84,7 @@ def _check_model(recipe: "Recipe", analytic_only: bool) -> None:
         )
 
 
-def _check_batch(recipe: "Recipe") -> None:
+def _check_batch(recipe: RecipeFields) -> None:
     """Checks that the mesh divides the batch, and micro-batches divide a shard of it."""
     parts = recipe.mesh.batch_shards
     if recipe.global_batch % parts:
@@ -77,7 +103,7 @@ def _check_batch(recipe: "Recipe") -> None:
         )
 
 
-def _check_axes(recipe: "Recipe") -> None:
+def _check_axes(recipe: RecipeFields) -> None:
     """Checks that the `model` and `expert` axes divide the dimensions of the model."""
     outputs = "classes" if recipe.model.family == "vit" else "vocabulary"
     for axis, what, size in (
@@ -93,7 +119,7 @@ def _check_axes(recipe: "Recipe") -> None:
             raise InputError("mesh", f"{axis}={ways} does not divide the {size} {what}", fix)
 
 
-def _check_sequence(recipe: "Recipe") -> None:
+def _check_sequence(recipe: RecipeFields) -> None:
     """Checks that the `context` and `model` axes divide the sequence.
 
     A vit is exempt, since its number of patches is fixed: where they do not divide, its residual
@@ -111,13 +137,13 @@ def _check_sequence(recipe: "Recipe") -> None:
         )
 
 
-def _scanned_blocks(recipe: "Recipe") -> tuple[int, str]:
+def _scanned_blocks(recipe: RecipeFields) -> tuple[int, str]:
     """Number of blocks that the stack scans over, and what they are: layers, or groups of them."""
     every = recipe.model.moe_every
     return recipe.model.layers // every, "layers" if every == 1 else f"groups of {every} layers"
 
 
-def _check_stages(recipe: "Recipe", analytic_only: bool) -> None:
+def _check_stages(recipe: RecipeFields, analytic_only: bool) -> None:
     """Checks that the pipeline stages divide the layers."""
     stages = recipe.mesh.pipe
     scanned, scanned_name = _scanned_blocks(recipe)
@@ -129,7 +155,7 @@ def _check_stages(recipe: "Recipe", analytic_only: bool) -> None:
         )
 
 
-def _check_interleaving(recipe: "Recipe", analytic_only: bool) -> None:
+def _check_interleaving(recipe: RecipeFields, analytic_only: bool) -> None:
     """Checks that an interleaved schedule fits the stages, layers and micro-batches."""
     stages = recipe.mesh.pipe
     scanned, scanned_name = _scanned_blocks(recipe)

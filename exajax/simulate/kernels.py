@@ -8,7 +8,7 @@ import numpy as np
 
 from exajax.machine.chip import Chip, Flash, Tiles
 from exajax.machine.sourced_values import Curve
-from exajax.program.costs import Attention, Product
+from exajax.program.costs import FusedAttention, MatrixProduct
 from exajax.program.operations import Operation
 from exajax.simulate import matmul
 
@@ -105,13 +105,13 @@ def _products(op: Operation, chip: Chip, tiles: Tiles) -> Price:
     )
 
 
-def _cube(flops: float) -> Product:
+def _cube(flops: float) -> MatrixProduct:
     """The product of equal sides that has so many FLOPs, for one whose sizes are not known."""
     side = max(1, round((flops / 2) ** (1 / 3)))
-    return Product(1, side, side, side)
+    return MatrixProduct(1, side, side, side)
 
 
-def attention_s(what: Attention, dtype: str, chip: Chip, flash: Flash) -> float:
+def attention_s(what: FusedAttention, dtype: str, chip: Chip, flash: Flash) -> float:
     """Returns the time that the products of fused attention need, in seconds."""
     by_head = (flash.backward if what.backward else flash.forward)[what.causal]
     heads = sorted(by_head)

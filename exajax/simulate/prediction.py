@@ -5,7 +5,7 @@ from typing import Any
 
 from exajax import units
 from exajax.machine.cluster import Cluster
-from exajax.program import of_recipe
+from exajax.program import compiled_recipe
 from exajax.program.compiled import Compiled
 from exajax.program.operations import (
     communicated_bytes,
@@ -230,7 +230,7 @@ def predict_recipe(recipe: Recipe, cluster: Cluster) -> Prediction:
         InputError: the mesh is larger than the cluster.
     """
     return predict_step(
-        of_recipe.compiled(recipe, cluster),
+        compiled_recipe.load_or_compile(recipe, cluster),
         cluster,
         recipe.precision,
         samples=recipe.global_batch,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exajax.machine.cluster import Cluster
-from exajax.program.collectives import Collective
+from exajax.program.hlo_collectives import Collective
 from exajax.program.labels import label
 from exajax.program.operations import Operation
 from exajax.simulate.kernels import PRECISIONS, price

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from exajax import units
 from exajax.errors import InputError
 from exajax.machine.cluster import Cluster
-from exajax.program import of_recipe
+from exajax.program import compiled_recipe
 from exajax.program.compiled import Compiled
 from exajax.recipe.recipe import Recipe
 from exajax.simulate.prediction import predict_step
@@ -58,7 +58,7 @@ def trainable(recipe: Recipe) -> Recipe:
 
 def _compiled(recipe: Recipe, machine: Cluster) -> Compiled:
     try:
-        return of_recipe.compiled(recipe, machine)
+        return compiled_recipe.load_or_compile(recipe, machine)
     except (NotImplementedError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError("engine compiled", f"XLA refuses it: {first}", "try analytic") from error

@@ -12,7 +12,7 @@ from exajax.files.reading import Malformed
 from exajax.machine import cluster
 from exajax.machine.cluster import Cluster
 from exajax.models.presets import lookup
-from exajax.program import of_recipe
+from exajax.program import compiled_recipe
 from exajax.recipe.recipe import Recipe
 from exajax.simulate.formulas import prediction as analytic
 from exajax.simulate.timeline import lay_out
@@ -29,7 +29,7 @@ RECIPES = [
 @pytest.fixture(scope="module")
 def program() -> Any:
     """A step that was compiled for two nodes of a machine without anything wrong."""
-    return of_recipe.compiled(RECIPES[1], cluster.load_cluster("dgx-h100")).program
+    return compiled_recipe.load_or_compile(RECIPES[1], cluster.load_cluster("dgx-h100")).program
 
 
 def accepted(table: Any) -> Cluster | None:

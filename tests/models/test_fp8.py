@@ -14,7 +14,7 @@ import exajax
 from exajax import InputError, MeshSpec, Recipe, TrainStep, load_cluster
 from exajax.models import fp8
 from exajax.models.presets import PRESETS
-from exajax.program import hlo, operations, target
+from exajax.program import described_devices, hlo, operations
 from exajax.recipe import language
 from exajax.simulate.kernels import operation_time_s
 from tests.conftest import command
@@ -145,7 +145,7 @@ def test_h100_multiplies_with_the_weights_of_all_blocks_in_fp8(compiled):
 @pytest.mark.parametrize("triton", [True, False])
 def test_both_of_the_compilers_kernels_are_priced_at_the_fp8_peak(triton):
     machine = load_cluster("dgx-h100")
-    here = SingleDeviceSharding(target.devices(machine, 1)[0])
+    here = SingleDeviceSharding(described_devices.described_devices(machine, 1)[0])
     size = 4096
     square = jax.ShapeDtypeStruct((1, size, size), jnp.bfloat16, sharding=here)
     weight = jax.ShapeDtypeStruct((size, size), jnp.bfloat16, sharding=here)
@@ -156,7 +156,7 @@ def test_both_of_the_compilers_kernels_are_priced_at_the_fp8_peak(triton):
         .as_text()
     )
     assert bool(re.search(r"__cublas\$lt\$matmul\$f8", text)) != triton
-    program = operations.read(hlo.parse(text), {"data": 1})
+    program = operations.read_program(hlo.parse(text), {"data": 1})
     (matmul,) = (op for op in program if op.kind == "matmul")
     assert matmul.flops == 2 * size**3
     in_bf16 = dataclasses.replace(matmul, dtype="bf16")
@@ -176,9 +176,9 @@ def test_a_chip_without_fp8_is_refused_by_name():
 
 def test_an_attached_gpu_without_fp8_is_refused_and_a_cpu_is_not():
     fp8.check(jax.devices("cpu")[0])
-    fp8.check(target.devices(load_cluster("dgx-h100"), 1)[0])
+    fp8.check(described_devices.described_devices(load_cluster("dgx-h100"), 1)[0])
     with pytest.raises(InputError, match=r"A100.*8\.0.*no fp8"):
-        fp8.check(target.devices(load_cluster("dgx-a100"), 1)[0])
+        fp8.check(described_devices.described_devices(load_cluster("dgx-a100"), 1)[0])
 
 
 def test_experts_are_refused():

@@ -7,7 +7,7 @@ from typing import Any
 
 from exajax.machine.cluster import load_cluster
 from exajax.models.presets import lookup
-from exajax.program import operations, target
+from exajax.program import described_devices, operations
 from exajax.program.compile import compile_step
 from exajax.recipe import workloads
 from exajax.recipe.recipe import Recipe
@@ -61,7 +61,7 @@ def compiled(model: str, mesh: str, cluster: str = "dgx-h100", **options: Any) -
 @functools.cache
 def _compiled(recipe: Recipe, cluster: str) -> Step:
     machine = load_cluster(cluster)
-    described = recipe.mesh.build(target.devices(machine, recipe.mesh.devices))
+    described = recipe.mesh.build(described_devices.described_devices(machine, recipe.mesh.devices))
     workload = workloads.workload(recipe, machine.chip.platform)
     step = TrainStep.of(workload, described, **recipe.step_options)
     return Step(recipe, compile_step(step).program)

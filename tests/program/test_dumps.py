@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from exajax.program.schedule import estimate_s
 from jax.sharding import NamedSharding, PartitionSpec
 
 from exajax.machine.cluster import load_cluster
-from exajax.program import hlo, target
+from exajax.program import described_devices, hlo
 from exajax.program.dumps import Dumps
-from exajax.program.schedule import estimate_s
 from exajax.spmd import compiler_options
 from exajax.spmd.mesh import MeshSpec
 
@@ -44,7 +44,11 @@ def test_xla_says_where_values_lie_when_they_are_alive_and_how_long_a_loop_takes
     tmp_path, platform
 ):
     described = load_cluster("dgx-h100")
-    devices = jax.devices("cpu") if platform == "cpu" else target.devices(described, 8)
+    devices = (
+        jax.devices("cpu")
+        if platform == "cpu"
+        else described_devices.described_devices(described, 8)
+    )
     module, dumps, temporaries = dumped(tmp_path, devices)
     values = dumps.values()
     everything = [
@@ -53,7 +57,7 @@ def test_xla_says_where_values_lie_when_they_are_alive_and_how_long_a_loop_takes
     unknown = {value.name.partition("{")[0] for value in values} - {i.name for i in everything}
     assert {name.partition(".")[0] for name in unknown} <= {"all-gather", "reduce-scatter"}
     assert max(value.offset + value.bytes for value in values) == temporaries
-    assert all(value.born <= value.dies for value in values)
+    assert all(value.first <= value.last for value in values)
     products = [value.bytes for value in values if value.shape.startswith("f32[32,512]")]
     assert set(products) == {4 * 32 * 512}
 

@@ -114,7 +114,7 @@ def test_nearly_all_flops_of_a_step_are_named_on_a_cpu(name, remat):
     mesh = MeshSpec().build(jax.devices()[:1])
     step = TrainStep.of(language.workload(recipe, "cpu"), mesh, **recipe.step_options)
     text = step.update.lower(step.state, step.batch).compile().as_text()
-    check(operations.read(hlo.parse(text), {"data": 1}), recompute=remat != "none")
+    check(operations.read_program(hlo.parse(text), {"data": 1}), recompute=remat != "none")
 
 
 def test_the_optimizer_of_a_step_is_named():

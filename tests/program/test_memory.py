@@ -12,7 +12,7 @@ from exajax.program import hlo
 from exajax.program.compile import compile_recipe, compile_step
 from exajax.program.compiled import Compiled
 from exajax.program.dumps import Dumps
-from exajax.program.memory import Sizes, at_peak, measure
+from exajax.program.memory import Sizes, at_peak, peak_memory
 from exajax.recipe import workloads
 from exajax.recipe.recipe import Recipe
 from exajax.simulate import advice
@@ -64,7 +64,7 @@ def memory_of(model, mesh, **options):
 def test_values_of_the_block_of_temporaries_are_read_with_their_lives():
     values = Dumps(ASSIGNMENT, LIVE, "", {}).values()
     assert [v.name for v in values] == ["early{}", "stack{}", "loop{1}", "late{}"]
-    assert (values[2].bytes, values[2].offset, values[2].born, values[2].dies) == (200, 100, 5, 9)
+    assert (values[2].bytes, values[2].offset, values[2].first, values[2].last) == (200, 100, 5, 9)
 
 
 def test_at_the_peak_bytes_that_values_share_count_once():
@@ -76,11 +76,11 @@ def test_at_the_peak_bytes_that_values_share_count_once():
 
 def test_without_xlas_assignment_what_the_step_makes_is_temporary():
     module = hlo.parse("ENTRY %main (a: f32[4]) -> f32[4] {\n  ROOT %a = f32[4]{0} parameter(0)\n}")
-    found = measure(Sizes(16, 32, 50, 100, 4), module, [])
+    found = peak_memory(Sizes(16, 32, 50, 100, 4), module, [])
     assert (found.parameters, found.optimizer, found.batch) == (16, 32, 2)
     assert (found.activations, found.gradients, found.temporaries) == (0, 0, 104)
     assert not found.divided
-    assert measure(Sizes(16, 32, 50, 0, 4), module, []).divided  # nothing is made
+    assert peak_memory(Sizes(16, 32, 50, 0, 4), module, []).divided  # nothing is made
     assert found.total == 50 + 100 + 4
 
 

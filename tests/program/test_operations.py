@@ -15,7 +15,7 @@ from exajax.recipe import language
 
 def program_of(function, *shapes):
     compiled = jax.jit(function).lower(*shapes).compile()
-    return operations.read(hlo.parse(compiled.as_text()), {"data": 1})
+    return operations.read_program(hlo.parse(compiled.as_text()), {"data": 1})
 
 
 def test_a_matrix_product_costs_two_flops_a_term():
@@ -64,7 +64,7 @@ def test_the_program_of_a_step_has_the_flops_of_the_closed_form(name, remat):
     workload = language.workload(recipe, "cpu")
     step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), **recipe.step_options)
     text = step.update.lower(step.state, step.batch).compile().as_text()
-    flops = operations.total_flops(operations.read(hlo.parse(text), {"data": 1}))
+    flops = operations.total_flops(operations.read_program(hlo.parse(text), {"data": 1}))
     # On a CPU scores are masked, not left out.
     expected = config.step_flops(recipe.global_batch, recipe.seq, remat, scores=1.0)
     assert flops == pytest.approx(expected, rel=0.01)
@@ -78,7 +78,7 @@ def test_bytes_of_a_step_are_those_of_the_compiler_s_own_count(remat):
     workload = language.workload(recipe, "cpu")
     step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), **recipe.step_options)
     compiled = step.update.lower(step.state, step.batch).compile()
-    program = operations.read(hlo.parse(compiled.as_text()), {"data": 1})
+    program = operations.read_program(hlo.parse(compiled.as_text()), {"data": 1})
     once = sum(op.bytes for op, _ in operations.flatten(program))  # it counts a loop's body once
     assert once == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.01)
     assert (operations.total_bytes(program) > once) == (remat != "none")

@@ -10,7 +10,7 @@ from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_atten
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from exajax.machine.cluster import load_cluster
-from exajax.program import cudnn, hlo, operations, target
+from exajax.program import cudnn, described_devices, hlo, operations
 
 pytestmark = pytest.mark.jax_surface
 
@@ -19,7 +19,7 @@ CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 @functools.cache
 def device():
-    described = target.devices(load_cluster("dgx-h100"), 8)[:1]
+    described = described_devices.described_devices(load_cluster("dgx-h100"), 8)[:1]
     return NamedSharding(Mesh(np.asarray(described), ("data",)), PartitionSpec())
 
 
@@ -32,7 +32,7 @@ def program_of(function, *arrays, **options):
     with cudnn.assumed():
         lowered = jitted.lower(*arrays)
     text = lowered.compile(compiler_options=options or None).as_text()
-    return operations.read(hlo.parse(text), {"data": 1})
+    return operations.read_program(hlo.parse(text), {"data": 1})
 
 
 def work_of(*arguments, **options):

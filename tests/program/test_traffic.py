@@ -8,7 +8,7 @@ from exajax.program import hlo, operations
 def read(entry, computations="", mesh=None):
     """Reads a module of an entry computation's body and the computations that it calls."""
     text = f"HloModule m\n\n{computations}\n\nENTRY %main (a: f32[]) -> f32[] {{\n{entry}\n}}\n"
-    return operations.read(hlo.parse(text), mesh or {"data": 1})
+    return operations.read_program(hlo.parse(text), mesh or {"data": 1})
 
 
 def moved_by(entry, computations=""):

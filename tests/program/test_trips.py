@@ -56,7 +56,7 @@ def program(start=1, limit=4, step=1, direction="LT", first="%first"):
     values = {"START": start, "LIMIT": limit, "STEP": step, "DIRECTION": direction, "FIRST": first}
     for name, value in values.items():
         text = text.replace(name, str(value))
-    return operations.read(hlo.parse(text), {"data": 1})
+    return operations.read_program(hlo.parse(text), {"data": 1})
 
 
 @pytest.mark.parametrize(
@@ -90,5 +90,5 @@ def test_a_loop_that_goes_by_its_data_is_of_unknown_length():
         return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ x, x)
 
     compiled = jax.jit(until_small).lower(jax.ShapeDtypeStruct((64, 64), jnp.float32)).compile()
-    read = operations.read(hlo.parse(compiled.as_text()), {"data": 1})
+    read = operations.read_program(hlo.parse(compiled.as_text()), {"data": 1})
     assert len(operations.unknown_loops(read)) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from exajax import load_cluster
-from exajax.program.collectives import Collective
+from exajax.program.hlo_collectives import Collective
 from exajax.program.operations import Loop, Operation
 from exajax.report import perfetto, profile
 from exajax.simulate.timeline import Event, events, lay_out

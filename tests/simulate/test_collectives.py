@@ -13,12 +13,12 @@ from exajax import load_cluster
 from exajax.files.reading import read_toml
 from exajax.files.schema import checked
 from exajax.machine.fabric import FABRICS, Fabric, Network, Pod, Tree
-from exajax.program.collectives import KINDS, Collective
+from exajax.program.hlo_collectives import KIND_OF_OPCODE, Collective
 from exajax.simulate.collectives import between_nodes, in_node
 from exajax.simulate.collectives.pricing import collective_price, collective_time_s
 from tests.conftest import REPOSITORY
 
-EACH = sorted(set(KINDS.values()))
+EACH = sorted(set(KIND_OF_OPCODE.values()))
 
 H100 = load_cluster("dgx-h100")
 POLARIS = load_cluster("polaris")

@@ -15,7 +15,7 @@ from exajax.machine.chip import CHIPS, Tiles
 from exajax.machine.chip_file import read_chip
 from exajax.machine.sourced_values import Curve
 from exajax.models.presets import lookup
-from exajax.program.costs import Attention, Product
+from exajax.program.costs import FusedAttention, MatrixProduct
 from exajax.program.operations import Operation
 from exajax.recipe import language
 from exajax.recipe.recipe import Recipe
@@ -36,13 +36,13 @@ chips = st.sampled_from(list(CHIPS_BY_NAME.values()))
 
 def matmul(m, n, k, batch=1, dtype="bf16"):
     width = {"bf16": 2, "f32": 4, "f8e4m3fn": 1}[dtype]
-    what = Product(batch, m, n, k)
+    what = MatrixProduct(batch, m, n, k)
     bytes_ = batch * width * (m * k + k * n + m * n)
     return Operation("x", "", "matmul", what.flops, bytes_, dtype, (what,))
 
 
 def attention(length=4096, head=128, *, causal=True, backward=False, batch=4, heads=16):
-    what = Attention(batch, heads, length, length, head, causal, backward)
+    what = FusedAttention(batch, heads, length, length, head, causal, backward)
     return Operation("x", "", "attention", what.flops, 0, "bf16", attention=what)
 
 

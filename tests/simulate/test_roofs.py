@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 from exajax import load_cluster
-from exajax.program.collectives import Collective
+from exajax.program.hlo_collectives import Collective
 from exajax.program.operations import Loop, Operation
 from exajax.simulate.roofs import grouped, least_traffic, operations
 from exajax.simulate.timeline import events, lay_out

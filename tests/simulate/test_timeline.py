@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exajax import load_cluster
-from exajax.program.collectives import Collective
+from exajax.program.hlo_collectives import Collective
 from exajax.program.operations import Loop, Operation, flatten
 from exajax.simulate.collectives.pricing import collective_time_s
 from exajax.simulate.kernels import operation_time_s

@@ -18,7 +18,7 @@ REDUCING = ("all-reduce", "reduce-scatter")
 def reduced_bytes(step, axes):
     """Bytes that reductions over some axes move on one device, loops multiplied out."""
     text = step.update.lower(step.state, step.batch).compile().as_text()
-    program = operations.read(hlo.parse(text), dict(step.mesh.shape))
+    program = operations.read_program(hlo.parse(text), dict(step.mesh.shape))
     moved = operations.communicated_bytes(program).get(axes, {})
     return sum(moved.get(kind, 0) for kind in REDUCING)
 

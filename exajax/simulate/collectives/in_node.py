@@ -19,7 +19,7 @@ def in_node_time_s(kind: str, size: float, ranks: int, link: Fabric, arrays: int
     bandwidth (Thakur et al. 2005). Nothing is faster than the line.
 
     Args:
-        kind: one of `program.collectives.KINDS`.
+        kind: one of `program.hlo_collectives.KIND_OF_OPCODE`.
         size: bytes, of what `Collective` says.
         ranks: devices of the group, 2 or more.
         link: the links of the node.

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from exajax.machine.cluster import Cluster
-from exajax.program.collectives import Collective
+from exajax.program.hlo_collectives import Collective
 from exajax.simulate.collectives import between_nodes, torus
 from exajax.simulate.collectives.between_nodes import Layout
 from exajax.simulate.collectives.in_node import in_node_time_s

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from exajax.machine.cluster import Cluster
-from exajax.program.collectives import Collective
+from exajax.program.hlo_collectives import Collective
 from exajax.simulate.collectives.pricing import collective_time_s
 from exajax.simulate.formulas.shared.layouts import Floats, distinct
 
@@ -21,7 +21,7 @@ def group_s(
     members are in one node may still lead from node to node.
 
     Args:
-        kind: one of `program.collectives.KINDS`.
+        kind: one of `program.hlo_collectives.KIND_OF_OPCODE`.
         bytes_: of the whole array, shape [N], as `Collective.bytes`.
         ranks: devices of each group.
         stride: devices from one member to the next.

@@ -7,7 +7,7 @@ import numpy as np
 
 from exajax.errors import InputError
 from exajax.machine.chip import Chip, Tiles
-from exajax.program.costs import Attention
+from exajax.program.costs import FusedAttention
 from exajax.simulate import matmul
 from exajax.simulate.formulas.shared.layouts import Bools, Floats
 from exajax.simulate.kernels import attention_s
@@ -109,6 +109,6 @@ def flash_s(
     causal = np.broadcast_to(causal, batch.shape)
     seconds = []
     for b, h, q, s, c in zip(batch, heads, queries, keys, causal, strict=True):
-        what = Attention(b, h, q, s, head, bool(c), backward)
+        what = FusedAttention(b, h, q, s, head, bool(c), backward)
         seconds.append(attention_s(what, dtype, chip, chip.attention))
     return chip.launch_s + np.array(seconds)

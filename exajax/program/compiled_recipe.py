@@ -1,4 +1,4 @@
-"""The compiled step of a recipe: from the store, or compiled for a described machine."""
+"""The compiled step of a recipe, from the store or from the compiler."""
 
 from exajax.job import runtime
 from exajax.machine.cluster import Cluster
@@ -7,15 +7,15 @@ from exajax.program.compiled import Compiled
 from exajax.recipe.recipe import Recipe
 
 
-def compiled(recipe: Recipe, cluster: Cluster) -> Compiled:
-    """Returns the step of a recipe as compiled for a cluster; what is kept is read without JAX."""
+def load_or_compile(recipe: Recipe, cluster: Cluster) -> Compiled:
+    """The step of a recipe, compiled for a cluster; a stored one is read without importing JAX."""
     name = store.key("recipe", recipe.program, cluster.digest)
-    artifact = store.load(name) if store.serves(cluster) else None
+    artifact = store.load(name) if store.keeps_programs_of(cluster) else None
     if artifact is None:
         runtime.import_jax()
         from exajax.program.compile import compile_recipe
 
         artifact = compile_recipe(recipe, cluster)
-        if store.serves(cluster):
+        if store.keeps_programs_of(cluster):
             store.store(name, artifact)
     return Compiled.of(artifact)

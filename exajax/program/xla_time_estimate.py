@@ -1,20 +1,20 @@
-"""XLA's own guess of a step's time: the simulated clock of its latency hiding scheduler."""
+"""XLA's own estimate of a step's time, by the cost model of its latency-hiding scheduler."""
 
 from collections.abc import Mapping
 
 from exajax.program.hlo import Module
-from exajax.program.trips import trips
+from exajax.program.trips import trip_count
 
 
 def estimate_s(times_us: Mapping[str, float], module: Module) -> float | None:
-    """Returns the seconds of a step by the scheduler's cost model, None where it says nothing.
+    """Seconds of a step by the scheduler's cost model, None if there is no schedule.
 
-    XLA schedules each computation by itself, and in it a loop as an instruction of no length:
-    here every loop adds its body's time, times its trips.
+    XLA schedules each computation separately, with 0 s for a loop in it: so the time of each loop's
+    body x its trips is added here.
 
     Args:
-        times_us: what each computation takes by the scheduler; empty where it does not say.
-        module: the scheduled module, which knows the loops.
+        times_us: microseconds of each computation by the scheduler, loops in it excluded.
+        module: the scheduled module.
     """
     if module.entry not in times_us:
         return None
@@ -26,6 +26,6 @@ def _with_loops(name: str, times_us: Mapping[str, float], module: Module) -> flo
     for instruction in module.computations[name].instructions:
         body = instruction.called("body") if instruction.opcode == "while" else ""
         if body in times_us:
-            count = trips(instruction, module.computations[name], module)
+            count = trip_count(instruction, module.computations[name], module)
             total_us += (1 if count is None else count) * _with_loops(body, times_us, module)
     return total_us

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exajax.program.collectives import axes_of, replica_groups
+from exajax.program.hlo_collectives import group_axes, replica_groups
 
 
 @st.composite
@@ -77,4 +77,4 @@ def test_groups_map_back_to_the_axes_they_came_from(case):
     mesh = {f"axis{i}": size for i, size in enumerate(sizes)}
     named = [f"axis{i}" for i in varying if sizes[i] > 1]
     for group in expected_groups(sizes, varying):
-        assert axes_of(group, mesh) == ("+".join(named) or "none")
+        assert group_axes(group, mesh) == ("+".join(named) or "none")

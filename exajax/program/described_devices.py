@@ -1,4 +1,4 @@
-"""Described devices: what XLA compiles for when no accelerator is attached."""
+"""Described devices: devices of a machine that need not be attached, to compile for."""
 
 import contextlib
 from collections.abc import Sequence
@@ -11,15 +11,19 @@ from exajax.machine.chip import Chip
 from exajax.machine.cluster import Cluster
 
 DRIVER, RUNTIME, CUDNN = "13.0.0", "12.8.0", (9, 10, 0)
-"""Versions that a program compiled without a device is compiled for (openxla/xla, target_config/
-specs); without them the compiler refuses fp8 and Triton kernels."""
+"""Versions of NVIDIA's software that programs are compiled for without a device (openxla/xla,
+target_config/specs). Without them, the compiler rejects fp8 and Triton kernels."""
 
 
-def devices(cluster: Cluster, count: int) -> Sequence[jax.Device]:
-    """Returns `count` described devices of a cluster, node by node; for a CPU, attached ones.
+def described_devices(cluster: Cluster, count: int) -> Sequence[jax.Device]:
+    """Devices of a cluster to compile for, node by node; of a CPU cluster, attached CPU devices.
+
+    Args:
+        cluster: the machine.
+        count: number of devices.
 
     Raises:
-        InputError: the compiler does not load, or JAX runs with fewer CPU devices.
+        InputError: JAX's CUDA compiler cannot be loaded, or JAX has started with fewer CPU devices.
     """
     if cluster.chip.platform == "cpu":
         attached = _cpu_devices(count)
@@ -48,15 +52,15 @@ def devices(cluster: Cluster, count: int) -> Sequence[jax.Device]:
 
 
 def _cpu_devices(count: int) -> Sequence[jax.Device]:
-    with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
+    with contextlib.suppress(RuntimeError):  # JAX has started, and the number is fixed
         jax.config.update("jax_num_cpu_devices", count)
     return jax.devices("cpu")
 
 
 def target_config(chip: Chip) -> str:
-    """Returns the chip as XLA's `GpuTargetConfigProto` in text form.
+    """A chip as XLA's `GpuTargetConfigProto` in text form.
 
-    Of a chip that is compiled as another, the processor is the other's and the memory its own.
+    For a chip with a proxy, the processor is the proxy's and the memory the chip's own.
     """
     facts = chip.xla_target
     major, minor = facts["compute_capability"]
