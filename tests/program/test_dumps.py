@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from exajax.program.schedule import estimate_s
 from jax.sharding import NamedSharding, PartitionSpec
 
 from exajax.machine.cluster import load_cluster
 from exajax.program import described_devices, hlo
 from exajax.program.dumps import Dumps
+from exajax.program.xla_time_estimate import estimate_s
 from exajax.spmd import compiler_options
 from exajax.spmd.mesh import MeshSpec
 
