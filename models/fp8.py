@@ -2,6 +2,11 @@
 
 Factors are e4m3 and gradients e5m2 (arXiv:2209.05433). There is one scale for an array, from its
 current largest value (not from earlier steps, so that there is no state besides parameters).
+
+Relied on, in flax 0.12.8 to 0.12.12: `fp8_ops` of flax's older interface, `linen`, which is public
+and no longer developed: its scales, its casts, and products that XLA turns into fp8 kernels. The
+newer `nnx` has no such functions without state. A release without them fails when the model is
+made with `precision` fp8 (`tests/models/test_fp8.py`).
 """
 
 import functools

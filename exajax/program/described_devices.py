@@ -1,4 +1,11 @@
-"""Described devices: devices of a machine that need not be attached, to compile for."""
+"""Described devices: devices of a machine that need not be attached, to compile for.
+
+Relied on, in jax 0.10.2 to 0.12.0: `jax.experimental.topologies.get_topology_desc` takes for CUDA a
+`topology` of slices x hosts x GPUs of a host, and a `target_config`, the text of XLA's
+`GpuTargetConfigProto`. `topologies` is public and experimental, the proto XLA's own. A release that
+changes either fails at the first prediction: XLA names the field that it does not know
+(`tests/program/test_described_devices.py`).
+"""
 
 import contextlib
 from collections.abc import Sequence

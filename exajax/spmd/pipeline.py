@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from exajax.spmd import residuals
 from exajax.spmd.accumulate import (
     Weigh,
     mean_over_parts,
@@ -222,27 +223,19 @@ class _Stage:
             return self.parts.body(layers, self.rest, stream, batch)
 
         (stream, extra), pullback = jax.vjp(body, layers, stream)
-        leaves, self._pullback = jax.tree.flatten(pullback)
-        parameter_index = {id(leaf): i for i, leaf in enumerate(self._parameters(layers))}
-        self._parameter_indices = [parameter_index.get(id(leaf)) for leaf in leaves]
-        residuals = [leaf for leaf in leaves if id(leaf) not in parameter_index]
-        return [extra, stream, *residuals]
-
-    def _parameters(self, layers: Tree) -> list[Any]:
-        return jax.tree.leaves((layers, self.rest))
+        saved, self._pullback = residuals.split(pullback, (layers, self.rest))
+        return [extra, stream, *saved]
 
     def _backward_slot(self, carry: _Carry, slot: jax.Array) -> _Carry:
         reverse_stage = self.schedule.stages - 1 - self.stage
         micro_batch, part, index, valid = self._item(slot - reverse_stage, forward=False)
         batch, layers = self._batch(micro_batch), self._part(part)
-        stream, *residuals = jax.tree.map(lambda x: x[index % self.buffers], carry.saved)
+        stream, *saved = jax.tree.map(lambda x: x[index % self.buffers], carry.saved)
         d_stream, d_rest, loss = self._output_gradient(
             carry, stream, batch, valid & self._is_last(part)
         )
 
-        parameters, remaining = self._parameters(layers), iter(residuals)
-        leaves = [next(remaining) if i is None else parameters[i] for i in self._parameter_indices]
-        pullback = jax.tree.unflatten(self._pullback, leaves)
+        pullback = residuals.joined(self._pullback, saved, (layers, self.rest))
         d_layers, d_stream = pullback((d_stream, jnp.ones(())))
         return carry._replace(
             backward=self._send(d_stream, -1),

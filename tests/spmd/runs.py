@@ -135,7 +135,7 @@ def assert_in_order(folder: Path) -> None:
 
     Whether those that can do hang depends on the machine's threads and on who is first.
     """
-    store = jax_cache.Store(jax_cache.OPEN(str(folder))[0], str(folder), anew=False)
+    store = jax_cache.OrderedCache(jax_cache.OPEN(str(folder))[0], str(folder), overwrite=False)
     (entry,) = folder.glob("jit_update-*-cache")
     compressed = store.get(entry.name.removesuffix("-cache"))
     assert not unordered(program(jax_cache.unpacked(compressed)[0]))
