@@ -1,8 +1,9 @@
 """Software profiles: how the kernels of a program compare with those a chip was measured with.
 
-A chip's figures are of kernels measured one by one. In a step they run warm, throttled and beside
-each other, and another release of the libraries has other kernels. What is left between the sum of
-the kernels and the step is a few factors, fitted on few measured steps; a profile says on which.
+A chip's figures are of kernels measured one by one. In a step they run warm, throttled and
+overlap with each other, and another release of the libraries has other kernels. What is left
+between the sum of the kernels and the step is a few factors, fitted on few measured steps; a
+profile says on which.
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ PROFILES = Path(__file__).parents[1] / "meshes" / "software"
 PRODUCTS = ("matmul", "attention")
 """Kinds of operation that the factor `matmul` is for."""
 
-BESIDE = ("gradients", "parameters", "stages", "regathers")
-"""Collectives that a program may run beside compute: gradients added up over replicas, parameters
+OVERLAPPABLE = ("gradients", "parameters", "stages", "regathers")
+"""Collectives that a program may overlap with compute: gradients added up over replicas, parameters
 gathered, what goes from stage to stage, and what weights' gradients need gathered once more."""
 
 PROGRAMS = ("jax", "megatron")
@@ -45,9 +46,13 @@ def _choice(known: tuple[str, ...]) -> PlainValidator:
     return PlainValidator(lambda pair: one_of(value_of(pair), known))
 
 
-def _beside(pair: Any) -> tuple[str, ...]:
+def _overlapped(pair: Any) -> tuple[str, ...]:
     given = value_of(pair)
-    return tuple_of(given, lambda name: one_of(name, BESIDE), len(BESIDE)) if given != [] else ()
+    return (
+        tuple_of(given, lambda name: one_of(name, OVERLAPPABLE), len(OVERLAPPABLE))
+        if given != []
+        else ()
+    )
 
 
 Level = Annotated[int, Field(strict=True, ge=0, le=3)]
@@ -63,8 +68,8 @@ class SoftwareProfile:
         matmul: seconds of a matrix product or fused attention in a step, over the chip's own.
         memory: the same of an operation that waits for memory.
         step_s: what every step takes besides: the host that starts it.
-        beside: collectives that run beside compute, of `BESIDE`; for the analytic engine, the
-            compiled one reads it in the program.
+        beside: collectives that overlap with compute, of `OVERLAPPABLE`; for the analytic engine,
+            since the compiled one reads it in the program.
         host_s: what the host takes to start a kernel, where kernels are started one by one; a
             block's pass takes as long as its host or its device, whichever is slower.
         host_collective_s: the same of a collective within a block.
@@ -86,7 +91,7 @@ class SoftwareProfile:
     matmul: Factor = 1.0
     memory: Factor = 1.0
     step_s: Annotated[Seconds, Field(validation_alias="step")] = 0.0
-    beside: Annotated[tuple[str, ...], PlainValidator(_beside)] = (
+    beside: Annotated[tuple[str, ...], PlainValidator(_overlapped)] = (
         "gradients",
         "parameters",
         "stages",

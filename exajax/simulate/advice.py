@@ -28,7 +28,7 @@ def ways_out(
     capacity: int,
     predict: Callable[[Recipe], Prediction],
 ) -> list[str]:
-    """Returns the first single change with which a step fits, or the smallest mesh that may.
+    """The first single change with which a step fits, or the smallest mesh that may, in words.
 
     Args:
         recipe: what does not fit.
@@ -84,7 +84,7 @@ def single_changes(recipe: Recipe, cluster: Cluster) -> Iterator[Change]:
 
 
 def smallest_meshes(recipe: Recipe, cluster: Cluster) -> Iterator[Change]:
-    """Yields larger and larger meshes with everything sharded and nothing kept."""
+    """Yields larger and larger meshes with everything sharded and nothing saved."""
     thrifty = {"zero": 3, "remat": "full", "micro_batch": 1}
     flags = "`zero` 3 `remat` full `micro_batch` 1"
     yield from _change(recipe, cluster, flags, **thrifty)
@@ -120,11 +120,11 @@ def _change(recipe: Recipe, cluster: Cluster, flags: str, **changes: Any) -> Ite
 
 
 def estimated_total(recipe: Recipe, memory: Memory, changed: Recipe) -> int:
-    """Returns the bytes a changed recipe takes on a device, from what the recipe takes.
+    """Bytes that a changed recipe takes on a device, estimated from what the recipe takes.
 
     Parameters, gradients and optimizer state go by the devices that share them
     (arXiv:1910.02054, section 5), activations by tokens of a micro-batch on a device and by what
-    the layers keep. Accumulating adds fp32 sums of the gradients as large as the parameters.
+    the layers save. Accumulating adds fp32 sums of the gradients as large as the parameters.
     """
 
     def share(level: int) -> float:
@@ -136,11 +136,11 @@ def estimated_total(recipe: Recipe, memory: Memory, changed: Recipe) -> int:
     gradients = memory.gradients * share(2)
     if recipe.micro_batches == 1 and changed.micro_batches > 1:
         gradients += memory.parameters * share(3)
-    kept = memory.activations * tokens
+    saved = memory.activations * tokens
     if changed.remat != recipe.remat:
-        kept = min(kept, _kept_bytes(changed))
+        saved = min(saved, _saved_bytes(changed))
     state = (memory.parameters + narrow) * share(3) + memory.optimizer * share(1)
-    return int(state + gradients + kept + work * tokens + memory.batch)
+    return int(state + gradients + saved + work * tokens + memory.batch)
 
 
 def _shards(recipe: Recipe, level: int) -> int:
@@ -156,20 +156,20 @@ def _tokens(recipe: Recipe) -> float:
     return recipe.micro_batch * recipe.seq / recipe.mesh.context / recipe.mesh.model
 
 
-def _kept_bytes(recipe: Recipe) -> float:
-    """Returns the bytes that the layers on a device keep for the backward pass, in 16 bits.
+def _saved_bytes(recipe: Recipe) -> float:
+    """Bytes that the layers on a device save for the backward pass, in 16 bits.
 
-    A layer keeps its input; `selective` also what its products with weights make.
+    A layer saves its input; `selective` also the results of its products with weights.
     """
     model, mesh = recipe.model, recipe.mesh
-    kept = float(model.width if recipe.sequence_parallel else model.width * mesh.model)
+    saved = float(model.width if recipe.sequence_parallel else model.width * mesh.model)
     if recipe.remat == "selective":
         heads = (model.heads + 2 * model.kv_heads) * model.head_dim
-        kept += model.width + heads + (0 if model.experts else model.up_matrices * model.ffn)
+        saved += model.width + heads + (0 if model.experts else model.up_matrices * model.ffn)
     stashes = 1 if mesh.pipe == 1 else recipe.micro_batches
     if mesh.pipe > 1 and recipe.schedule != "gpipe":
         stashes = min(stashes, 2 * mesh.pipe - 1)
-    return 2 * kept * _tokens(recipe) * model.layers / mesh.pipe * stashes
+    return 2 * saved * _tokens(recipe) * model.layers / mesh.pipe * stashes
 
 
 def _gb(bytes_: float) -> str:

@@ -24,7 +24,7 @@ AT_A_TIME = 1 << 16
 """Layouts that are priced at a time: few enough for their columns to stay in a core's caches."""
 
 Progress = Callable[[int, int], None]
-"""Is told how many layouts are priced, and of how many."""
+"""Called with how many layouts are priced, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Found:
         return self.bytes * (1 + fits_margin()) <= capacity_bytes(self.cluster)
 
     def ranked(self, rows: NDArray[Any]) -> Ints:
-        """Returns the fastest layout of each mesh among some layouts, the fastest mesh first.
+        """Rows of the fastest layout of each mesh among some layouts, the fastest mesh first.
 
         Of equally fast ones that with less in memory comes first.
 
@@ -81,14 +81,14 @@ class Found:
         return order[np.sort(first)]
 
     def front(self) -> Ints:
-        """Returns the layouts that no other one beats in both time and memory, by memory."""
+        """Rows of the layouts that no other one beats in both time and memory, by memory."""
         order = np.lexsort((self.step_s, self.bytes))
         best = np.minimum.accumulate(self.step_s[order])
         better = np.concatenate([[True], best[1:] < best[:-1]])
         return order[better]
 
     def recipe(self, row: int) -> Recipe:
-        """Returns the recipe of a layout."""
+        """The recipe of a layout, by its row."""
         one = self.layouts
 
         def value(name: str) -> int:
@@ -155,7 +155,7 @@ def search(
 
 
 def _probe(work: Workload) -> Recipe:
-    """Returns the workload on one device: what is impossible everywhere is told at once."""
+    """The workload on one device; raises what is impossible on any mesh at once."""
     return Recipe.of(
         work.model,
         MeshSpec(),
@@ -182,7 +182,7 @@ def smallest_that_fits(
     counts: Sequence[int],
     say: Progress = lambda priced, count: None,
 ) -> Found | None:
-    """Returns the layouts over the first number of devices on which one of them fits.
+    """The layouts over the first number of devices on which one of them fits, else None.
 
     Args:
         work: what is trained.

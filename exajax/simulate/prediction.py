@@ -95,7 +95,7 @@ class Prediction:
             utilization.insert(0, f"MFU {self.mfu:.1%}")
         memory, varies = report.memory_bytes, self.variability
         total, capacity = units.show(memory.total, "B"), units.show(memory.capacity, "B")
-        held = [f"{name} {units.show(size, 'B')}" for name, size in memory.parts().items()]
+        parts = [f"{name} {units.show(size, 'B')}" for name, size in memory.parts().items()]
         lines = [
             f"simulated on {self.devices:,} x {self.cluster.chip.title} ({self.cluster.title})",
             f"  step    {units.show(self.step_time_s, 's')}; {', '.join(rates)}",
@@ -104,7 +104,7 @@ class Prediction:
             f"  time    {report.breakdown_s.shares()}",
             f"  memory  {total} of {capacity} on a device: "
             f"{'fits' if self.fits else 'does not fit'}",
-            f"          {', '.join(held[:4])}",
+            f"          {', '.join(parts[:4])}",
         ]
         lines += [f"  advice  {advice}" for advice in report.advice or ()]
         return "\n".join([*lines, *(f"  note    {note}" for note in self.notes)])
@@ -224,7 +224,7 @@ class Prediction:
 
 
 def predict_recipe(recipe: Recipe, cluster: Cluster) -> Prediction:
-    """Prices the step of a recipe whose `zero` is a level: compiled, or read where it is kept.
+    """Prices the step of a recipe whose `zero` is a level: compiled, or read from the store.
 
     Raises:
         InputError: the mesh is larger than the cluster.

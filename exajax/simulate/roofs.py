@@ -29,14 +29,14 @@ class Row:
         direction: `forward`, `recompute`, `backward` or empty.
         kind: that of the operation, or `host`; of a collective, its mesh axes.
         bound: what its time depends on most: `compute`, `memory`, `launch` or `communication`.
-        precision: the peak that its products are held against, empty without products.
+        precision: the peak that its products are compared with, empty without products.
         count: times that a step runs it.
         flops: FLOPs of a step.
         bytes: bytes of a step, read and written; of a collective, sent over its slowest line.
-        seconds: of a step, overlap included; of a collective, those that compute waits for it.
+        seconds: of a step, overlap included; of a collective, those that are exposed.
         busy_s: of a step, of a collective also those in which compute goes on; else `seconds`.
         roof_s: the least that `seconds` could be: max(FLOPs / peak, bytes / bandwidth); of a
-            collective what would be waited for at line rate, if as much stayed hidden.
+            collective what would be exposed at line rate, if as much stayed hidden.
     """
 
     name: str = ""
@@ -106,10 +106,10 @@ def _rate(amount: float, seconds: float) -> float | None:
 
 
 def operations(events: Iterable[Event], cluster: Cluster) -> list[Row]:
-    """Returns every operation of a simulated step against its roof, what loses most first.
+    """Every operation of a simulated step against its roof, the one that loses most first.
 
     The seconds of all rows add up to the time of a step on devices that are all alike: compute, and
-    waits for collectives.
+    exposed collectives.
 
     Args:
         events: all that a device does in the step (`timeline.events`).
@@ -125,7 +125,7 @@ def operations(events: Iterable[Event], cluster: Cluster) -> list[Row]:
         by_stream[event.stream] = by_stream.get(event.stream, 0.0) + event.lasts_s
         counts[name] = counts.get(name, 0) + (event.stream != "waiting")
     rows = [
-        _waited(op, counts[name], spent[name], cluster)
+        _communicated(op, counts[name], spent[name], cluster)
         if "compute" not in spent[name]
         else _computed(op, counts[name], spent[name]["compute"], cluster)
         for name, op in ops.items()
@@ -158,7 +158,7 @@ def _computed(op: Operation, count: int, seconds: float, cluster: Cluster) -> Ro
 
 
 def _host(seconds: float) -> Row:
-    """What every step takes besides its operations, in which the device waits for its host."""
+    """What every step takes besides its operations, in which the device is idle for its host."""
     return Row(
         name=HOST,
         part="other",
@@ -175,8 +175,8 @@ def _host(seconds: float) -> Row:
     )
 
 
-def _waited(op: Operation, count: int, spent: Mapping[str, float], cluster: Cluster) -> Row:
-    """Returns the row of a collective, or of a copy to or from the host."""
+def _communicated(op: Operation, count: int, spent: Mapping[str, float], cluster: Cluster) -> Row:
+    """The row of a collective, or of a copy to or from the host."""
     where = label(op.op_name, op.kind)
     exposed_s = spent.get("waiting", 0.0)
     busy_s = sum(seconds for stream, seconds in spent.items() if stream != "waiting")
@@ -205,7 +205,7 @@ def _waited(op: Operation, count: int, spent: Mapping[str, float], cluster: Clus
 
 
 def least_traffic(collective: Collective, cluster: Cluster) -> tuple[float, float]:
-    """Returns the bytes that a device sends at least, and the rate of its slowest line.
+    """The least bytes that a device sends in a collective, and the rate of its slowest line.
 
     A ring sends (n - 1) / n of the array, an all-reduce twice (Thakur et al. 2005). Between nodes
     it leaves each node once: the members in one node share the lines that belong to each.
@@ -232,7 +232,7 @@ def grouped(
     rows: Iterable[Row],
     key: Callable[[Row], tuple[str, ...]] = lambda row: (row.part, row.direction, row.kind),
 ) -> list[Row]:
-    """Returns rows added up by part, direction and kind, or by another key, the longest first."""
+    """Rows added up by part, direction and kind, or by another key, the longest first."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

@@ -10,12 +10,12 @@ from exajax.simulate.collectives.pricing import collective_time_s
 from exajax.simulate.kernels import Price, price
 
 OVERLAP_SLOWDOWN = {"cuda": 0.189, "cpu": 0.0}
-"""How much longer compute takes while a collective runs beside it, by platform: the average over
+"""How much longer compute takes while it overlaps with a collective, by platform: the average over
 GPT and Llama on A100, H100, MI250 and MI210 (arXiv:2507.03114, abstract; 40% at most). Collectives
-of XLA's CPU backend do not run beside compute."""
+of XLA's CPU backend do not overlap with compute."""
 
 PIPELINE = "pipeline"
-"""Scope in which the turns of a pipeline are traced (`exajax.spmd.pipeline`)."""
+"""Scope in which the slots of a pipeline are traced (`exajax.spmd.pipeline`)."""
 
 HOST = "host"
 """The stream of copies to and from the memory of the host, and what waiting for them is called."""
@@ -29,16 +29,17 @@ class Breakdown:
 
     Attributes:
         compute: matrix products and attention.
-        memory_bound: operations that wait for memory.
+        memory_bound: operations limited by memory bandwidth.
         optimizer: the update of the parameters.
         other: operations too small for their work to take longer than a launch, and the host that
             starts a step.
-        pipeline_bubble: turns of a pipeline in which a stage has nothing to do.
+        pipeline_bubble: pipeline slots in which a stage has no micro-batch.
         stragglers: waiting for the slowest of all devices, and what the noise of the network adds
             to the median (`simulate.variability`).
-        exposed_communication: waiting for collectives, by mesh axes; for copies from the `host`.
-        hidden_communication: collectives that ran beside compute. Not a part of the step time.
-        slowed: what compute lost to collectives beside it. A part of the others.
+        exposed_communication: collectives that nothing overlaps with, by mesh axes; copies from the
+            `host`.
+        hidden_communication: collectives that overlap with compute. Not a part of the step time.
+        slowed: what compute loses to collectives that overlap with it. A part of the others.
     """
 
     compute: float = 0.0
@@ -57,7 +58,7 @@ class Breakdown:
         return sum(getattr(self, kind) for kind in KINDS) + sum(self.exposed_communication.values())
 
     def add(self, before: "Breakdown", times: int) -> None:
-        """Adds what came since an earlier copy `times` over."""
+        """Adds `times` over what has come since an earlier copy."""
         for name in (*KINDS, "slowed"):
             now = getattr(self, name)
             setattr(self, name, now + times * (now - getattr(before, name)))
@@ -85,7 +86,7 @@ class Event:
 
 
 def lay_out(program: Program, cluster: Cluster, bubble: float = 0.0) -> Breakdown:
-    """Returns where the time of one step goes.
+    """Where the time of one step goes.
 
     The compute stream runs the schedule in order. A collective starts when its start is reached
     and the communication stream is free; its done waits until it has ended. While one runs,
@@ -94,7 +95,7 @@ def lay_out(program: Program, cluster: Cluster, bubble: float = 0.0) -> Breakdow
     Args:
         program: what one device does.
         cluster: where.
-        bubble: share of the turns of a pipeline in which a stage has nothing to do; it computes
+        bubble: share of the slots of a pipeline in which a stage has no micro-batch; it computes
             on, and throws away what it gets.
 
     Raises:

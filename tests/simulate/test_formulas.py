@@ -13,7 +13,8 @@ from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
 from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas import engine
-from exajax.simulate.formulas.shared.blocks import ORDER, PARTS, RECOMPUTED
+from exajax.simulate.formulas.shared.block_parts import ORDER
+from exajax.simulate.formulas.shared.blocks import PARTS, RECOMPUTED
 from exajax.simulate.formulas.shared.collectives import group_s
 from exajax.simulate.formulas.shared.layouts import Layouts
 from exajax.simulate.formulas.shared.work import Work

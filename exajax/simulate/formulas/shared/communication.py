@@ -8,8 +8,9 @@ from numpy.typing import ArrayLike
 
 from exajax.models.dimensions import ModelConfig
 from exajax.recipe.recipe import REMATS
-from exajax.simulate.formulas.shared.blocks import ELEMENT, RECOMPUTED
+from exajax.simulate.formulas.shared.blocks import RECOMPUTED
 from exajax.simulate.formulas.shared.layouts import Floats, Layouts
+from exajax.simulate.formulas.shared.shard import ELEMENT
 from exajax.simulate.formulas.shared.weights import block_parameters
 from exajax.simulate.formulas.shared.work import ProgramTraits, Work
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exajax.machine.software import SoftwareProfile
-from exajax.simulate.formulas.shared.blocks import ELEMENT, Shard
 from exajax.simulate.formulas.shared.kernels import Product, bytes_s, product_s
 from exajax.simulate.formulas.shared.layouts import Floats, Layouts
+from exajax.simulate.formulas.shared.shard import ELEMENT, Shard
 from exajax.simulate.formulas.shared.work import ProgramTraits, Work
 
 Index = NDArray[np.intp]

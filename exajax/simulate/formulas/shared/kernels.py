@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,18 +83,27 @@ def bytes_s(bytes_: Floats, chip: Chip) -> Floats:
     return bytes_ / (chip.memory_bandwidth * chip.memory_efficiency)
 
 
-def flash_s(
-    batch: Floats,
-    heads: Floats,
-    queries: Floats,
-    keys: Floats,
-    head: int,
-    causal: Bools | bool,
-    chip: Chip,
-    precision: str,
-    *,
-    backward: bool,
-) -> Floats:
+class AttentionShape(NamedTuple):
+    """Attention of every shape; arrays of shape [U].
+
+    Attributes:
+        batch: sequences.
+        heads: query heads.
+        queries: positions of the queries.
+        keys: positions of the keys.
+        head: size of a head.
+        causal: whether a query sees only keys before it.
+    """
+
+    batch: Floats
+    heads: Floats
+    queries: Floats
+    keys: Floats
+    head: int
+    causal: Bools | bool
+
+
+def flash_s(shape: AttentionShape, chip: Chip, precision: str, *, backward: bool) -> Floats:
     """Seconds of fused attention, shape [U].
 
     Raises:
@@ -106,9 +116,9 @@ def flash_s(
             "add [attention] to the chip, or give `attention` unfused or `engine` compiled",
         )
     dtype = DTYPES["bf16" if precision == "fp8" else precision]
-    causal = np.broadcast_to(causal, batch.shape)
+    causal = np.broadcast_to(shape.causal, shape.batch.shape)
     seconds = []
-    for b, h, q, s, c in zip(batch, heads, queries, keys, causal, strict=True):
-        what = FusedAttention(b, h, q, s, head, bool(c), backward)
+    for b, h, q, s, c in zip(*shape[:4], causal, strict=True):
+        what = FusedAttention(b, h, q, s, shape.head, bool(c), backward)
         seconds.append(attention_s(what, dtype, chip, chip.attention))
     return chip.launch_s + np.array(seconds)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from exajax.recipe.recipe import REMATS
-from exajax.simulate.formulas.shared.blocks import Shard, block
+from exajax.simulate.formulas.shared.blocks import block
 from exajax.simulate.formulas.shared.communication import Sent
 from exajax.simulate.formulas.shared.ends import Index, host_exposed_s
 from exajax.simulate.formulas.shared.layouts import Floats, Layouts
+from exajax.simulate.formulas.shared.shard import Shard
 from exajax.simulate.formulas.shared.work import ProgramTraits, Work
 from exajax.simulate.formulas.torch.figures import torch_figures
 from exajax.simulate.timeline import OVERLAP_SLOWDOWN

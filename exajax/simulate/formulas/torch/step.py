@@ -6,13 +6,13 @@ import numpy as np
 
 from exajax.machine.software import SoftwareProfile
 from exajax.simulate.formulas.shared import communication
-from exajax.simulate.formulas.shared.blocks import ELEMENT, Shard
 from exajax.simulate.formulas.shared.collectives import group_s
 from exajax.simulate.formulas.shared.communication import Timed
 from exajax.simulate.formulas.shared.ends import ends_of
 from exajax.simulate.formulas.shared.kernels import bytes_s
 from exajax.simulate.formulas.shared.layouts import Floats, Layouts
 from exajax.simulate.formulas.shared.results import Footprint, Times, slowest_share
+from exajax.simulate.formulas.shared.shard import ELEMENT, Shard
 from exajax.simulate.formulas.shared.weights import block_parameters, end_parameters
 from exajax.simulate.formulas.shared.work import Work
 from exajax.simulate.formulas.torch.figures import torch_figures

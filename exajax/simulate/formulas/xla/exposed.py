@@ -66,8 +66,8 @@ def context_s(
         timed: prices collectives.
     """
     figures = xla_figures().ring_exposed
-    keeps = layouts.remat == REMATS.index("none")
-    passes = figures.passes[0] * np.where(keeps, 1, 2) + figures.passes[1]
+    saves = layouts.remat == REMATS.index("none")
+    passes = figures.passes[0] * np.where(saves, 1, 2) + figures.passes[1]
     around = (passes + 1 / np.maximum(1, layouts.context - 1)) * sent.context[0]
     local: Floats = 2.0 * np.sum(stage.local[:-1], axis=0) / stage.blocks
     added = timed("all-reduce", local, layouts.context, layouts.tensor)

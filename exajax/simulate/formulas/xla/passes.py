@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from exajax.recipe.recipe import REMATS
-from exajax.simulate.formulas.shared.blocks import RECOMPUTED, Shard, block
+from exajax.simulate.formulas.shared.blocks import RECOMPUTED, block
 from exajax.simulate.formulas.shared.ends import Index
 from exajax.simulate.formulas.shared.kernels import Product, bytes_s, product_s
 from exajax.simulate.formulas.shared.layouts import Floats, Layouts
 from exajax.simulate.formulas.shared.saved import RECOMPUTES_LITTLE
+from exajax.simulate.formulas.shared.shard import Shard
 from exajax.simulate.formulas.shared.work import ProgramTraits, Work
 from exajax.simulate.formulas.xla import elementwise
 from exajax.simulate.formulas.xla.figures import EXPERT_CAPACITY, xla_figures

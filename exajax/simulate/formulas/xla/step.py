@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 
 from exajax.simulate.formulas.shared import communication, weights
-from exajax.simulate.formulas.shared.blocks import ELEMENT, Shard
 from exajax.simulate.formulas.shared.collectives import group_s
 from exajax.simulate.formulas.shared.communication import Sent, Timed
 from exajax.simulate.formulas.shared.ends import ends_of, host_exposed_s
@@ -14,6 +13,7 @@ from exajax.simulate.formulas.shared.kernels import bytes_s
 from exajax.simulate.formulas.shared.layouts import Bools, Floats, Layouts
 from exajax.simulate.formulas.shared.results import Footprint, Times, slowest_share
 from exajax.simulate.formulas.shared.saved import WITHOUT_REMAT
+from exajax.simulate.formulas.shared.shard import ELEMENT, Shard
 from exajax.simulate.formulas.shared.work import Work
 from exajax.simulate.formulas.xla import elementwise, exposed
 from exajax.simulate.formulas.xla.figures import xla_figures
