@@ -30,7 +30,7 @@ def test_nothing_generic_lands_in_site_packages(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"exajax"}
     for needed in (
         "exajax/models/llama.py",
-        "exajax/models/huggingface/tensors.py",
+        "exajax/models/huggingface/tensor_mapping.py",
         "exajax/meshes/dgx-h100.toml",
         "exajax/meshes/chips/h100.toml",
         "exajax/meshes/programs/xla.toml",
