@@ -65,12 +65,16 @@ def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None
     from exajax.models.huggingface.weights_writer import DTYPES, check_free, save
     from exajax.recipe import language
     from exajax.spmd.parameters import abstract_parameters
-    from exajax.train.checkpoint.parameters import check_tokenizer, kept_tokenizer, trained
+    from exajax.train.checkpoint.parameters import (
+        check_tokenizer,
+        open_trained_model,
+        run_tokenizer,
+    )
 
     check_free(folder)
-    run = trained(run_dir)
+    run = open_trained_model(run_dir)
     build = language.inference_model(run.model, run.interleave)
-    encoder = load_tokenizer(tokenizer) if tokenizer else kept_tokenizer(run, run_dir)
+    encoder = load_tokenizer(tokenizer) if tokenizer else run_tokenizer(run, run_dir)
     check_tokenizer(run, encoder)
     mesh = MeshSpec().build(runtime.job_devices()[:1])
     _, described = abstract_parameters(build, mesh, DTYPES[dtype])

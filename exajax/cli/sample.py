@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the command line must not cost an import of jax
     from flax import nnx
 
     from exajax.models.dimensions import ModelConfig
-    from exajax.train.checkpoint.parameters import Trained
+    from exajax.train.checkpoint.parameters import TrainedModel
     from exajax.train.generate import LanguageModel
 
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the text as it is made, or all of it as JSON."""
     out = runtime.claim_stdout()
     from exajax.recipe import language
-    from exajax.train.checkpoint.parameters import check_tokenizer, trained
+    from exajax.train.checkpoint.parameters import check_tokenizer, open_trained_model
     from exajax.train.generate import Sampling, as_text, generate
 
     sampling = Sampling(args.temperature, args.top_k, args.seed)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(np.array(ids, np.int64))
 
-    run = trained(Path(args.run_dir))
+    run = open_trained_model(Path(args.run_dir))
     build = language.inference_model(run.model, run.interleave)
     check_tokenizer(run, tokenizer)
     model = _model(run, build, tokenizer, args.precision)
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model(
-    run: "Trained",
+    run: "TrainedModel",
     build: "Callable[[nnx.Rngs], nnx.Module]",
     tokenizer: Tokenizer,
     precision: str,

@@ -1,1 +1,1 @@
-"""Checkpoints: saved while training goes on, verified, and restored onto any mesh."""
+"""Checkpoints: saved asynchronously, verified, and restored onto any mesh."""

@@ -1,7 +1,7 @@
-"""What the processes of a job agree on outside of the step: words, not arrays.
+"""Agreement between the processes of a job on small JSON values, outside of the step.
 
-They go through the service that joined the processes, not through the devices: a device's
-collective has no time limit, and may not run from two threads at once.
+It uses the coordination service rather than collectives of the devices, which have no time limit
+and must not run in two threads at once.
 """
 
 import itertools
@@ -16,19 +16,19 @@ LIMIT_S = 600.0
 GRACE_S = 30.0
 
 MOMENT_S = 1.0
-"""Time that a process takes to end."""
+"""Seconds that a process takes to end."""
 
 _names = itertools.count()
 
 
 class NotAgreedError(RuntimeError):
-    """A process has not come in time, or the one that decides could not."""
+    """A process did not answer in time, or the first process failed to decide."""
 
 
 class Agreement:
-    """A place where the processes of this job agree.
+    """A series of decisions that all processes of this job make together.
 
-    Every process makes its own, in the same order as all others.
+    Every process creates its own objects, in the same order as all others.
     """
 
     def __init__(self) -> None:
@@ -37,27 +37,27 @@ class Agreement:
     def on(
         self,
         topic: str,
-        mine: Any,
+        report: Any,
         decide: Callable[[list[Any]], Any],
         limit_s: float = LIMIT_S,
     ) -> Any:
-        """Returns on every process what the first one decides from what each has to say.
+        """The decision of the first process on the reports of all, returned on every process.
 
         Args:
-            topic: what is to be decided; each may be decided on once.
-            mine: what this process has to say, as JSON.
-            decide: given what all processes say, in their order, returns the answer, as JSON. Only
-                the first process calls it.
-            limit_s: time that the others have to come after the first one, and it to decide.
+            topic: name of the decision; every name is used once.
+            report: this process's report, as JSON.
+            decide: makes the decision, as JSON, from all reports in the order of ranks; called on
+                the first process only.
+            limit_s: seconds that the others have to report after the first one, and it to decide.
 
         Raises:
-            NotAgreedError: a process did not come in time, which names it; or the first one failed.
+            NotAgreedError: a process, which is named, did not report in time; or the first failed.
             Exception: what `decide` raised, on the first process.
         """
         if coordination.processes() == 1:
-            return decide([mine])
+            return decide([report])
         if coordination.process():
-            self._set(f"{topic}/{coordination.process()}", mine)
+            self._set(f"{topic}/{coordination.process()}", report)
             answer = self._get(f"{topic}/answer", 2 * limit_s + GRACE_S)
             if answer is None:
                 raise NotAgreedError(f"process 0 has not decided on {topic} in time")
@@ -65,7 +65,7 @@ class Agreement:
                 raise NotAgreedError(answer[0]["problem"])
             return answer[0]["value"]
         try:
-            value = decide(self._gather(topic, mine, limit_s))
+            value = decide(self._gather(topic, report, limit_s))
         except BaseException as error:
             self._set(f"{topic}/answer", {"problem": str(error) or type(error).__name__})
             raise
@@ -73,7 +73,7 @@ class Agreement:
         return value
 
     def last(self, topic: str, limit_s: float) -> None:
-        """Lets all other processes go on at once, and the first one a moment after the last.
+        """Holds the first process until all others have come here, and a moment longer.
 
         Raises:
             NotAgreedError: a process did not come in time.
@@ -85,32 +85,32 @@ class Agreement:
             time.sleep(MOMENT_S)
 
     def forget(self, topic: str) -> None:
-        """Frees what was said on a topic, once no process can ask for it any more."""
+        """Deletes the reports on a topic, once no process can ask for them any more."""
         if coordination.processes() > 1 and not coordination.process():
             coordination.remove(f"{self._name}/{topic}")
 
-    def _gather(self, topic: str, mine: Any, limit_s: float) -> list[Any]:
-        """Returns what all processes say; the time limit is for all of them together."""
+    def _gather(self, topic: str, report: Any, limit_s: float) -> list[Any]:
+        """The reports of all processes; the time limit is for all of them together."""
         deadline_s = time.monotonic() + limit_s
-        said = [mine]
+        reports = [report]
         absent = []
         for process in range(1, coordination.processes()):
             left_s = max(deadline_s - time.monotonic(), 0.001)
-            word = self._get(f"{topic}/{process}", left_s)
-            if word is None:
+            received = self._get(f"{topic}/{process}", left_s)
+            if received is None:
                 absent.append(str(process))
             else:
-                said += word
+                reports += received
         if absent:
             raise NotAgreedError(
                 f"process {', '.join(absent)} did not come to {topic} within {limit_s:.0f} s"
             )
-        return said
+        return reports
 
     def _set(self, key: str, value: Any) -> None:
         coordination.put(f"{self._name}/{key}", json.dumps([value]))
 
     def _get(self, key: str, limit_s: float) -> list[Any] | None:
-        """Waits for what a process says, and returns it in a list; None if it says nothing."""
+        """Waits for a value and returns it in a list; None if it does not come in time."""
         text = coordination.wait_for(f"{self._name}/{key}", limit_s)
         return None if text is None else list(json.loads(text))

@@ -1,12 +1,11 @@
-"""The checkpoints of a run: saved beside the training, proven, and restored onto any mesh.
+"""The checkpoints of a run: saved asynchronously, verified, and restored onto any mesh.
 
-How a save goes is in `checkpoint_saving`, how one is read in `checkpoint_restoring`; what is
-written and where in `checkpoint_shared` and `checkpoint_local`, and how it lies there in
-`checkpoint_folder`.
+The order of a save is in `saving`, that of a restore in `restoring`; what is written, and where, in
+`shared` and `node_local`; the layout on disk in `folder`.
 """
 
 import json
-import sys
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,21 +16,22 @@ import jax
 
 from exajax.job.runtime import json_text
 from exajax.spmd.step import TrainState, TrainStep
-from exajax.train.checkpoint import folder as folders
-from exajax.train.checkpoint import node_local as local_disk
+from exajax.train.checkpoint import folder, node_local
 from exajax.train.checkpoint.agreement import Agreement
 from exajax.train.checkpoint.checkpointing import Checkpointing
 from exajax.train.checkpoint.checksums import Damage, DamagedError
 from exajax.train.checkpoint.manifest import Manifest
 from exajax.train.checkpoint.node_local import LocalPart
 from exajax.train.checkpoint.restoring import Restoring, nothing_proven
-from exajax.train.checkpoint.saving import Lane, Part, Save, Saved
+from exajax.train.checkpoint.saving import Lane, Save, SavePart, SaveResult
 from exajax.train.checkpoint.shared import SharedPart
 from exajax.train.health import digest
 from exajax.train.hooks import Hooks
 
 CLOSE_S = 60.0
-"""Time that a save has to end when the run does; the last one of a run is always waited for."""
+"""Seconds that a save has to end when the run does; the last save of a run has no limit."""
+
+LOGGER = logging.getLogger(__name__)
 
 
 NO_HOOKS = Hooks()
@@ -43,13 +43,13 @@ class NotSavedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Restored:
-    """A state to go on from.
+    """A restored state.
 
     Attributes:
-        step: updates that it has seen.
-        tier: where it was: `shared` or `local`.
-        facts: that were saved with it.
-        state: on the mesh of the run.
+        step: number of updates that made it.
+        tier: where its checkpoint was: `shared` or `local`.
+        facts: the facts that were saved with it.
+        state: the state on the mesh of the run.
     """
 
     step: int
@@ -90,13 +90,13 @@ class Checkpoints:
         """Step of the newest checkpoint, of any tier, that this object has saved or restored."""
 
     def restore(self) -> Restored | None:
-        """Returns the newest intact state on the mesh of the step, None if there is none at all.
+        """The newest intact state on the mesh of the step, None without any checkpoint.
 
-        Damaged ones that are newer are reported, and moved aside.
+        Newer checkpoints that are damaged are reported, and moved aside.
 
         Raises:
-            InputError: it is not of the step's workload or not of this data, which is known before
-                an array is read; or all that are there are damaged.
+            InputError: the checkpoint is of another workload or other data, which is detected
+                before an array is read; or all checkpoints are damaged.
         """
         self._restores += 1
         topic = f"restore-{self._restores}"
@@ -129,28 +129,28 @@ class Checkpoints:
         tier: str = "shared",
         wait: bool = False,
     ) -> None:
-        """Starts to save a state, and returns when it may be written over.
+        """Starts to save a state, and returns when the state may be overwritten.
 
-        If another save to this tier is still going on, this one is left out. That, and what fails,
-        is reported, and training goes on.
+        While another save to the same tier is in progress, this one is skipped. Skipped and failed
+        saves are reported, and training goes on.
 
         Args:
-            done: updates that the state has seen.
-            state: what to save.
-            facts: saved with it beside those of every checkpoint, as JSON.
+            done: number of updates that made the state.
+            state: the state to save.
+            facts: further facts to save with it, as JSON.
             tier: `shared` or `local`.
-            wait: whether this is the last chance: it waits for what is going on and for its own
-                end, and what fails is an error.
+            wait: whether this is the last save: it waits for the one in progress and for its own
+                end, and a failure is an error.
 
         Raises:
-            NotSavedError: it was to wait, and there is no checkpoint.
+            NotSavedError: `wait` is set, and the save failed.
             NotAgreedError: another process has not come here in time.
         """
         if done == self._shared:
             return
         began_s = time.monotonic()
         lane = self._lanes[tier]
-        topic, token = lane.turn(wait=wait)
+        topic, token = lane.begin(wait=wait)
         if token is None:
             why = "the one before it is still being saved"
             self._event("checkpoint-skipped", step=done, tier=tier, reason=why)
@@ -171,7 +171,7 @@ class Checkpoints:
             return
         saved = lane.save.wait()
         if saved.problem:
-            good = folders.steps_in(self._folder)
+            good = folder.steps_in(self._folder)
             newest = f"the newest good one is of step {good[0]}" if good else "there is no other"
             raise NotSavedError(
                 f"checkpoint {done}, the last one, could not be saved: {saved.problem}; {newest}"
@@ -183,70 +183,71 @@ class Checkpoints:
         return any(lane.save and lane.save.running for lane in self._lanes.values())
 
     def settle(self) -> None:
-        """Waits until nothing is being saved."""
+        """Waits until no save is in progress."""
         for lane in self._lanes.values():
             if lane.save:
                 lane.save.wait()
 
     def close(self) -> None:
-        """Gives what is being saved some time to end; after an error there may be no end to it."""
+        """Waits `CLOSE_S` for saves in progress; after an error they may never end."""
         for lane in self._lanes.values():
             if lane.save:
                 lane.save.join(CLOSE_S)
 
     def _open(self, *, named: bool) -> str:
-        """Makes the folder, and removes what aborted saves left; returns its name, if it is one."""
+        """Creates the folder and removes unfinished saves; returns its identity if `named`."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        folders.sweep(self._folder)
-        return folders.identity(self._folder) if named else ""
+        folder.sweep(self._folder)
+        return folder.identity(self._folder) if named else ""
 
     def _candidates(self, topic: str) -> list[tuple[int, str]]:
-        """Returns step and tier of what may be restored, newest first, as all processes see it."""
-        mine = []
+        """Step and tier of the checkpoints that all processes can restore, newest first."""
+        local_steps = []
         if self._local:
-            local_disk.sweep(self._local)
-            mine = local_disk.fitting(self._local, self._step)
+            node_local.sweep(self._local)
+            local_steps = node_local.fitting(self._local, self._step)
 
-        def decide(said: list[list[int]]) -> list[tuple[int, str]]:
-            everywhere = set(said[0]).intersection(*said[1:])
-            shared = folders.steps_in(self._folder)
-            found = [(step, "local") for step in everywhere] + [(step, "shared") for step in shared]
-            return sorted(found, reverse=True)
+        def decide(reports: list[list[int]]) -> list[tuple[int, str]]:
+            everywhere = set(reports[0]).intersection(*reports[1:])
+            candidates = [(step, "local") for step in everywhere]
+            candidates += [(step, "shared") for step in folder.steps_in(self._folder)]
+            return sorted(candidates, reverse=True)
 
-        return [(done, tier) for done, tier in self._agreement.on(f"{topic}/steps", mine, decide)]
+        agreed = self._agreement.on(f"{topic}/steps", local_steps, decide)
+        return [(done, tier) for done, tier in agreed]
 
     def _path(self, done: int, tier: str) -> Path:
         if tier == "local" and self._local:
-            return local_disk.host_folder(self._local, done)
+            return node_local.host_folder(self._local, done)
         return self._folder / str(done)
 
     def _part(
         self, done: int, tier: str, token: str, state: TrainState, facts: Mapping[str, Any]
-    ) -> Part:
+    ) -> SavePart:
         digests = self._digests(state)
         about = json.loads(json_text({**self._options.facts, **facts}))
 
         def notes() -> dict[str, Any]:
             named = digest.named(digests, self._step.state)
             manifest = Manifest.of(self._step, done, self._seed, named)
-            return {folders.MANIFEST: manifest.to_json(), folders.ABOUT: about}
+            return {folder.MANIFEST: manifest.to_json(), folder.ABOUT: about}
 
         if tier == "local" and self._local:
             return LocalPart(self._local, done, notes)
         return SharedPart(self._folder, done, token, notes, self._options.keep)
 
     def _leave(self, topic: str, done: int, damaged: list[int]) -> None:
-        """Moves damaged checkpoints aside, and removes local ones of a future that is now another.
+        """Moves damaged checkpoints aside, and removes local ones newer than the restored one.
 
         Args:
-            topic: to agree on.
-            done: step that the run goes on from.
-            damaged: steps in the shared folder.
+            topic: of the agreement.
+            done: step that the run resumes from.
+            damaged: steps of damaged checkpoints in the shared folder.
         """
         if self._local:
-            local_disk.remove_behind(self._local, done)
+            node_local.remove_behind(self._local, done)
         self._agreement.on(
-            f"{topic}/aside", None, lambda _: folders.set_aside(self._folder, damaged)
+            f"{topic}/aside", None, lambda _: folder.set_aside(self._folder, damaged)
         )
 
     def _report(self, done: int, tier: str, damages: Sequence[Damage]) -> None:
@@ -256,12 +257,12 @@ class Checkpoints:
             )
         more = f", and {len(damages) - 1} more" if damages[1:] else ""
         where = "local " if tier == "local" else ""
-        self._say(f"{where}checkpoint {done} is damaged: {damages[0]}{more}")
+        self._warn(f"{where}checkpoint {done} is damaged: {damages[0]}{more}")
 
-    def _ended(self, saved: Saved) -> None:
+    def _ended(self, saved: SaveResult) -> None:
         if saved.problem is not None:
             self._event("checkpoint-failed", step=saved.step, tier=saved.tier, reason=saved.problem)
-            self._say(f"checkpoint {saved.step} was not saved: {saved.problem}")
+            self._warn(f"checkpoint {saved.step} was not saved: {saved.problem}")
             return
         self.latest = saved.step
         if saved.tier == "shared":
@@ -279,6 +280,6 @@ class Checkpoints:
         if self._first:
             self._hooks.event(event, **facts)
 
-    def _say(self, line: str) -> None:
+    def _warn(self, line: str) -> None:
         if self._first:
-            print(f"exajax: {line}", file=sys.stderr, flush=True)
+            LOGGER.warning("%s", line)

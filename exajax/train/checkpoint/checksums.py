@@ -1,8 +1,9 @@
-"""Checksums of the files of a checkpoint: known to be whole before anything reads them.
+"""Checksums of the files of a checkpoint, compared before anything else reads the files.
 
-CRC-32 of zlib, not a cryptographic hash: the enemy is a disk, not a person. It finds every burst
-of flipped bits up to 32 long, and misses one in 2^32 of other damage; on one core it is twice as
-fast as SHA-256 (2.3 against 1.2 GB/s), and what it would miss the digests of the arrays still find.
+CRC-32 of zlib rather than a cryptographic hash, since the damage comes from disks, not from
+attackers. It detects every burst of flipped bits up to 32 long, and misses one in 2^32 of other
+damage, which the digests of the arrays then detect; on one core it is twice as fast as SHA-256 (2.3
+against 1.2 GB/s).
 """
 
 import errno
@@ -25,10 +26,10 @@ BLOCK_BYTES = 4 * 2**20
 THREADS = 4
 
 MOST_BYTES = 1 << 30
-"""More than the checksums or the manifest of any checkpoint have."""
+"""Bytes; more than the checksums or the manifest of any checkpoint have."""
 
 NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EIO)
-"""Errors of a path that leads to no file, or to one whose bytes the disk no longer gives."""
+"""Errors of a path without a file, or of a file whose bytes the disk cannot read."""
 
 Sums = Mapping[str, tuple[int, str]]
 """Size in bytes and checksum of files, by their paths in the folder."""
@@ -39,11 +40,11 @@ _Size = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a file.
+    """Damage of a file of a checkpoint.
 
     Attributes:
-        file: its path in the folder of the checkpoint.
-        how: missing, shorter, other bytes.
+        file: its path in the folder of the checkpoint, or the name of an array.
+        how: the kind of damage in words, such as `is missing`.
     """
 
     file: str
@@ -54,10 +55,10 @@ class Damage:
 
 
 class DamagedError(Exception):
-    """A checkpoint, or a part of one, that is not what was saved.
+    """A checkpoint, or a part of one, is not what was saved.
 
     Args:
-        damages: what is wrong with it, at least one.
+        damages: at least one.
     """
 
     def __init__(self, damages: Sequence[Damage]) -> None:
@@ -81,15 +82,15 @@ class _Content(Record):
 
 
 def files_in(folder: Path) -> list[str]:
-    """Returns the paths of all files in a folder but for its checksums, sorted."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(folder)) for path in found if path.name != NAME)
+    """The paths of all files in a folder, sorted, without its checksums."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in files if path.name != NAME)
 
 
 def sums_of(folder: Path, files: Iterable[str]) -> Sums:
-    """Returns size and checksum of files, once they and their names are on the disk.
+    """Size and checksum of files, after files and folders are synced to the disk.
 
-    Threads read several at a time: zlib lets them.
+    Threads read several files at a time, since zlib releases the interpreter's lock.
     """
     paths = list(files)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -100,10 +101,10 @@ def sums_of(folder: Path, files: Iterable[str]) -> Sums:
 
 
 def write(folder: Path, sums: Sums) -> None:
-    """Writes the checksums of a folder: from then on it is a checkpoint.
+    """Writes the checksums of a folder, after which it counts as a checkpoint.
 
     Raises:
-        OSError: they cannot be written; or a file does not have its size any more.
+        OSError: they cannot be written, or the size of a file has changed.
     """
     files = dict(sorted(sums.items()))
     write_json(folder / NAME, {"algorithm": "crc32", "files": files, "crc32": _crc_of(files)})
@@ -113,11 +114,11 @@ def write(folder: Path, sums: Sums) -> None:
 
 
 def read(folder: Path) -> Sums:
-    """Returns the checksums of a folder.
+    """The checksums of a folder.
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: they are damaged themselves, or cannot be read.
+        ValueError: they are damaged themselves.
     """
     if not (folder / NAME).exists():
         raise FileNotFoundError(folder / NAME)
@@ -129,24 +130,23 @@ def read(folder: Path) -> Sums:
 
 
 def damage_of(folder: Path, files: Iterable[str], sums: Sums) -> list[Damage]:
-    """Returns what is wrong with files of a folder, given the checksums they should have.
+    """The damage of files of a folder, by the checksums that they should have.
 
     Raises:
-        OSError: a file cannot be read, which says nothing about what it holds.
+        OSError: a file cannot be read for a reason other than damage.
     """
 
-    def one(file: str) -> Damage | None:
+    def compare(file: str) -> Damage | None:
         size, crc = sums[file]
         try:
-            found = os.path.getsize(folder / file)
-            if found < size:
-                return Damage(file, f"was cut from {size} to {found} bytes")
-            if found > size:
-                return Damage(file, f"has grown from {size} to {found} bytes")
-            same = _sum(folder / file) == (size, crc)
-            return (
-                None if same else Damage(file, f"has other bytes than were written ({size} bytes)")
-            )
+            actual = os.path.getsize(folder / file)
+            if actual < size:
+                return Damage(file, f"was cut from {size} to {actual} bytes")
+            if actual > size:
+                return Damage(file, f"has grown from {size} to {actual} bytes")
+            if _sum(folder / file) != (size, crc):
+                return Damage(file, f"has other bytes than were written ({size} bytes)")
+            return None
         except FileNotFoundError:
             return Damage(file, "is missing")
         except OSError as error:
@@ -155,16 +155,16 @@ def damage_of(folder: Path, files: Iterable[str], sums: Sums) -> list[Damage]:
             return Damage(file, f"cannot be read: {error.strerror}")
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return [found for found in pool.map(one, files) if found]
+        return [damage for damage in pool.map(compare, files) if damage]
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON that is there as a whole and on the disk, or not at all."""
+    """Writes a JSON file atomically, and syncs it to the disk."""
     write_text(path, json.dumps(content, indent=1))
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes a file that is there as a whole and on the disk, or not at all."""
+    """Writes a text file atomically, and syncs it to the disk."""
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("w") as file:
         file.write(content + "\n")
@@ -175,7 +175,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
+    """Syncs the entries of a folder to the disk."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)

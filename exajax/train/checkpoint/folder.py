@@ -1,8 +1,8 @@
-"""The folder of checkpoints on disk: which are there, which of them are whole, which may go.
+"""The folder of checkpoints on disk: listing, verification, commit, and removal of old ones.
 
 A checkpoint is written to `STEP.TOKEN.saving` and renamed once its checksums are in it, so that a
-folder `STEP` is one that was whole. Damaged ones are kept in `damaged/`, all but the newest until
-another checkpoint is proven.
+folder named `STEP` was complete. Damaged checkpoints are moved to `damaged/`, which keeps the
+newest of them once another checkpoint is saved.
 """
 
 import re
@@ -24,20 +24,20 @@ SAVING = ".saving"
 REPLACED = ".replaced"
 
 STEP = re.compile("0|[1-9][0-9]{0,17}")
-"""Name of a checkpoint: its step as `str` writes it."""
+"""Name of a checkpoint's folder: its step, without leading zeros."""
 
 BEFORE = f".before{REPLACED}"
-"""Behind the step of a checkpoint whose place another one is taking."""
+"""Suffix of a checkpoint while another one of the same step takes its place."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a folder of checkpoints holds under one name.
+class VerifiedCheckpoint:
+    """One entry of a folder of checkpoints, after verification.
 
     Attributes:
-        step: updates that the state has seen.
+        step: number of updates that made its state.
         state: `proven`, `damaged` or `unfinished`.
-        damage: what is wrong with it, empty unless it is damaged.
+        damage: empty unless it is damaged.
     """
 
     step: int
@@ -46,21 +46,21 @@ class Found:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Returns the steps of the checkpoints in a folder, newest first; nothing is read of them."""
+    """The steps of the checkpoints in a folder, newest first, without reading their files."""
     names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
     return sorted((int(name) for name in names if STEP.fullmatch(name)), reverse=True)
 
 
-def verify(folder: Path) -> list[Found]:
-    """Returns what a folder holds, newest first, once every byte of it was read and compared."""
-    found = [Found(step, "unfinished") for step in _unfinished(folder).values()]
+def verify(folder: Path) -> list[VerifiedCheckpoint]:
+    """Verifies every byte of the checkpoints in a folder; the newest comes first."""
+    entries = [VerifiedCheckpoint(step, "unfinished") for step in _unfinished(folder).values()]
     for step in steps_in(folder):
         try:
             check(folder / str(step))
-            found.append(Found(step, "proven"))
+            entries.append(VerifiedCheckpoint(step, "proven"))
         except DamagedError as error:
-            found.append(Found(step, "damaged", error.damages))
-    return sorted(found, key=lambda entry: entry.step, reverse=True)
+            entries.append(VerifiedCheckpoint(step, "damaged", error.damages))
+    return sorted(entries, key=lambda entry: entry.step, reverse=True)
 
 
 def check(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
@@ -68,8 +68,8 @@ def check(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
 
     Args:
         checkpoint: its folder.
-        part: number of the part of its files that is read.
-        parts: parts that its files are dealt into, about equal in bytes.
+        part: index of the share of its files to compare.
+        parts: number of shares, about equal in bytes.
 
     Raises:
         DamagedError: a file is not what was written.
@@ -80,7 +80,7 @@ def check(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
 
 
 def check_notes(checkpoint: Path) -> None:
-    """Compares manifest and facts of a checkpoint, which are read first, with their checksums.
+    """Compares the manifest and the facts of a checkpoint with their checksums.
 
     Raises:
         DamagedError: one of them is not what was written.
@@ -110,7 +110,7 @@ def _sums_of(checkpoint: Path) -> Sums:
 
 
 def identity(folder: Path) -> str:
-    """Returns a name that no other folder of checkpoints has, and gives it where there is none."""
+    """A random name that is unique to a folder of checkpoints, created at the first call."""
     path = folder / IDENTITY
     if not path.exists():
         checksums.write_text(path, secrets.token_hex(8))
@@ -118,25 +118,25 @@ def identity(folder: Path) -> str:
 
 
 def sweep(folder: Path, but: Path | None = None) -> None:
-    """Removes what saves that never ended have left, but for that which is still going on."""
+    """Removes unfinished saves, except the folder `but` of the save in progress."""
     for path, step in _unfinished(folder).items():
         if path.name.endswith(BEFORE) and not (folder / str(step)).exists():
-            path.rename(folder / str(step))  # the one in its place never came
+            path.rename(folder / str(step))  # the checkpoint to take its place was never renamed
         elif path != but:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def commit(saving: Path, step: int, keep: int | None) -> None:
-    """Makes a written folder the checkpoint of its step, and removes what it makes superfluous.
+    """Makes a written folder the checkpoint of its step, and removes older checkpoints.
 
     Args:
-        saving: the folder, its checksums in it.
+        saving: the folder, with its checksums.
         step: of the checkpoint.
-        keep: how many of the newest stay; None is all. They are proven.
+        keep: number of the newest checkpoints to keep; None keeps all.
     """
     folder = saving.parent
     final = folder / str(step)
-    if final.exists():  # the run went back behind it and has come again
+    if final.exists():  # the run was rolled back, and has reached the step again
         final.rename(folder / f"{step}{BEFORE}")
     saving.rename(final)
     checksums.sync_folder(folder)
@@ -148,7 +148,7 @@ def commit(saving: Path, step: int, keep: int | None) -> None:
 
 
 def set_aside(folder: Path, steps: Iterable[int]) -> None:
-    """Moves damaged checkpoints to where nothing looks for them."""
+    """Moves damaged checkpoints to the folder `damaged`."""
     for step in steps:
         aside = folder / DAMAGED / str(step)
         aside.parent.mkdir(exist_ok=True)
@@ -157,18 +157,18 @@ def set_aside(folder: Path, steps: Iterable[int]) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint; it is none from the first moment on."""
-    going = checkpoint.with_name(f"{checkpoint.name}{REPLACED}")
-    checkpoint.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
+    """Removes a checkpoint; the rename makes it invisible at once."""
+    renamed = checkpoint.with_name(f"{checkpoint.name}{REPLACED}")
+    checkpoint.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _unfinished(folder: Path) -> dict[Path, int]:
-    """Returns what saves have left in a folder, and of which steps."""
-    found = {}
+    """Folders of unfinished saves, with their steps."""
+    steps = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         step = path.name.partition(".")[0]
-        left = path.name.endswith((SAVING, REPLACED))
-        if STEP.fullmatch(step) and left and path.is_dir():
-            found[path] = int(step)
-    return found
+        temporary = path.name.endswith((SAVING, REPLACED))
+        if STEP.fullmatch(step) and temporary and path.is_dir():
+            steps[path] = int(step)
+    return steps

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as JSON beside its arrays: compared before any of them is read."""
+"""The manifest of a checkpoint: names, shapes and types of its arrays, compared before reading."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class BadStepsSaved(TypedDict, total=False):
-    """What `exajax.train.health.bad_steps` saves of a run's bad steps."""
+    """The state of `exajax.train.health.bad_steps` in a checkpoint."""
 
     count: Count
     skipped: list[Count]
@@ -25,7 +25,7 @@ class BadStepsSaved(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class About(TypedDict, total=False):
-    """The facts that are saved with a checkpoint, `about.json`; whoever saves may add others."""
+    """The facts that are saved with a checkpoint, `about.json`; callers may add others."""
 
     recipe: dict[str, Any]
     data: dict[str, Any] | None
@@ -48,19 +48,19 @@ class Array:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds, and what it was saved with.
+    """The arrays of a checkpoint, and the mesh, versions and data position it was saved with.
 
     Attributes:
-        step: updates that the state has seen.
+        step: number of updates that made the state.
         arrays: every array by its path, in the order of the state.
-        stack: what the paths of the layers have in them, empty where none are stacked.
-        parts: V of layers that lie as [V, L / V, ...]; 1 where they lie as [L, ...].
-        mesh: size of every mesh axis. Like `versions` it is told and never compared: a state goes
-            on on any mesh.
-        versions: of what saved it.
-        samples: samples that the state has seen: where in the data the next step begins.
-        seed: of the run; which samples a step sees follows from it and from the step's number.
-        digests: of every array by its path (`train.health.digest`); empty before it is saved.
+        stack: path component of the stacked layers, empty where none are stacked.
+        parts: V of layers that are stored as [V, L / V, ...]; 1 for [L, ...].
+        mesh: size of every mesh axis. Like `versions` it is only reported: a state can be restored
+            onto any mesh.
+        versions: versions of the packages that saved it.
+        samples: samples trained on so far: where in the data the next step begins.
+        seed: seed of the run, which with a step's number determines the step's samples.
+        digests: digests of the arrays by path (`train.health.digest`); empty before it is saved.
     """
 
     step: Count
@@ -81,7 +81,7 @@ class Manifest:
         seed: int = 0,
         digests: Mapping[str, str] = MappingProxyType({}),
     ) -> "Manifest":
-        """Returns the manifest of a workload's state on its mesh after `done` updates."""
+        """The manifest of a workload's state on its mesh after `done` updates."""
         leaves = jax.tree_util.tree_leaves_with_path(step.state)
         loss = step.workload.loss
         return cls(
@@ -97,7 +97,7 @@ class Manifest:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the manifest as JSON."""
+        """The manifest as JSON."""
         return asdict(self)
 
     @property
@@ -107,8 +107,8 @@ class Manifest:
         packages = ", ".join(f"{package} {version}" for package, version in self.versions.items())
         return f"mesh {axes or 'of one device'}, {packages}"
 
-    def whole(self, path: str) -> tuple[int, ...]:
-        """Returns an array's shape with all layers on one axis: [L, ...]."""
+    def unstacked_shape(self, path: str) -> tuple[int, ...]:
+        """The shape of an array with all layers on one axis: [L, ...]."""
         shape = self.arrays[path].shape
         if self.parts > 1 and self.stack in path.split(".") and len(shape) > 1:
             return (shape[0] * shape[1], *shape[2:])
@@ -116,14 +116,14 @@ class Manifest:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """Returns the path of an array in a state as a name, `params.head.kernel`."""
+    """The path of an array in a state as a name, such as `params.head.kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def difference(saved: Manifest, wanted: Manifest) -> str | None:
-    """Returns the first difference between what is there and what is needed, None if none is.
+    """The first difference between a saved and a wanted state in words, None if they are equal.
 
-    How many parts the layers lie in is none: they are the same layers in the same order.
+    Another number of `parts` is no difference: the layers and their order are the same.
     """
     for path in {**wanted.arrays, **saved.arrays}:
         problem = _differs(path, saved, wanted)
@@ -134,13 +134,13 @@ def difference(saved: Manifest, wanted: Manifest) -> str | None:
 
 
 def _differs(path: str, saved: Manifest, wanted: Manifest) -> str | None:
-    theirs, ours = saved.arrays.get(path), wanted.arrays.get(path)
-    if theirs is None:
+    old, new = saved.arrays.get(path), wanted.arrays.get(path)
+    if old is None:
         return f"{path} is not there"
-    if ours is None:
+    if new is None:
         return f"{path} is there, and this model's state has none"
-    if saved.whole(path) != wanted.whole(path):
-        return f"{path} has shape {list(theirs.shape)}, and this model's has {list(ours.shape)}"
-    if theirs.dtype != ours.dtype:
-        return f"{path} is {theirs.dtype}, and this model's is {ours.dtype}"
+    if saved.unstacked_shape(path) != wanted.unstacked_shape(path):
+        return f"{path} has shape {list(old.shape)}, and this model's has {list(new.shape)}"
+    if old.dtype != new.dtype:
+        return f"{path} is {old.dtype}, and this model's is {new.dtype}"
     return None

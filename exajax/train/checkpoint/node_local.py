@@ -1,8 +1,8 @@
-"""Checkpoints on the disk of every host: quick to write and to read, for the same mesh alone.
+"""Checkpoints on the local disk of every host: fast to write and read, for the same mesh only.
 
-`DIR/RUN/STEP/host-H` holds what the devices of process H held, each part once however many of them
-held it: raw bytes, one part after the other, and where they belong. It goes on only on a mesh that
-gives every process the same parts again; otherwise the shared folder has what it needs.
+`DIR/RUN/STEP/host-H` holds the shards of the devices of process H, each distinct one once: raw
+bytes, one shard after the other, and an index of their places. It can be restored only on a mesh
+that gives every process the same shards; otherwise the shared folder is used.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from exajax.files.reading import Malformed, read_bytes
 from exajax.files.schema import decode_record
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.train.checkpoint import checksums
-from exajax.train.checkpoint import folder as folders
+from exajax.train.checkpoint.folder import SAVING, steps_in
 from exajax.train.checkpoint.manifest import Count, Manifest, name_of
 
 PARTS = "parts.bin"
@@ -27,43 +27,43 @@ KEEP = 2
 
 
 class LocalPart:
-    """What this process writes of a checkpoint on its host's disk.
+    """This process's part of a checkpoint on local disks.
 
     Args:
-        folder: of the run's local checkpoints.
-        step: updates that the state has seen.
+        folder: folder of the run's local checkpoints.
+        step: number of updates that made the state.
         notes: returns further files of the checkpoint by name, as JSON.
     """
 
     def __init__(self, folder: Path, step: int, notes: Callable[[], Mapping[str, Any]]) -> None:
         self._folder, self._step, self._notes = folder, step, notes
         self._final = host_folder(folder, step)
-        self._saving = self._final.with_name(f"{self._final.name}{folders.SAVING}")
+        self._saving = self._final.with_name(f"{self._final.name}{SAVING}")
 
     def copy(self, state: TrainState) -> None:
-        """Copies the parts that the devices of this process hold to the host."""
+        """Copies the distinct shards of this process's devices to the host."""
         leaves = jax.tree_util.tree_leaves_with_path(state)
-        held = {name_of(path): _distinct(leaf) for path, leaf in leaves}
-        for parts in held.values():
-            for part in parts.values():
-                part.copy_to_host_async()
-        self._held = {
-            name: {place: np.asarray(part) for place, part in parts.items()}
-            for name, parts in held.items()
+        shards = {name_of(path): _distinct_shards(leaf) for path, leaf in leaves}
+        for by_place in shards.values():
+            for shard in by_place.values():
+                shard.copy_to_host_async()
+        self._shards = {
+            name: {place: np.asarray(shard) for place, shard in by_place.items()}
+            for name, by_place in shards.items()
         }
 
     def write(self) -> int:
-        """Writes the parts, where they belong and the checksums; returns the bytes."""
+        """Writes shards, index and checksums; returns their bytes."""
         shutil.rmtree(self._saving, ignore_errors=True)
         self._saving.mkdir(parents=True)
         index: dict[str, dict[str, int]] = {}
         with (self._saving / PARTS).open("wb") as file:
-            for name, parts in self._held.items():
+            for name, by_place in self._shards.items():
                 index[name] = {}
-                for place, part in parts.items():
+                for place, shard in by_place.items():
                     index[name][place] = file.tell()
-                    file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-        del self._held
+                    file.write(np.ascontiguousarray(shard).reshape(-1).view(np.uint8).data)
+        del self._shards
         for name, content in {**self._notes(), INDEX: index}.items():
             checksums.write_json(self._saving / name, content)
         sums = checksums.sums_of(self._saving, checksums.files_in(self._saving))
@@ -74,51 +74,49 @@ class LocalPart:
         return sum(size for size, _ in sums.values())
 
     def commit(self, reports: list[int]) -> int:
-        """Returns the bytes of all hosts: that all wrote is the commit."""
+        """The bytes of all hosts; nothing else is to be done once all have written."""
         return sum(reports)
 
     def clean(self, *, failed: bool) -> None:
-        """Removes older ones if every host has this one, else this one: it is of no use alone."""
+        """Removes older checkpoints, or this one if a host failed to write its part."""
         if failed:
             shutil.rmtree(self._saving, ignore_errors=True)
             shutil.rmtree(self._final, ignore_errors=True)
             return
-        mine = [step for step in folders.steps_in(self._folder) if has(self._folder, step)]
-        for step in mine[KEEP:]:
+        complete = [step for step in steps_in(self._folder) if has(self._folder, step)]
+        for step in complete[KEEP:]:
             shutil.rmtree(host_folder(self._folder, step), ignore_errors=True)
             _remove_if_empty(self._folder / str(step))
 
 
 def host_folder(folder: Path, step: int) -> Path:
-    """Returns where this process keeps its part of a local checkpoint."""
+    """The folder of this process's part of a local checkpoint."""
     return folder / str(step) / f"host-{jax.process_index()}"
 
 
 def has(folder: Path, step: int) -> bool:
-    """Returns whether this process has written its part of a local checkpoint to its end."""
+    """Whether this process has completely written its part of a local checkpoint."""
     return (host_folder(folder, step) / checksums.NAME).exists()
 
 
 def sweep(folder: Path) -> None:
-    """Removes what saves of this process that never ended have left."""
-    for step in folders.steps_in(folder):
+    """Removes unfinished saves of this process."""
+    for step in steps_in(folder):
         unfinished = host_folder(folder, step)
-        shutil.rmtree(
-            unfinished.with_name(f"{unfinished.name}{folders.SAVING}"), ignore_errors=True
-        )
+        shutil.rmtree(unfinished.with_name(f"{unfinished.name}{SAVING}"), ignore_errors=True)
         _remove_if_empty(folder / str(step))
 
 
 def remove_behind(folder: Path, done: int) -> None:
-    """Removes this process's parts of checkpoints newer than the step that a run goes on from."""
-    for step in folders.steps_in(folder):
+    """Removes this process's parts of checkpoints newer than the step that a run resumes from."""
+    for step in steps_in(folder):
         if step > done:
             shutil.rmtree(host_folder(folder, step), ignore_errors=True)
             _remove_if_empty(folder / str(step))
 
 
 def fitting(folder: Path, step: TrainStep) -> list[int]:
-    """Returns the steps of which this process has all the parts that its devices are to hold."""
+    """The steps of local checkpoints that have all shards that this process's devices need."""
     needed = {
         name: {_place(index, shape) for index in indices}
         for name, shape, indices in _needed(step.state)
@@ -131,11 +129,11 @@ def fitting(folder: Path, step: TrainStep) -> list[int]:
         except (Malformed, KeyError):
             return False
 
-    return [number for number in folders.steps_in(folder) if has(folder, number) and fits(number)]
+    return [number for number in steps_in(folder) if has(folder, number) and fits(number)]
 
 
 def read_state(checkpoint: Path, step: TrainStep, saved: Manifest) -> TrainState:
-    """Returns the state of a local checkpoint, whose parts are those that a step needs here.
+    """The state in a local checkpoint that has all shards of a step's state.
 
     Raises:
         ValueError, KeyError, TypeError, OSError: it cannot be read.
@@ -143,33 +141,33 @@ def read_state(checkpoint: Path, step: TrainStep, saved: Manifest) -> TrainState
     index = _index(checkpoint)
     content = np.memmap(checkpoint / PARTS, np.uint8, "r")
 
-    def one(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def read_array(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         places = index[name_of(path)]
 
-        def part(at: Any) -> np.ndarray:
+        def shard(at: Any) -> np.ndarray:
             shape = tuple(len(range(*s.indices(n))) for s, n in zip(at, leaf.shape, strict=True))
             begin = places[_place(at, leaf.shape)]
             size = int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
             return np.array(content[begin : begin + size]).view(leaf.dtype).reshape(shape)
 
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
-    return jax.tree_util.tree_map_with_path(one, step.state)
+    return jax.tree_util.tree_map_with_path(read_array, step.state)
 
 
 def _index(checkpoint: Path) -> dict[str, dict[str, Count]]:
-    """Returns where the parts of every array begin in `PARTS`, by name and place."""
+    """Offset of every shard in `PARTS`, by array and place."""
     content = read_bytes(checkpoint / INDEX, checksums.MOST_BYTES)
     return decode_record(content, dict[str, dict[str, Count]])
 
 
-def _distinct(array: jax.Array) -> dict[str, jax.Array]:
-    """Returns the parts of an array that devices of this process hold, by their place."""
+def _distinct_shards(array: jax.Array) -> dict[str, jax.Array]:
+    """The distinct shards of an array on devices of this process, by their place."""
     return {_place(shard.index, array.shape): shard.data for shard in array.addressable_shards}
 
 
 def _needed(state: TrainState) -> list[tuple[str, tuple[int, ...], Any]]:
-    """Returns name, shape and the indices that devices of this process are to hold."""
+    """Name and shape of every array, and the indices of the shards of this process's devices."""
     return [
         (
             name_of(path),
@@ -181,7 +179,7 @@ def _needed(state: TrainState) -> list[tuple[str, tuple[int, ...], Any]]:
 
 
 def _place(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
-    """Returns the place of a part in its array, `0:4,8:16`."""
+    """The place of a shard in its array, such as `0:4,8:16`."""
     ranges = (s.indices(size) for s, size in zip(index, shape, strict=True))
     return ",".join(f"{begin}:{end}" for begin, end, _ in ranges)
 

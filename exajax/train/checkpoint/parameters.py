@@ -1,6 +1,6 @@
-"""What a run has trained: the newest checkpoint's parameters, without the rest of its state."""
+"""The parameters in a run's newest checkpoint, opened without the rest of the state."""
 
-import sys
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +14,22 @@ from exajax.files.schema import Text, checked
 from exajax.models.dimensions import ModelConfig
 from exajax.models.model_file import model_of_record
 from exajax.spmd.workload import Tree
-from exajax.train.checkpoint import folder as folders
 from exajax.train.checkpoint import orbax_arrays
 from exajax.train.checkpoint.checksums import DamagedError
+from exajax.train.checkpoint.folder import STATE, check, steps_in
 from exajax.train.checkpoint.manifest import Manifest, name_of
 from exajax.train.checkpoint.restoring import nothing_proven, read_notes
 from exajax.train.data.tokenizer import BYTES, KEPT, Tokenizer, load_tokenizer
 
+LOGGER = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Trained:
-    """The newest checkpoint of a run, opened to use its parameters.
+class TrainedModel:
+    """The newest intact checkpoint of a run, opened to use its parameters.
 
     Attributes:
-        step: updates that the parameters have seen.
+        step: number of updates that made the parameters.
         about: the facts that were saved with them.
     """
 
@@ -54,7 +56,7 @@ class Trained:
 
     @property
     def tokenizer(self) -> str:
-        """Label of the tokenizer that its text was numbered with (`Vocabulary.label`).
+        """Label of the tokenizer that the model was trained with (`Vocabulary.label`).
 
         Raises:
             InputError: it was trained on something else.
@@ -70,11 +72,11 @@ class Trained:
 
     @property
     def interleave(self) -> int:
-        """Parts that its layers lie in, those of a stage of the pipeline that trained it."""
+        """Number of parts that the layers are stored in: model chunks of a pipeline stage."""
         return self._manifest.parts
 
     def params(self, described: Tree) -> Tree:
-        """Returns the parameters in the types and shardings of `described`, and nothing else.
+        """The parameters in the types and shardings of `described`.
 
         Raises:
             InputError: they are of another model, or cannot be read.
@@ -82,7 +84,7 @@ class Trained:
         wanted = {"params": described}
         self._check_shapes(wanted)
         try:
-            return orbax_arrays.read(self._folder / folders.STATE, wanted, partial=True)["params"]
+            return orbax_arrays.read(self._folder / STATE, wanted, partial=True)["params"]
         except (ValueError, OSError) as error:
             raise InputError(
                 "run_dir",
@@ -108,31 +110,31 @@ class Trained:
                 )
 
 
-def trained(run_dir: Path) -> Trained:
-    """Opens the newest checkpoint of a run that is whole, once every byte of it was compared.
+def open_trained_model(run_dir: Path) -> TrainedModel:
+    """Opens the newest intact checkpoint of a run, after every byte of it is verified.
 
-    Nothing is written, so the run may go on beside it. Damaged ones are told.
+    Nothing is written, so that the run may go on meanwhile. Damaged checkpoints are logged.
 
     Raises:
-        InputError: there is no checkpoint, or none that is whole.
+        InputError: there is no intact checkpoint.
     """
     folder = run_dir / "checkpoints"
     damaged = {}
-    for step in folders.steps_in(folder):
+    for step in steps_in(folder):
         try:
-            folders.check(folder / str(step))
+            check(folder / str(step))
             manifest, about = read_notes(folder / str(step), step)
-            return Trained(step, about, manifest, folder / str(step))
+            return TrainedModel(step, about, manifest, folder / str(step))
         except DamagedError as error:
             damaged[step] = error.damages
-            print(f"exajax: checkpoint {step} is damaged: {error.damages[0]}", file=sys.stderr)
+            LOGGER.warning("checkpoint %d is damaged: %s", step, error.damages[0])
     if damaged:
         raise nothing_proven(folder, damaged)
     raise InputError("run_dir", f"{run_dir} holds no checkpoint", "train there first")
 
 
-def kept_tokenizer(run: Trained, run_dir: Path) -> Tokenizer:
-    """Returns the tokenizer that a run was trained with: bytes, or the file in its folder.
+def run_tokenizer(run: TrainedModel, run_dir: Path) -> Tokenizer:
+    """The tokenizer that a run was trained with: bytes, or the file in its folder.
 
     Raises:
         InputError: the file is not there, or is none.
@@ -149,7 +151,7 @@ def kept_tokenizer(run: Trained, run_dir: Path) -> Tokenizer:
     return load_tokenizer(str(file))
 
 
-def check_tokenizer(run: Trained, tokenizer: Tokenizer) -> None:
+def check_tokenizer(run: TrainedModel, tokenizer: Tokenizer) -> None:
     """Raises an `InputError` if a run was not trained on the tokens of a tokenizer."""
     if run.tokenizer != tokenizer.label:
         raise InputError(

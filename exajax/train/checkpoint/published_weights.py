@@ -1,4 +1,4 @@
-"""A training that begins with published weights instead of random ones."""
+"""Training that starts from published weights instead of random ones."""
 
 import dataclasses
 from pathlib import Path
@@ -18,36 +18,35 @@ FIELD = "init"
 
 
 def check(folder: Path, model: ModelConfig) -> None:
-    """Reads a folder's dimensions and the headers of its weights.
+    """Checks that a folder's dimensions and weights are those of a model, without loading weights.
 
     Args:
-        folder: a folder in Hugging Face's form.
-        model: what is to be trained.
+        folder: a model folder of Hugging Face.
+        model: the model to train.
 
     Raises:
-        InputError: the folder is of another model, or its weights are not those that it says.
+        InputError: the folder is of another model, or its weights contradict its dimensions.
     """
     try:
         if not is_folder(folder):
             raise Malformed("", "is not a folder", "give a folder with a config.json")
     except Malformed as error:
         raise error.within(FIELD, folder) from error
-    theirs = dataclasses.asdict(lookup(str(folder), FIELD))
-    ours = dataclasses.asdict(model)
-    # Rotary positions have no parameters, so a sequence of any length goes with them.
+    published = dataclasses.asdict(lookup(str(folder), FIELD))
+    # Rotary positions have no parameters, so that any sequence length will do.
     free = {"name", "source"} if model.family == "gpt" else {"name", "source", "seq"}
-    for field, value in ours.items():
-        if field not in free and theirs[field] != value:
+    for field, value in dataclasses.asdict(model).items():
+        if field not in free and published[field] != value:
             raise InputError(
                 FIELD,
-                f"{folder} has {field} {theirs[field]}, and {model.name} has {value}",
+                f"{folder} has {field} {published[field]}, and {model.name} has {value}",
                 f"give `model` {folder}",
             )
     weights_reader.check(folder, model, FIELD)
 
 
 def start(step: TrainStep, folder: Path, model: ModelConfig) -> TrainState:
-    """Returns the state before the first step, with the weights of a folder on the step's mesh."""
+    """The state before the first step, with the weights of a folder on the step's mesh."""
     params = weights_reader.load(folder, model, step.state.params, FIELD)
 
     def rest(params: Tree) -> TrainState:

@@ -1,8 +1,8 @@
-"""Going on from a checkpoint: nothing is used that is not known to be what was saved.
+"""Restores a state from a checkpoint, and verifies every byte and array of it.
 
-In this order: what the checkpoint says of itself; whether it is of this model and data; the
-checksums of all files, every process reading its part; the arrays; their digests, against those of
-the moment they were saved. Damage that one process finds counts for all.
+In this order: the manifest and the facts; whether they are of this model and data; the checksums of
+all files, of which every process reads a share; the arrays; their digests, compared with those at
+the time of the save. Damage that one process detects is raised on all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,27 +18,27 @@ from exajax.files.schema import decode_record
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.spmd.workload import Tree
 from exajax.train.checkpoint import checksums, node_local, shared
-from exajax.train.checkpoint import folder as folders
 from exajax.train.checkpoint.agreement import Agreement
 from exajax.train.checkpoint.checksums import Damage, DamagedError
+from exajax.train.checkpoint.folder import ABOUT, MANIFEST, STATE, check, check_notes
 from exajax.train.checkpoint.manifest import About, Manifest, difference
 from exajax.train.health import digest
 
 T = TypeVar("T")
 
 READ = {"shared": shared.read_state, "local": node_local.read_state}
-"""By tier: what reads a state."""
+"""Functions that read a state, by tier."""
 
 
 @dataclass(frozen=True)
 class Restoring:
-    """What it takes to go on from a checkpoint.
+    """One restore of a state, made by all processes together.
 
     Attributes:
         step: the workload on its mesh.
-        digests: compiled, of a state on that mesh.
-        agreement: where the processes agree.
-        topic: on what; a new one for every restore.
+        digests: compiled function that digests a state on that mesh.
+        agreement: of the processes.
+        topic: prefix of the topics to agree on, a new one for every restore.
     """
 
     step: TrainStep
@@ -49,22 +49,22 @@ class Restoring:
     def state_of(
         self, checkpoint: Path, done: int, tier: str, about: Mapping[str, Any]
     ) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the state of a checkpoint on the mesh of the step, and the facts saved with it.
+        """The state in a checkpoint on the mesh of the step, and the facts saved with it.
 
         Args:
-            checkpoint: its folder, or this process's where the tier is `local`.
-            done: updates that the state has seen.
+            checkpoint: its folder, or this process's part where the tier is `local`.
+            done: number of updates that made the state.
             tier: `shared` or `local`.
-            about: facts of the run; what it has under `data` must be what the checkpoint has.
+            about: facts of the run, whose `data` must equal that of the checkpoint.
 
         Raises:
-            DamagedError: it is not what was saved, on this process or another; all raise the same.
-            InputError: it is of another workload or of other data, which is known before an array
-                is read.
+            DamagedError: it is damaged, on this process or another; all raise the same.
+            InputError: it is of another workload or of other data, which is detected before an
+                array is read.
         """
 
         def notes() -> tuple[Manifest, dict[str, Any]]:
-            folders.check_notes(checkpoint)
+            check_notes(checkpoint)
             return read_notes(checkpoint, done)
 
         topic = f"{self.topic}/{tier}-{done}"
@@ -72,7 +72,7 @@ class Restoring:
         check_workload(done, saved, Manifest.of(self.step, done))
         check_data(done, facts, about)
         shares = (jax.process_index(), jax.process_count()) if tier == "shared" else (0, 1)
-        self._together(f"{topic}/files", lambda: folders.check(checkpoint, *shares))
+        self._together(f"{topic}/files", lambda: check(checkpoint, *shares))
         state = self._together(f"{topic}/arrays", lambda: self._read(checkpoint, tier, saved))
         self._together(f"{topic}/digests", lambda: self._check_digests(state, saved, done))
         return state, facts
@@ -81,10 +81,10 @@ class Restoring:
         try:
             return READ[tier](checkpoint, self.step, saved)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            here = Manifest.of(self.step, saved.step)
-            origin = f"(saved on {saved.origin}; here it is {here.origin})"
+            current = Manifest.of(self.step, saved.step)
+            origin = f"(saved on {saved.origin}; here it is {current.origin})"
             how = f"cannot be restored: {str(error)[:200]} {origin}"
-            raise DamagedError([Damage(folders.STATE, how)]) from error
+            raise DamagedError([Damage(STATE, how)]) from error
 
     def _check_digests(self, state: TrainState, saved: Manifest, done: int) -> None:
         restored = digest.named(self.digests(state), self.step.state)
@@ -100,10 +100,10 @@ class Restoring:
             raise DamagedError(damages)
 
     def _together(self, topic: str, read: Callable[[], T]) -> T:
-        """Returns what this process reads, once no process has found damage in what it reads.
+        """The result of `read` on this process, if no process detects damage.
 
         Raises:
-            DamagedError: what any process has found; all raise the same.
+            DamagedError: the damage that any process detected; all raise the same.
         """
         value: T | None = None
         damages: tuple[Damage, ...] = ()
@@ -124,22 +124,22 @@ class Restoring:
 
 
 def read_notes(checkpoint: Path, done: int) -> tuple[Manifest, dict[str, Any]]:
-    """Returns manifest and facts of a checkpoint.
+    """The manifest and the facts of a checkpoint.
 
     Args:
         checkpoint: its folder.
-        done: updates that its state has seen, by the folder's name.
+        done: its step, by the folder's name.
 
     Raises:
-        DamagedError: one of them cannot be used.
+        DamagedError: one of them is damaged.
     """
-    name = folders.MANIFEST
+    name = MANIFEST
     try:
         manifest = decode_record(read_bytes(checkpoint / name, checksums.MOST_BYTES), Manifest)
         if manifest.step != done:
             how = f"is of step {manifest.step}, and the folder is named {done}"
             raise DamagedError([Damage(name, how)])
-        name = folders.ABOUT
+        name = ABOUT
         content = read_bytes(checkpoint / name, checksums.MOST_BYTES)
         return manifest, dict(decode_record(content, About))
     except Malformed as error:
@@ -147,7 +147,7 @@ def read_notes(checkpoint: Path, done: int) -> tuple[Manifest, dict[str, Any]]:
 
 
 def check_workload(done: int, saved: Manifest, wanted: Manifest) -> None:
-    """Raises an `InputError` if a checkpoint is not of a workload; names the first difference."""
+    """Raises an `InputError` with the first difference between a checkpoint and a workload."""
     differs = difference(saved, wanted)
     if differs:
         raise InputError(
@@ -158,33 +158,33 @@ def check_workload(done: int, saved: Manifest, wanted: Manifest) -> None:
 
 
 def check_data(done: int, facts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Checks that a state has seen the samples that the next steps go on with.
+    """Checks that a checkpoint was trained on the data of the run.
 
     Args:
         done: step of the checkpoint.
-        facts: that were saved with it.
-        about: facts of the run; what both have under `data` is compared.
+        facts: the facts that were saved with it.
+        about: the facts of the run; `data` is compared where both have it.
 
     Raises:
         InputError: they differ; names the first fact in which they do.
     """
-    theirs, ours = facts.get("data"), about.get("data")
-    if theirs is None or ours is None or theirs == ours:
+    saved, current = facts.get("data"), about.get("data")
+    if saved is None or current is None or saved == current:
         return
-    name = next(name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name))
+    name = next(name for name in {**current, **saved} if saved.get(name) != current.get(name))
     raise InputError(
         "tokenizer" if name == "tokenizer" else "data",
-        f"checkpoint {done} was trained on other data: its {name} is {theirs.get(name)!r}, "
-        f"here it is {ours.get(name)!r}",
+        f"checkpoint {done} was trained on other data: its {name} is {saved.get(name)!r}, "
+        f"here it is {current.get(name)!r}",
         "give the same data and tokenizer as before, or another `run_dir`",
     )
 
 
 def nothing_proven(folder: Path, damaged: Mapping[int, Sequence[Damage]]) -> InputError:
-    """Returns the error that none of the checkpoints in a folder can be used."""
-    said = "; ".join(f"{done}: {damages[0]}" for done, damages in damaged.items())
+    """The error for a folder whose checkpoints are all damaged."""
+    reasons = "; ".join(f"{done}: {damages[0]}" for done, damages in damaged.items())
     return InputError(
         "run_dir",
-        f"no checkpoint in {folder} can be used: {said}",
+        f"no checkpoint in {folder} can be used: {reasons}",
         "put the files back, or remove the damaged checkpoints to begin again",
     )

@@ -1,7 +1,7 @@
-"""Saving beside the training: the arrays are copied to the host, the rest is a thread's work.
+"""Asynchronous saves: training waits for the copy to the host, a thread writes and commits.
 
-What fails on one process fails on all of them, and leaves the checkpoints that were there as they
-were. What is written, and where, is a `Part`: of the shared folder or of a local disk.
+A save that fails on one process fails on all of them, and leaves earlier checkpoints unchanged.
+What is written, and where, is a `SavePart`: of the shared folder or of a local disk.
 """
 
 import os
@@ -17,36 +17,36 @@ from exajax.errors import disk_errno
 from exajax.train.checkpoint.agreement import Agreement
 
 LIMIT_S = 1800.0
-"""Time that a process has to write its part after the first one has."""
+"""Seconds that a process has to write its part after the first one has."""
 
 
-class Part(Protocol):
-    """What this process does for a checkpoint. All is called in the thread of the save."""
+class SavePart(Protocol):
+    """This process's part of a checkpoint. Its methods are called in the thread of the save."""
 
     def copy(self, state: Any) -> None:
-        """Copies the arrays to the host; when it returns they may be written over."""
+        """Copies the arrays to the host; when it returns they may be overwritten."""
 
     def write(self) -> Any:
-        """Writes them, and returns what the first process is to know of it, as JSON."""
+        """Writes the arrays, and returns a report for the first process, as JSON."""
 
     def commit(self, reports: list[Any]) -> int:
         """Makes it a checkpoint, and returns its bytes; on the first process, once all wrote."""
 
     def clean(self, *, failed: bool) -> None:
-        """Removes what there is no use for, once it is a checkpoint or will be none."""
+        """Removes temporary files and superseded checkpoints, after success or failure."""
 
 
 @dataclass(frozen=True)
-class Saved:
-    """How a save ended.
+class SaveResult:
+    """The result of a save.
 
     Attributes:
         step: of the checkpoint.
         tier: `shared` or `local`.
-        seconds: from its begin until it was proven.
-        stall_s: of these, until the state might be written over.
-        size_bytes: of its files.
-        problem: why there is no checkpoint; None if there is one.
+        seconds: from the begin of the save to its end.
+        stall_s: the part of these seconds that training waited.
+        size_bytes: bytes of its files.
+        problem: why there is no checkpoint; None after success.
     """
 
     step: int
@@ -58,18 +58,18 @@ class Saved:
 
 
 class Save:
-    """One save, from its begin to its end in a thread of its own. Every process makes one.
+    """One save, in a thread of its own. Every process makes one.
 
     Args:
-        step: updates that the state has seen.
+        step: number of updates that made the state.
         tier: `shared` or `local`.
-        state: what to save; it must stay as it is until `copied` returns.
-        part: what this process does.
-        agreement: where the processes agree.
-        topic: on what, one for each save.
+        state: the state to save, which must not change until `copied` returns.
+        part: this process's part.
+        agreement: of the processes.
+        topic: topic to agree on, one for each save.
         before_commit: called with the step when this process's part is written.
-        ended: called at the end, in the thread.
-        began_s: when the loop began to wait, by `time.monotonic`.
+        ended: called with the result, in the thread.
+        began_s: when training began to wait, by `time.monotonic`.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Save:
         step: int,
         tier: str,
         state: Any,
-        part: Part,
+        part: SavePart,
         *,
         agreement: Agreement,
         topic: str,
         before_commit: Callable[[int], None],
-        ended: Callable[[Saved], None],
+        ended: Callable[[SaveResult], None],
         began_s: float,
     ) -> None:
         self.step, self.tier = step, tier
@@ -90,8 +90,8 @@ class Save:
         self._before_commit, self._ended, self._began_s = before_commit, ended, began_s
         self._copied = threading.Event()
         self._stall_s = 0.0
-        self._result: Saved | None = None
-        # A daemon: an end that does not wait for it, as after an error, is not to hang.
+        self._result: SaveResult | None = None
+        # A daemon thread, so that the process can exit without it after an error.
         self._thread = threading.Thread(
             target=self._run, args=(state,), name=f"save-{step}", daemon=True
         )
@@ -99,19 +99,19 @@ class Save:
 
     @property
     def running(self) -> bool:
-        """Whether the thread still works."""
+        """Whether the thread still runs."""
         return self._thread.is_alive()
 
     def copied(self) -> None:
-        """Waits until the state may be written over."""
+        """Waits until the state may be overwritten."""
         self._copied.wait()
 
     def join(self, limit_s: float | None = None) -> None:
         """Waits for the end, no longer than a limit if there is one."""
         self._thread.join(limit_s)
 
-    def wait(self) -> Saved:
-        """Waits for the end, and returns how it was."""
+    def wait(self) -> SaveResult:
+        """Waits for the end, and returns the result."""
         self.join()
         assert self._result
         return self._result
@@ -132,7 +132,9 @@ class Save:
             self._part.clean(failed=problem is not None)
         finally:
             seconds = time.monotonic() - self._began_s
-            self._result = Saved(self.step, self.tier, seconds, self._stall_s, size_bytes, problem)
+            self._result = SaveResult(
+                self.step, self.tier, seconds, self._stall_s, size_bytes, problem
+            )
             self._ended(self._result)
 
     def _write(self, state: Any) -> Any:
@@ -143,7 +145,7 @@ class Save:
         return wrote
 
     def _free(self) -> None:
-        """Lets the loop write over the state."""
+        """Lets training overwrite the state."""
         if not self._copied.is_set():
             self._stall_s = time.monotonic() - self._began_s
             self._copied.set()
@@ -157,46 +159,49 @@ class Save:
 
 
 class Lane:
-    """The saves of one tier, one after the other.
+    """The saves of one tier, of which one at a time is in progress.
+
+    Attributes:
+        save: the save in progress, or the last one.
 
     Args:
-        tier: its name.
-        agreement: where the processes agree.
+        tier: `shared` or `local`.
+        agreement: of the processes.
     """
 
     def __init__(self, tier: str, agreement: Agreement) -> None:
         self._tier, self._agreement = tier, agreement
-        self._turns = self._remembered = 0
+        self._count = self._forgotten = 0
         self.save: Save | None = None
 
-    def turn(self, *, wait: bool) -> tuple[str, str | None]:
-        """Returns the topic of the next save, and a word for it; None if one is still going on.
+    def begin(self, *, wait: bool) -> tuple[str, str | None]:
+        """The topic of the next save and a unique token for it, None if another is in progress.
 
         Args:
-            wait: whether to wait for the end of that one.
+            wait: whether to wait for the save in progress first.
         """
         if wait and self.save:
             self.save.wait()
-        self._turns += 1
-        topic = f"{self._tier}-{self._turns}"
+        self._count += 1
+        topic = f"{self._tier}-{self._count}"
 
         def decide(busy: list[bool]) -> str | None:
             return None if any(busy) else secrets.token_hex(4)
 
         busy = self.save is not None and self.save.running
         token = self._agreement.on(f"{topic}/busy", busy, decide)
-        if token:  # every process is through with all that was said before
-            for turn in range(self._remembered, self._turns):
-                self._agreement.forget(f"{self._tier}-{turn}")
-            self._remembered = self._turns
+        if token:  # no process is busy, so that none asks for the reports of earlier saves
+            for number in range(self._forgotten, self._count):
+                self._agreement.forget(f"{self._tier}-{number}")
+            self._forgotten = self._count
         return topic, token
 
 
 def reason(error: BaseException) -> str:
-    """Returns an error on one line; of one that comes from the disk, what the disk said."""
+    """An error on one line; of one that comes from the disk, the system's message."""
     if number := disk_errno(error):
         process = re.match("process [0-9]+: ", str(error))
         return (process[0] if process else "") + os.strerror(number)
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    # Where it happened comes first, at length, and the cause last.
+    # Orbax's messages begin with the place, at length, and end with the cause.
     return text if len(text) <= 500 else f"{text[:200]} ... {text[-295:]}"

@@ -51,7 +51,7 @@ def whole(state, step):
     """Every array on the host by its name, with all layers on one axis."""
     manifest = Manifest.of(step, 0)
     arrays = zip(manifest.arrays, jax.tree.leaves(jax.device_get(state)), strict=True)
-    return {name: array.reshape(manifest.whole(name)) for name, array in arrays}
+    return {name: array.reshape(manifest.unstacked_shape(name)) for name, array in arrays}
 
 
 def save(folder, step, state, done=1):
