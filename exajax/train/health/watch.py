@@ -1,6 +1,6 @@
 """Watches over a run's arithmetic: judges its steps, audits its devices, names its slow hosts."""
 
-import sys
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,8 @@ from exajax.train.health.audit import Audit, Finding
 from exajax.train.health.bad_steps import BadSteps, Policy, RollBack
 from exajax.train.health.stragglers import TIMES, Straggler, Stragglers
 from exajax.train.hooks import Hooks
+
+LOGGER = logging.getLogger(__name__)
 
 CORRUPTIONS = 3
 """Findings on one host with which a run ends: once or twice may be chance, then it is the host."""
@@ -57,7 +59,7 @@ class Health:
         self._audit = Audit(step, self._host) if policy.audit_every else None
         if self._audit:
             self._stragglers = Stragglers(self._audit.hosts, self._audit.groups)
-            self._say(f"audit every {policy.audit_every} steps: {self._audit}")
+            self._log(f"audit every {policy.audit_every} steps: {self._audit}")
 
     def judge(
         self,
@@ -170,8 +172,8 @@ class Health:
     def _report(self, event: str, line: str, **facts: Any) -> None:
         if self._first:
             self._hooks.event(event, **facts)
-        self._say(line)
+        self._log(line)
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         if self._first:
-            print(f"exajax: {line}", file=sys.stderr, flush=True)
+            LOGGER.info("%s", line)

@@ -1,1 +1,1 @@
-"""Where the metrics of a run go: console, JSON lines, TensorBoard, Prometheus."""
+"""Loggers of metrics: console, JSON lines, TensorBoard, Prometheus."""

@@ -1,4 +1,4 @@
-"""Where the time of a run has gone so far, for those who watch it run."""
+"""The goodput of a running job as metrics."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ EVERY_S = 10.0
 
 
 class LiveGoodput:
-    """Follows the phases of this process, and hands `goodput` and `lost_CAUSE_s` to loggers.
+    """Follows the phases of this process, and passes `goodput` and `lost_CAUSE_s` to loggers.
 
     Args:
         run_dir: the run folder; what happened before is read from its events.
@@ -46,9 +46,9 @@ class LiveGoodput:
 
     def _report(self) -> None:
         self._reported_s = time.monotonic()
-        found = self._accountant.goodput()
-        if found.ratio is None:
+        goodput = self._accountant.goodput()
+        if goodput.ratio is None:
             return
-        lost = {f"lost_{cause}_s": found.lost_s[cause] for cause in CAUSES}
+        lost = {f"lost_{cause}_s": goodput.lost_s[cause] for cause in CAUSES}
         for sink in self.sinks:
-            sink.log(self._step, {"goodput": found.ratio} | lost)
+            sink.log(self._step, {"goodput": goodput.ratio} | lost)

@@ -33,17 +33,17 @@ class _Values(TypedDict, total=False):
     ids: list[int]
 
 
-class Record(_Values):
+class StepRecord(_Values):
     """A line of `metrics.jsonl` or `samples.jsonl`: its step, and `_Values`."""
 
     step: Annotated[int, Field(ge=0, lt=2**63)]
 
 
-_RECORD = TypeAdapter(Record)
+_RECORD = TypeAdapter(StepRecord)
 
 
 def read(path: Path, damaged: Callable[[str], None] = lambda problem: None) -> list[dict[str, Any]]:
-    """Returns the records of a file, none if there is no file.
+    """The records of a file, none if there is no file.
 
     Args:
         path: the file.
@@ -83,7 +83,7 @@ def read(path: Path, damaged: Callable[[str], None] = lambda problem: None) -> l
 
 
 def cut(path: Path, step: int) -> list[dict[str, Any]]:
-    """Removes what a file says of later steps, and what a crash has cut short at its end.
+    """Removes the records of later steps, and a truncated line at the end.
 
     Returns:
         The records of the step itself.

@@ -1,8 +1,8 @@
-"""What a run says of itself: records by step, and where they go."""
+"""Loggers of a run's metrics, and the JSON-lines files of its history."""
 
 import contextlib
+import logging
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,23 +13,25 @@ import numpy as np
 from exajax.job.runtime import json_text
 from exajax.train.sinks import history
 
+LOGGER = logging.getLogger(__name__)
+
 
 class Logger(Protocol):
-    """Somewhere that metrics go. Training hands over plain numbers and knows nothing more."""
+    """A destination of metrics, to which training passes plain numbers."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes the values of a step: any of those that `fit` lists."""
+        """Logs values of a step: any of those that `fit` lists."""
 
     def close(self) -> None:
-        """Writes out what is pending."""
+        """Writes pending values."""
 
 
 @runtime_checkable
 class History(Logger, Protocol):
-    """A logger that keeps the history of the state: where the run goes back, so does it."""
+    """A logger whose history follows the state: a roll-back of the run rolls it back as well."""
 
     def rewind(self, step: int) -> None:
-        """Drops what was logged of later steps; the run goes on from this one."""
+        """Drops the records of steps after this one, from which the run continues."""
 
 
 class JsonLines:
@@ -56,10 +58,10 @@ class JsonLines:
     def _open(self, resumed_from: int) -> None:
         kept = history.cut(self._path, resumed_from)
         if resumed_from and not kept:
-            print(
-                f"exajax: {self._path} has no record of step {resumed_from}, from which the run "
-                "goes on: its history has a gap",
-                file=sys.stderr,
+            LOGGER.warning(
+                "%s has no record of step %d, from which the run goes on: its history has a gap",
+                self._path,
+                resumed_from,
             )
         self._file = self._path.open("a", buffering=1)
         self._validated = {r["step"] for r in kept if "validation_loss" in r}
