@@ -26,7 +26,7 @@ from exajax.files.reading import read_toml
 from exajax.machine import software
 from exajax.machine.software import PROFILES, SoftwareProfile
 from exajax.validate import step_times, tables
-from exajax.validate.tables import Row
+from exajax.validate.tables import PublishedRow
 
 LIMITS = {
     "matmul": (1.0, 4.0, 1.0),
@@ -48,7 +48,7 @@ OUT = Path(__file__).parent / "data" / "fit_software.json"
 NULL_TABLE, NULL_ROWS = "megatron_sc21.csv", "sc21-t1-"
 
 
-def fit(name: str, rows: Sequence[Row]) -> tuple[SoftwareProfile, float]:
+def fit(name: str, rows: Sequence[PublishedRow]) -> tuple[SoftwareProfile, float]:
     """Returns a profile with the factors that fit some rows best, and what is left on average."""
     values = read_toml(PROFILES / f"{name}.toml")
     free = [key for key in LIMITS if key in values]
@@ -102,7 +102,7 @@ def shown(fitted: SoftwareProfile, name: str) -> str:
     return "\n".join(lines)
 
 
-def null_efficiency(rows: Sequence[Row]) -> float:
+def null_efficiency(rows: Sequence[PublishedRow]) -> float:
     """Returns the efficiency with which the null model is right on average."""
     reached = []
     for row in rows:

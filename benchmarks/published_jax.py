@@ -33,7 +33,7 @@ from exajax.simulate import variability
 from exajax.simulate.prediction import Prediction
 from exajax.simulate.timeline import lay_out
 from exajax.validate import tables as published
-from exajax.validate.tables import Row
+from exajax.validate.tables import PublishedRow
 
 TABLES = ("dgxc_jax_h100.csv", "jaxtoolbox_pax_maxtext.csv")
 OUT = Path(__file__).parent / "data" / "published_jax.json"
@@ -50,12 +50,12 @@ LIMITS = ([1.0, 1.0, 0.0], [2.0, 2.0, 0.2])
 """What the factors of a software profile (`matmul`, `memory`, `step_s`) may be."""
 
 
-def software_of(row: Row) -> SoftwareProfile:
+def software_of(row: PublishedRow) -> SoftwareProfile:
     """Returns the software profile of a row, by its source: Pax has one of its own."""
     return software.load("pax-2024", "software") if "Pax" in row.source else software.AS_MEASURED
 
 
-def predict(row: Row) -> Prediction:
+def predict(row: PublishedRow) -> Prediction:
     """Compiles and prices a row's recipe on its machine, with its software profile."""
     import exajax
     from exajax.recipe import workloads
@@ -97,7 +97,7 @@ def main() -> None:
     args.out.write_text(json.dumps(kept | {"rows": results}, indent=1) + "\n")
 
 
-def compare(row: Row) -> dict[str, Any]:
+def compare(row: PublishedRow) -> dict[str, Any]:
     """Returns a row's measured and predicted seconds, or why there is no prediction."""
     result: dict[str, Any] = {
         "row_id": row.row_id,
@@ -125,7 +125,7 @@ def compare(row: Row) -> dict[str, Any]:
     }
 
 
-def fit(rows: Sequence[Row]) -> SoftwareProfile:
+def fit(rows: Sequence[PublishedRow]) -> SoftwareProfile:
     """Returns the factors with the least squares of the relative errors on some rows."""
     predictions = [predict(row) for row in rows]
 

@@ -1,7 +1,7 @@
-"""Measures this machine's CPU devices and writes them down as a cluster.
+"""Measurement of this machine's CPU devices, and their description as a cluster in TOML.
 
-Every device is measured while all the others do the same, as they do in a training step: devices
-of one machine share its cores and its memory.
+All devices are measured at the same time, like in a training step, because they share the machine's
+cores and memory.
 """
 
 import json
@@ -23,7 +23,7 @@ from exajax.spmd.mesh import MeshSpec
 MATMUL_SIZES = (32, 64, 128, 256, 512, 1024)
 MEMORY_BYTES = 1 << 20
 COLLECTIVE_BYTES = {1 << 10: 100, 1 << 22: 12}
-"""Sizes of collectives that are measured, and how often each."""
+"""Bytes of the collectives that are measured, and the number of repetitions."""
 
 PRODUCT_BETWEEN = 256
 """Side of the matrices that are multiplied between collectives."""
@@ -33,10 +33,10 @@ ARRAYS = 8
 """Arrays of a combined collective."""
 
 FLOOR_S = 1e-6
-"""Stands for a latency that cannot be told from nothing, and says so in its source."""
+"""Assumed latency where none is distinguishable from noise; its source says so."""
 
 VARIABILITY_OF = "GPUs in a large job and of RCCL on Frontier, see meshes/frontier.toml"
-"""Three runs of a calibration are too few to tell it."""
+"""Origin of the assumed variability, which three runs are too few to measure."""
 
 DEVICES = PartitionSpec(("data", "fsdp", "model"))
 
@@ -53,11 +53,11 @@ class Measured:
 
 
 def measure(hosts: int, devices_per_host: int) -> str:
-    """Returns the machine as TOML. Called by every host process of the job at once.
+    """This machine as a cluster in TOML; called by every host process of a job at once.
 
     Args:
-        hosts: host processes of the job; the `data` axis runs over them.
-        devices_per_host: devices of each; the `model` axis runs over them.
+        hosts: host processes of the job, the `data` axis.
+        devices_per_host: devices of each, the `model` axis.
     """
     mesh = MeshSpec(data=hosts, model=devices_per_host).build(runtime.job_devices())
     products = [(2.0 * n**3, _matmul_s(mesh, n)) for n in MATMUL_SIZES]
@@ -81,11 +81,11 @@ def measure(hosts: int, devices_per_host: int) -> str:
 
 
 def software_toml(software: SoftwareProfile, limits: tuple[float, float]) -> str:
-    """Returns a fitted software profile as TOML, to stand behind the machine that it was fitted to.
+    """A fitted software profile as TOML, to append to the machine that it was fitted on.
 
     Args:
-        software: factors between kernels as `measure` times them and steps.
-        limits: between which they were looked for; one that ends there says so.
+        software: the profile.
+        limits: range of the fit; the source of a factor at a limit says so.
     """
     source = "least squares over the steps of fitted_on, timed together with the figures above"
     matmul, memory = (
@@ -102,10 +102,10 @@ fitted_on = {json.dumps(software.fitted_on)}
 
 
 def _of_a_host(between: Measured, hosts: int, devices_per_host: int) -> Measured:
-    """Returns what was measured of a device as that of its host.
+    """Measurements of a host's network, from those of one of its devices.
 
-    All devices of a host communicate at once, each with its own partner; a ring over H hosts has
-    H - 1 latencies.
+    All devices of a host communicate at once, each with its own partner, and a ring over H hosts
+    has H - 1 latencies.
     """
     latency_s = {
         kind: seconds if kind == FURTHER_ARRAY else seconds / (hosts - 1)
@@ -118,12 +118,17 @@ def _of_a_host(between: Measured, hosts: int, devices_per_host: int) -> Measured
 def _repeat_s(
     mesh: jax.sharding.Mesh, body: Body, local: dict[str, np.ndarray], times: int
 ) -> float:
-    """Returns the seconds that one call of `body` takes on all devices at once.
+    """Seconds of one call of `body`, on all devices at once.
 
-    `body` maps arrays of one device to arrays of the same names and shapes, and is looped on the
-    device; the mean of three runs is taken, after one to compile and warm up: on shared
-    cores the times have two modes, and a step pays both. What must not be constant to the compiler
-    is one of the arrays.
+    The mean of three runs after one that compiles and warms up: on shared cores the times have two
+    modes, and a step pays both.
+
+    Args:
+        mesh: the devices.
+        body: maps arrays of one device to arrays of the same names and shapes; it is looped on the
+            device.
+        local: arrays of one device, with everything that must not be constant to the compiler.
+        times: calls of `body` in a run.
     """
 
     def loop(arrays: Arrays) -> Arrays:
@@ -150,7 +155,7 @@ def _repeat_s(
 
 
 def _rotation(n: int) -> np.ndarray:
-    """A matrix that can be multiplied with itself for ever without growing."""
+    """An orthogonal matrix [n, n], whose powers do not grow."""
     return np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))[0].astype(np.float32)
 
 
@@ -173,13 +178,11 @@ def _bandwidth(mesh: jax.sharding.Mesh) -> float:
 
 
 def _collectives(mesh: jax.sharding.Mesh, axis: str, alone_s: float) -> Measured | None:
-    """Measures collectives over one axis, as `simulate.collectives` describes them.
+    """Measurements of collectives over one axis; None if the axis has one device.
 
-    Over an axis of one device there is none.
-
-    A collective is measured as a training step has it: between matrix products, whose own time
-    `alone_s` is taken off. Alone it would find all its devices waiting, which on shared cores is
-    another thing.
+    A collective is measured like in a training step, between matrix products, whose own time
+    `alone_s` is subtracted. Without them all devices would be waiting, which is faster on shared
+    cores.
     """
     ranks = mesh.shape[axis]
     if ranks == 1:

@@ -1,4 +1,4 @@
-"""Small training steps that are timed, to fit the software profile of the machine they run on."""
+"""Probes: small training steps that are timed to fit this machine's software profile."""
 
 import statistics
 import time
@@ -29,24 +29,24 @@ MODELS = {
     # Narrow and long: most of its time are small operations and memory.
     ModelConfig("probe-long", "gpt", 3, 96, HEADS, HEADS, 384, 256, 256): "none",
 }
-"""What is trained for a moment, none of the models that people train; and what it recomputes."""
+"""Remat policy of each model that is timed; they are none that people train."""
 
 WARM_UP, STEPS = 2, 8
 LEAST, MOST = 0.25, 8.0
-"""What a factor may be."""
+"""Range of a fitted factor."""
 
 TRUST = 0.5
-"""Weight of products taking what they were measured to take, against one probe's relative error:
-two steps alone tell products and memory apart badly."""
+"""Weight of a prior that the factor of products is 1, relative to the error of one probe: two steps
+alone hardly distinguish products from memory."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A step that was timed.
+    """A timed training step.
 
     Attributes:
-        name: of its model.
-        program: what one device did.
+        name: model and remat policy, for people.
+        program: operations of one device.
         measured_s: median seconds of a step.
     """
 
@@ -56,7 +56,7 @@ class Probe:
 
 
 def measure(mesh: MeshSpec) -> list[Probe]:
-    """Times every model of `MODELS` on the devices that are attached; on all hosts at once."""
+    """Timed steps of all `MODELS` on the attached devices; called on all hosts at once."""
     return [_measure(model, mesh, remat) for model, remat in MODELS.items()]
 
 
@@ -89,10 +89,10 @@ def _measure(model: ModelConfig, mesh: MeshSpec, remat: str) -> Probe:
 
 
 def fit(probes: Sequence[Probe], cluster: Cluster) -> SoftwareProfile:
-    """Returns the factors with which a machine's kernels add up to the steps measured on it.
+    """The software profile whose factors turn a machine's kernel times into its step times.
 
-    Least squares of the relative errors, each factor from `LEAST` to `MOST`, products held to 1 by
-    `TRUST`; collectives are taken as they were measured.
+    Least squares of the relative errors, each factor from `LEAST` to `MOST`, with the prior `TRUST`
+    that the factor of products is 1. Collectives have no factor.
     """
     rows, rest = [[TRUST, 0.0]], [TRUST]
     for probe in probes:
@@ -107,9 +107,9 @@ def fit(probes: Sequence[Probe], cluster: Cluster) -> SoftwareProfile:
 
 
 def _priced(program: Program, cluster: Cluster) -> tuple[float, float, float]:
-    """Returns seconds of products, of other operations and of collectives, by the chip's figures.
+    """Seconds of products, of other operations, and of collectives, before any factor.
 
-    Collectives are waited for: a CPU has one stream.
+    Collectives are fully exposed, since a CPU has one stream.
     """
     matmul_s = memory_s = waits_s = 0.0
     for op, times in flatten(program):

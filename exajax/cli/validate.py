@@ -12,7 +12,7 @@ from exajax.cli.terminal import log_with_elapsed_time
 from exajax.job import runtime
 from exajax.machine.software_of_rows import TABLES
 from exajax.validate import memory, step_times, tables
-from exajax.validate.step_times import Checked
+from exajax.validate.step_times import StepTimeCheck
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,11 @@ def _compiling() -> step_times.Price:
 
 
 def error_table(
-    sources: Sequence[dict[str, Any]], checked: Sequence[Checked], engine: str, *, every_row: bool
+    sources: Sequence[dict[str, Any]],
+    checked: Sequence[StepTimeCheck],
+    engine: str,
+    *,
+    every_row: bool,
 ) -> str:
     """A table of simulated / published - 1 by source, over rows that nothing was fitted on."""
     head = (
@@ -114,7 +118,7 @@ def error_table(
     return "\n".join(lines)
 
 
-def _software(checked: Sequence[Checked]) -> list[str]:
+def _software(checked: Sequence[StepTimeCheck]) -> list[str]:
     """The software profile of each source, assumptions, and combinations without validation."""
     profiles: dict[str, dict[str, None]] = {}
     assumed: dict[str, None] = {}
@@ -136,7 +140,7 @@ def _software(checked: Sequence[Checked]) -> list[str]:
     return lines
 
 
-def _notes(row: tables.Row) -> str:
+def _notes(row: tables.PublishedRow) -> str:
     """Software, assumptions and unvalidated parts of a row, for the end of its line."""
     notes = [row.profile.name]
     notes += [f"assumed: {', '.join(row.assumed)}"] if row.assumed else []
@@ -144,7 +148,7 @@ def _notes(row: tables.Row) -> str:
     return f" [{'; '.join(notes)}]"
 
 
-def memory_table(memory_rows: Sequence[memory.Checked], *, every_row: bool) -> str:
+def memory_table(memory_rows: Sequence[memory.MemoryCheck], *, every_row: bool) -> str:
     """A table of simulated / published - 1 of memory, by source."""
     lines = [
         f"{'memory of a device (analytic engine)':<56}{'rows':>5}{'known':>7}{'median':>8}"
@@ -169,7 +173,7 @@ def memory_table(memory_rows: Sequence[memory.Checked], *, every_row: bool) -> s
     return "\n".join(lines)
 
 
-def _line(step: Checked) -> str:
+def _line(step: StepTimeCheck) -> str:
     if step.error is None or step.predicted_s is None or step.row.measured_s is None:
         return f"{step.row.row_id:<44} not predicted: {step.reason}{_notes(step.row)}"
     fitted = " (fitted on)" if step.calibrated else ""

@@ -1,4 +1,4 @@
-"""What stands in for the columns that a published row leaves empty, in words."""
+"""Assumptions that replace empty columns of a published row, described for people."""
 
 from exajax.files.reading import shown
 from exajax.machine.published_columns import Columns
@@ -6,29 +6,29 @@ from exajax.models.dimensions import ModelConfig
 from exajax.validate import row_models
 
 ONES = ("dp", "fsdp", "tp", "pp", "cp", "ep", "vpp_interleave")
-"""Columns of the layout: where one is empty, nothing is divided that way."""
+"""Columns of the layout whose empty value means 1."""
 
 OTHERS = {
     "zero": "zero = 0",
     "attention": "attention = fused where the chip has it",
     "sequence_parallel": "sequence_parallel = yes",
 }
-"""Other columns that a rule stands for."""
+"""Assumptions for other columns."""
 
 KNOWN = {
     "zero": ("0", "1", "2", "3", "hsdp"),
     "attention": ("flash", "unfused"),
     "sequence_parallel": ("yes", "no"),
 }
-"""What these may hold; for anything else, too, the rule stands."""
+"""Known values of these columns; any other value is replaced by the assumption too."""
 
 
 def assumed(values: Columns, model: ModelConfig | None) -> tuple[str, ...]:
-    """Returns what is assumed of a row, each as `column = value`, with why where it is not plain.
+    """Assumptions about a row, each as `column = value`, with the reason if it is not obvious.
 
     Args:
-        values: the row's columns as they stand in the table.
-        model: the model that its name stands for, None where that is unknown.
+        values: the row's columns, as in the table.
+        model: the model that the row names; None if it is unknown.
     """
     missing = [f"{column} = 1" for column in ONES if _empty(values, column)]
     missing += [text for column, text in OTHERS.items() if _empty(values, column)]
@@ -39,7 +39,7 @@ def assumed(values: Columns, model: ModelConfig | None) -> tuple[str, ...]:
     ]
     if model:
         completed = row_models.completed(values, model)
-        columns = [*row_models.COLUMNS, "mlp"]
+        columns = [*row_models.DIMENSION_COLUMNS, "mlp"]
         missing += [
             f"{column} = {completed[column]} (of {model.name})"
             for column in columns

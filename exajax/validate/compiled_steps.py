@@ -1,4 +1,4 @@
-"""Steps of published rows as the trainer would run them: compiled, and priced by the program."""
+"""Step times of published rows by the compiled engine."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,14 +12,13 @@ from exajax.recipe.recipe import Recipe
 from exajax.simulate.prediction import predict_step
 
 
-def pricer(told: Callable[[str], None]) -> Callable[[Recipe, Cluster], float]:
-    """Returns what predicts steps by the compiled engine, and compiles each program once.
+def pricer(report: Callable[[str], None]) -> Callable[[Recipe, Cluster], float]:
+    """A function that predicts step times with the compiled engine, compiling each program once.
 
-    What it returns raises an `InputError` for a recipe that the trainer does not run, such as one
-    with uneven stages.
+    It raises an `InputError` for a recipe that exajax cannot train, such as one with uneven stages.
 
     Args:
-        told: is called with every program that is compiled, or read from the cache.
+        report: called with a description of every program before it is compiled or read.
     """
     programs: dict[tuple[str, str], Compiled] = {}
 
@@ -29,8 +28,8 @@ def pricer(told: Callable[[str], None]) -> Callable[[Recipe, Cluster], float]:
         key = (recipe.digest, machine.digest)
         if key not in programs:
             size = units.show(recipe.model.parameters, "")
-            told(f"{size} parameters on {recipe.mesh} of {machine.name}")
-            programs[key] = _compiled(recipe, machine)
+            report(f"{size} parameters on {recipe.mesh} of {machine.name}")
+            programs[key] = _load_or_compile(recipe, machine)
         prediction = predict_step(
             programs[key],
             machine,
@@ -45,18 +44,18 @@ def pricer(told: Callable[[str], None]) -> Callable[[Recipe, Cluster], float]:
 
 
 def trainable(recipe: Recipe) -> Recipe:
-    """Returns a recipe checked as one of our own; equal programs are equal recipes.
+    """A recipe that exajax can train, with the model's name removed: equal programs are equal.
 
     Raises:
-        InputError: the trainer does not run it.
+        InputError: exajax cannot train it.
     """
     checked = recipe.replaced()
-    # Rows of one program differ in what their tables call the model.
+    # Rows with the same program may have different names for the model.
     model = dataclasses.replace(checked.model, name="published", source="")
     return dataclasses.replace(checked, model=model)
 
 
-def _compiled(recipe: Recipe, machine: Cluster) -> Compiled:
+def _load_or_compile(recipe: Recipe, machine: Cluster) -> Compiled:
     try:
         return compiled_recipe.load_or_compile(recipe, machine)
     except (NotImplementedError, RuntimeError) as error:  # XLA's errors are RuntimeErrors

@@ -1,4 +1,4 @@
-"""Predicted memory against published figures of it, source by source."""
+"""Errors of predicted memory against published measurements, by source."""
 
 import statistics
 from collections.abc import Iterable
@@ -12,21 +12,21 @@ from exajax.simulate.formulas.shared.layouts import Layouts
 from exajax.simulate.formulas.shared.results import Footprint
 from exajax.simulate.formulas.shared.work import Work
 from exajax.validate.row_memory import MeasuredMemory
-from exajax.validate.tables import Row
+from exajax.validate.tables import PublishedRow
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A published figure of memory, and what was predicted for it.
+class MemoryCheck:
+    """A published measurement of memory, and its prediction.
 
     Attributes:
-        row: what was run.
-        measured: the figure.
-        predicted_bytes: of the same kind, None where it cannot be predicted.
-        reason: why not, else empty.
+        row: the published row.
+        measured: the measurement.
+        predicted_bytes: prediction of the same kind; None if it cannot be predicted.
+        reason: why it cannot be predicted; else empty.
     """
 
-    row: Row
+    row: PublishedRow
     measured: MeasuredMemory
     predicted_bytes: float | None
     reason: str
@@ -37,7 +37,7 @@ class Checked:
         return self.predicted_bytes / self.measured.bytes - 1 if self.predicted_bytes else None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as `exajax validate --json` prints it."""
+        """The row as JSON of `exajax validate`."""
         return {
             "row_id": self.row.row_id,
             "source": self.row.source,
@@ -52,29 +52,29 @@ class Checked:
         }
 
 
-def check(row: Row) -> Checked | None:
-    """Returns what is predicted for a row's memory; None where it measures something else."""
+def check(row: PublishedRow) -> MemoryCheck | None:
+    """The check of a row's memory; None if the row does not measure memory."""
     if row.memory is None:
         return None
     if row.recipe is None:
-        return Checked(row, row.memory, None, row.reason)
+        return MemoryCheck(row, row.memory, None, row.reason)
     try:
-        return Checked(row, row.memory, _predicted(row, row.memory.kind), "")
+        return MemoryCheck(row, row.memory, _predicted(row, row.memory.kind), "")
     except InputError as error:
-        return Checked(row, row.memory, None, str(error))
+        return MemoryCheck(row, row.memory, None, str(error))
 
 
-def _predicted(row: Row, kind: str) -> float:
+def _predicted(row: PublishedRow, kind: str) -> float:
     recipe, machine = row.recipe, row.machine()
     assert recipe
     layouts = Layouts.of_recipes([recipe], flash=machine.chip.attention is not None)
-    found = engine.memory(Work.of(recipe, machine), layouts, unlimited=True)
+    footprint = engine.memory(Work.of(recipe, machine), layouts, unlimited=True)
     if kind == "state":
-        return _of_blocks(found, row, layouts)
-    return float((found.total if kind == "total" else found.activations)[0])
+        return _of_blocks(footprint, row, layouts)
+    return float((footprint.total if kind == "total" else footprint.activations)[0])
 
 
-def _of_blocks(found: Footprint, row: Row, layouts: Layouts) -> float:
+def _of_blocks(footprint: Footprint, row: PublishedRow, layouts: Layouts) -> float:
     """Returns the bytes of parameters, gradients and optimizer, less what the tables have of them.
 
     What a stage in the middle of a pipeline has; sources that speak of it leave the tables out.
@@ -83,19 +83,19 @@ def _of_blocks(found: Footprint, row: Row, layouts: Layouts) -> float:
     halves = row.recipe.mesh.pipe > 1 and not row.recipe.model.tied
     held = weights.of_stage(row.recipe.model, layouts, tables=0.5 if halves else 1.0)
     inside, outside = sum(float(one.count[0]) for one in held[:2]), float(held[2].count[0])
-    whole = float((found.parameters + found.gradients + found.optimizer)[0])
+    whole = float((footprint.parameters + footprint.gradients + footprint.optimizer)[0])
     return whole * inside / (inside + outside)
 
 
-def summary(checked: Iterable[Checked]) -> list[dict[str, Any]]:
-    """Returns the errors of every source and kind."""
-    groups: dict[tuple[str, str], list[Checked]] = {}
+def summary(checked: Iterable[MemoryCheck]) -> list[dict[str, Any]]:
+    """Statistics of the errors, by source and kind of measurement."""
+    groups: dict[tuple[str, str], list[MemoryCheck]] = {}
     for one in checked:
         groups.setdefault((one.row.source, one.measured.kind), []).append(one)
-    return [_of_group(*key, rows) for key, rows in groups.items()]
+    return [_group_summary(*key, rows) for key, rows in groups.items()]
 
 
-def _of_group(source: str, kind: str, rows: list[Checked]) -> dict[str, Any]:
+def _group_summary(source: str, kind: str, rows: list[MemoryCheck]) -> dict[str, Any]:
     errors = [one.error for one in rows if one.error is not None]
     sizes = [abs(error) for error in errors]
     return {

@@ -1,27 +1,27 @@
-"""Bytes of a device as published rows measure them, and what of its memory they are."""
+"""Memory measurements of published rows: bytes of a device, and what they include."""
 
 from typing import NamedTuple
 
 from exajax.machine.published_columns import Columns, positive_number
 
-KINDS = {
+KIND_OF_METRIC = {
     "peak_memory_allocated": "total",
     "peak_memory": "total",
     "activation_memory": "activations",
     "param_optimizer_memory": "state",
 }
-"""What a metric is of: everything at the peak, activations alone, or the parameters of blocks with
-gradients and optimizer."""
+"""What each metric includes: everything at the peak, activations alone, or the parameters of blocks
+with gradients and optimizer state."""
 
 UNITS = {"GiB": 2.0**30, "MiB": 2.0**20, "GB": 1e9, "MB": 1e6, "B": 1.0}
 
 
 class MeasuredMemory(NamedTuple):
-    """A published figure of memory.
+    """A published measurement of memory.
 
     Attributes:
-        kind: of `KINDS`.
-        bytes: of one device.
+        kind: what it includes, a value of `KIND_OF_METRIC`.
+        bytes: bytes of one device.
     """
 
     kind: str
@@ -29,16 +29,19 @@ class MeasuredMemory(NamedTuple):
 
 
 def measured_memory(values: Columns) -> MeasuredMemory | None:
-    """Returns the memory that a row measures, None where it measures something else."""
-    kind, unit = KINDS.get(values.get("measured_metric", "")), UNITS.get(values.get("unit", ""))
+    """The memory that a row measures; None if it measures something else."""
+    kind, unit = (
+        KIND_OF_METRIC.get(values.get("measured_metric", "")),
+        UNITS.get(values.get("unit", "")),
+    )
     value = positive_number(values, "measured_value")
     return MeasuredMemory(kind, value * unit) if kind and unit and value else None
 
 
 def with_any_remat(values: Columns) -> Columns:
-    """Returns a row's columns, and for one of state alone a policy where none is said.
+    """A row's columns, with any remat policy if it measures only state and names none.
 
-    What is recomputed is nothing to parameters and optimizer.
+    Recomputation does not affect parameters and optimizer state.
     """
     memory = measured_memory(values)
     if memory and memory.kind == "state" and not values.get("recompute_policy"):

@@ -1,4 +1,4 @@
-"""Models that published rows call by name, for the dimensions that a row leaves out."""
+"""Models that published rows name, for dimensions that a row leaves out."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from exajax.machine.published_columns import Columns, InexpressibleError, positi
 from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
 
-COLUMNS = {
+DIMENSION_COLUMNS = {
     "layers": "layers",
     "hidden": "width",
     "heads": "heads",
@@ -15,19 +15,19 @@ COLUMNS = {
     "ffn": "ffn",
     "vocab": "vocab",
 }
-"""Columns of a table that are dimensions, and what presets call them."""
+"""Field of `ModelConfig` for each column of a table that is a dimension."""
 
 SHAPE = ("hidden", "heads", "ffn")
-"""What a row and a model must agree on to be the same; layers are often fewer in a trial."""
+"""Columns in which a row and the model that it names must agree; layers are often reduced."""
 
 MLPS = {"gpt": "gelu", "llama": "swiglu", "mixtral": "swiglu"}
 """The `mlp` of a family."""
 
 LATENT = ("deepseek",)
-"""Beginnings of the names of models with latent attention (arXiv:2405.04434), which ours lack."""
+"""Prefixes of names of models with latent attention (arXiv:2405.04434), which exajax lacks."""
 
 MIXTURE = re.compile(r"moe|\d+x\d+b|-a\d+b|mixtral|grok|dbrx|llama-?4|gpt-oss")
-"""In the names of mixtures of experts; no column says how many experts there are."""
+"""Pattern in names of mixtures of experts, whose number of experts is in no column."""
 
 
 def _known() -> Iterator[ModelConfig]:
@@ -56,14 +56,14 @@ OF_SOURCE = {
         source="bigscience-workshop/bigscience, train/tr11-176B-ml/chronicles-prequel.md",
     )
 }  # fmt: skip
-"""Models whose name says too little anywhere else: part of a source's name, and the model's."""
+"""Models with a name that is known in one source only: by part of the source's name, and theirs."""
 
 
 def named(values: Columns) -> ModelConfig | None:
-    """Returns the model that a row names, None where it is not known or has another shape.
+    """The model that a row names; None if it is unknown or has another shape.
 
     Raises:
-        InexpressibleError: none of our families is like it.
+        InexpressibleError: no family of models can express it.
     """
     name = re.sub(r"[\s_]+", "-", values.get("model", "").strip().lower())
     if name.startswith(LATENT):
@@ -83,14 +83,16 @@ def named(values: Columns) -> ModelConfig | None:
 
 
 def _same_shape(values: Columns, model: ModelConfig) -> bool:
-    given = {column: positive_number(values, column) for column in SHAPE}
-    return all(size in (None, getattr(model, COLUMNS[column])) for column, size in given.items())
+    stated = {column: positive_number(values, column) for column in SHAPE}
+    return all(
+        size in (None, getattr(model, DIMENSION_COLUMNS[column])) for column, size in stated.items()
+    )
 
 
 def completed(values: Columns, model: ModelConfig | None) -> dict[str, str]:
-    """Returns a row with the dimensions that it leaves out and its model has."""
+    """A row's columns, with empty dimensions completed from its model."""
     if model is None:
         return dict(values)
-    dimensions = {column: str(getattr(model, field)) for column, field in COLUMNS.items()}
-    theirs = dimensions | {"mlp": MLPS[model.family]}
-    return {**values, **{key: text for key, text in theirs.items() if not values.get(key)}}
+    dimensions = {column: str(getattr(model, field)) for column, field in DIMENSION_COLUMNS.items()}
+    known = dimensions | {"mlp": MLPS[model.family]}
+    return {**values, **{key: text for key, text in known.items() if not values.get(key)}}

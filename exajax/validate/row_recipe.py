@@ -1,4 +1,4 @@
-"""What a published row ran, as a recipe."""
+"""The recipe of a published row."""
 
 from exajax.machine import software as profiles
 from exajax.machine import software_of_rows
@@ -13,7 +13,7 @@ from exajax.recipe.recipe import Recipe
 from exajax.spmd.mesh import MeshSpec
 from exajax.validate import row_models
 
-REMATS = {
+REMAT_OF_POLICY = {
     "none": "none",
     "selective": "attention",
     "save_dots": "selective",
@@ -23,7 +23,7 @@ REMATS = {
     "full": "full",
     "offload": "offload",
 }
-"""Ours for a table's recompute policies."""
+"""Option `remat` for each recompute policy of the tables."""
 
 REMAT_OF_SOURCE = {
     # SAVE_QKV_OUT_PROJ in paxml/paxml_mod_configs.py of NVIDIA/dgxc-benchmarking.
@@ -35,10 +35,10 @@ REMAT_OF_SOURCE = {
 """What is recomputed where a row does not say, and the source's own files do: by a part of the
 source's name, and the model."""
 
-PRECISIONS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
-"""Ours for a table's types; the matrix units are as fast in fp16 as in bf16."""
+PRECISION_OF_DTYPE = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
+"""Option `precision` for each type of the tables; fp16 is as fast as bf16 on matrix units."""
 
-FAMILIES = {"swiglu": "llama", "gelu": "gpt"}
+FAMILY_OF_MLP = {"swiglu": "llama", "gelu": "gpt"}
 """Model family by its feed-forward."""
 
 MATRICES = {"llama": 3, "gpt": 2}
@@ -53,19 +53,19 @@ experts that no column has."""
 
 
 def recipe_of(values: Columns) -> Recipe:
-    """Returns the recipe of a row.
+    """The recipe of a row.
 
     Args:
         values: the row's columns; an empty one is unknown.
 
     Raises:
-        InexpressibleError: something that a recipe needs is unknown, or unknown to a recipe.
-        InputError: the parts do not go together.
+        InexpressibleError: a required value is unknown, or a recipe cannot express it.
+        InputError: the options do not fit each other.
     """
     if "lora" in values.get("model", "").lower() or "lora" in values["row_id"].lower():
         raise InexpressibleError("it trains adapters alone")
     remat = remat_of(values)
-    if values.get("dtype") not in PRECISIONS:
+    if values.get("dtype") not in PRECISION_OF_DTYPE:
         raise InexpressibleError(f"its precision is {values.get('dtype') or 'unknown'}")
     model = model_of(values)
     mesh, zero = layout_of(values)
@@ -79,7 +79,7 @@ def recipe_of(values: Columns) -> Recipe:
         global_batch=positive_integer(values, "global_batch"),
         micro_batch=positive_integer(values, "micro_batch"),
         seq=model.seq,
-        precision=PRECISIONS[values["dtype"]],
+        precision=PRECISION_OF_DTYPE[values["dtype"]],
         remat=remat,
         zero=zero,
         attention="unfused" if values.get("attention") == "unfused" else "auto",
@@ -96,13 +96,13 @@ def remat_of(values: Columns) -> str:
         InexpressibleError: it is unknown, or unknown to a recipe.
     """
     policy = values.get("recompute_policy") or _policy_of_source(values)
-    if policy not in REMATS:
+    if policy not in REMAT_OF_POLICY:
         raise InexpressibleError(f"its recompute policy is {policy or 'unknown'}")
-    return REMATS[policy]
+    return REMAT_OF_POLICY[policy]
 
 
 def assumed_policy(values: Columns) -> str:
-    """Returns which policy is assumed of a row that says none, in words; else nothing."""
+    """The recompute policy that is assumed for a row without one, for people; else empty."""
     policy = "" if values.get("recompute_policy") else _policy_of_source(values)
     return policy and f"recompute_policy = {policy} (as its source's files or software)"
 
@@ -147,11 +147,11 @@ def model_of(values: Columns) -> ModelConfig:
             f"its heads {model.heads} do not divide its width {model.width}, or its kv_heads "
             f"{model.kv_heads} not its heads"
         )
-    said = (positive_number(values, "params_B") or 0.0) * 1e9
-    if model.parameters < LEAST_SIZE * said:
+    stated = (positive_number(values, "params_B") or 0.0) * 1e9
+    if model.parameters < LEAST_SIZE * stated:
         raise InexpressibleError(
             f"its dimensions make {model.parameters / 1e9:.3g} G parameters, and it says "
-            f"{said / 1e9:.3g} G"
+            f"{stated / 1e9:.3g} G"
         )
     return model
 
@@ -163,22 +163,22 @@ def family_of(values: Columns) -> str:
         InexpressibleError: the feed-forward is not said, and no family has so many parameters.
     """
     mlp = values.get("mlp", "")
-    if mlp in FAMILIES:
-        return FAMILIES[mlp]
-    said = (positive_number(values, "params_B") or 0.0) * 1e9
+    if mlp in FAMILY_OF_MLP:
+        return FAMILY_OF_MLP[mlp]
+    stated = (positive_number(values, "params_B") or 0.0) * 1e9
     width, layers = positive_integer(values, "hidden"), positive_integer(values, "layers")
     heads = positive_integer(values, "heads")
     grouped = positive_integer(values, "kv_heads", heads) / heads
     outside = 2 * width * positive_integer(values, "vocab") + layers * 2 * width**2 * (1 + grouped)
     for family, matrices in MATRICES.items():
         size = outside + layers * matrices * width * positive_integer(values, "ffn")
-        if not mlp and abs(size / said - 1 if said else 1.0) < SAME_SIZE:
+        if not mlp and abs(size / stated - 1 if stated else 1.0) < SAME_SIZE:
             return family
     raise InexpressibleError(f"its feed-forward is {mlp or 'unknown'}")
 
 
 def sharded(recipe: Recipe) -> bool:
-    """Returns whether parameters are divided over the batch's devices."""
+    """Whether parameters are sharded over the batch axes."""
     return recipe.mesh.fsdp > 1 or (recipe.zero == 3 and recipe.mesh.data > 1)
 
 

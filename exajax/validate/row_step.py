@@ -1,4 +1,4 @@
-"""Seconds of a step as published rows measure it: a time, or a rate of what a step has."""
+"""Step times of published rows, which measure a time, or a rate of tokens, samples or steps."""
 
 import re
 
@@ -7,10 +7,10 @@ from exajax.machine.published_columns import Columns, InexpressibleError, positi
 OF_A_STEP = re.compile(
     r"(iteration|iter|step)(_?time)?(_(s|ms|us))?|(seconds|s|ms|us|time)_per_(iteration|iter|step)"
 )
-"""Metrics that are the time of a step."""
+"""Names of metrics that are the time of a step."""
 
 SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6}
-"""Units of a time; `/step` or `/iteration` may stand behind them."""
+"""Seconds of each unit of time; `/step` or `/iteration` may follow the unit."""
 
 RATE = re.compile(
     r"(token|sequence|sample|step|iteration)s?(?:_per_|/)(?:s|sec|second)"
@@ -25,11 +25,11 @@ OF_A_STEP_HAS = {
     "step": (),
     "iteration": (),
 }
-"""Columns whose product is how many of something a step has."""
+"""Columns whose product is the number of tokens, samples or steps in a step."""
 
 
 def measures_a_step(values: Columns) -> bool:
-    """Returns whether the row's metric is the time of a step, or a rate that it follows from."""
+    """Whether a row measures the time of a step, or a rate from which it follows."""
     return _is_time(values) or _rate(values) is not None
 
 
@@ -80,7 +80,7 @@ def _is_time(values: Columns) -> bool:
 
 
 def _rate(values: Columns) -> tuple[str, bool] | None:
-    """Returns what there is so much of in a second, and whether that is of one device."""
+    """What a row's rate counts, and whether it is of one device; None if it is not a rate."""
     texts = (_text(values, column) for column in ("unit", "measured_metric"))
     found = [match for match in map(RATE.fullmatch, texts) if match]
     if not found:

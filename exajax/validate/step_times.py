@@ -1,4 +1,4 @@
-"""Predictions against published measurements, source by source, beside those of a null model."""
+"""Errors of predicted step times against published ones, by source, and those of a null model."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from exajax.recipe.recipe import Recipe
 from exajax.simulate.formulas import engine
 from exajax.simulate.formulas.shared.layouts import Layouts
 from exajax.simulate.formulas.shared.work import Work
-from exajax.validate.tables import Row
+from exajax.validate.tables import PublishedRow
 
 NULL_EFFICIENCY = 0.4493
 """Of the null model: the mean over the ten rows of table 1 of arXiv:2104.04473
@@ -24,8 +24,8 @@ Price = Callable[[Recipe, Cluster], float]
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A published row, and what was predicted for it.
+class StepTimeCheck:
+    """A published step time, and its prediction.
 
     Attributes:
         row: the measurement.
@@ -35,7 +35,7 @@ class Checked:
         reason: why nothing was predicted, else empty.
     """
 
-    row: Row
+    row: PublishedRow
     predicted_s: float | None
     null_s: float | None
     calibrated: bool
@@ -48,11 +48,11 @@ class Checked:
 
     @property
     def null_error(self) -> float | None:
-        """The same of the null model."""
+        """Error of the null model: its prediction / measured - 1."""
         return _error(self.null_s, self.row.measured_s)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row in the form that `exajax validate --json` promises."""
+        """The row as JSON of `exajax validate`."""
         return {
             "row_id": self.row.row_id,
             "source": self.row.source,
@@ -72,28 +72,28 @@ def _error(predicted_s: float | None, measured_s: float | None) -> float | None:
     return predicted_s / measured_s - 1 if predicted_s and measured_s else None
 
 
-def check(row: Row, price: Price | None = None) -> Checked:
-    """Returns what is predicted for a row, or why nothing is.
+def check(row: PublishedRow, price: Price | None = None) -> StepTimeCheck:
+    """The check of a row's step time.
 
     Args:
-        row: a published measurement.
-        price: what predicts; the analytic engine if it is not given.
+        row: the published row.
+        price: predicts a step time; by default the analytic engine.
     """
     if row.reason or row.recipe is None:
-        return Checked(row, None, None, False, row.reason)
+        return StepTimeCheck(row, None, None, False, row.reason)
     try:
         machine = row.machine()
         _check_slices(row.recipe, machine)
         least_s = least_step_s(row.recipe, machine)
         if row.measured_s and row.measured_s < least_s:
             reason = f"at the peak of its devices its products alone take {least_s:.3g} s"
-            return Checked(row, None, None, False, reason)
+            return StepTimeCheck(row, None, None, False, reason)
         predicted_s = (price or step_s)(row.recipe, machine)
         null_s = null_step_s(row.recipe, machine)
     except InputError as error:
-        return Checked(row, None, None, False, str(error))
+        return StepTimeCheck(row, None, None, False, str(error))
     calibrated = row.row_id in machine.software.fitted_on
-    return Checked(row, predicted_s, null_s, calibrated, "")
+    return StepTimeCheck(row, predicted_s, null_s, calibrated, "")
 
 
 def _check_slices(recipe: Recipe, machine: Cluster) -> None:
@@ -107,7 +107,7 @@ def _check_slices(recipe: Recipe, machine: Cluster) -> None:
 
 
 def least_step_s(recipe: Recipe, machine: Cluster) -> float:
-    """Returns the seconds of a step below which a row contradicts itself.
+    """Seconds of a step below which a measurement is impossible.
 
     6 x parameters x tokens: nothing recomputed, and no attention, which sources count differently.
     """
@@ -123,7 +123,7 @@ def step_s(recipe: Recipe, machine: Cluster) -> float:
 
 
 def null_step_s(recipe: Recipe, machine: Cluster, efficiency: float = NULL_EFFICIENCY) -> float:
-    """Returns the seconds of a step by the model that any other has to beat.
+    """Seconds of a step by the null model, which any other has to beat.
 
     F / (n x e x peak) x (1 + (p - 1) / (v x m)): all FLOPs, recomputed ones too, at one efficiency
     e of all devices, and the bubble of a pipeline of p stages with v parts and m micro-batches.
@@ -136,17 +136,17 @@ def null_step_s(recipe: Recipe, machine: Cluster, efficiency: float = NULL_EFFIC
     return flops / (recipe.mesh.devices * efficiency * peak) * (1 + bubble)
 
 
-def summary(checked: Iterable[Checked]) -> list[dict[str, Any]]:
-    """Returns the errors of every source on rows that no software profile was fitted on."""
-    by_source: dict[str, list[Checked]] = {}
+def summary(checked: Iterable[StepTimeCheck]) -> list[dict[str, Any]]:
+    """Statistics of the errors by source, over rows that no software profile was fitted on."""
+    by_source: dict[str, list[StepTimeCheck]] = {}
     for one in checked:
         by_source.setdefault(one.row.source, []).append(one)
-    return [_of_source(source, rows) for source, rows in by_source.items()]
+    return [_source_summary(source, rows) for source, rows in by_source.items()]
 
 
-def _of_source(source: str, rows: Sequence[Checked]) -> dict[str, Any]:
-    told = [row for row in rows if row.error is not None]
-    held_out = [row for row in told if not row.calibrated]
+def _source_summary(source: str, rows: Sequence[StepTimeCheck]) -> dict[str, Any]:
+    predicted = [row for row in rows if row.error is not None]
+    held_out = [row for row in predicted if not row.calibrated]
     errors = [row.error for row in held_out if row.error is not None]
     null = [row.null_error for row in held_out if row.null_error is not None]
     return {
@@ -154,8 +154,8 @@ def _of_source(source: str, rows: Sequence[Checked]) -> dict[str, Any]:
         "software": sorted({row.row.profile.name for row in rows}),
         "unvalidated": sorted({what for row in rows for what in row.row.unvalidated}),
         "rows": len(rows),
-        "expressed": len(told),
-        "calibrated": len(told) - len(held_out),
+        "expressed": len(predicted),
+        "calibrated": len(predicted) - len(held_out),
         **_statistics(errors, ""),
         **_statistics(null, "null_"),
         "rank_correlation": _rank_correlation(held_out),
@@ -173,8 +173,8 @@ def _statistics(errors: Sequence[float], prefix: str) -> dict[str, float | None]
     }
 
 
-def _rank_correlation(rows: Sequence[Checked]) -> float | None:
-    """Spearman's, of the steps that are slower and those that are said to be."""
+def _rank_correlation(rows: Sequence[StepTimeCheck]) -> float | None:
+    """Spearman's rank correlation of predicted and measured step times; None below 3 times."""
     if len({row.row.measured_s for row in rows}) < 3:
         return None
     predicted, measured = [r.predicted_s for r in rows], [r.row.measured_s for r in rows]

@@ -1,7 +1,4 @@
-"""Published step times as recipes: a table of measurements, row by row.
-
-A row that cannot be expressed says why; none is dropped.
-"""
+"""Reader of tables of published measurements: every row has a recipe, or a reason why not."""
 
 import csv
 import dataclasses
@@ -21,17 +18,21 @@ from exajax.machine.software import SoftwareProfile
 from exajax.recipe.recipe import Recipe
 from exajax.validate import assumed as published_assumed
 from exajax.validate import row_flops, row_models, row_step
-from exajax.validate.row_memory import KINDS as MEMORY_KINDS
-from exajax.validate.row_memory import MeasuredMemory, measured_memory, with_any_remat
+from exajax.validate.row_memory import (
+    KIND_OF_METRIC,
+    MeasuredMemory,
+    measured_memory,
+    with_any_remat,
+)
 from exajax.validate.row_recipe import assumed_policy, recipe_of, sharded
 
 MOST_BYTES = 64 << 20
-"""Largest table."""
+"""Limit on the size of a table."""
 
 MOST_ROWS = 100_000
 
 COLUMNS = ("source", "row_id", "layers", "hidden", "num_gpus", "global_batch")
-"""Columns that a table must have."""
+"""Required columns of a table."""
 
 _SIZE, _DEVICES, _BATCH = 2**24, 2**24, 10**9
 NUMBERS = {
@@ -43,30 +44,30 @@ NUMBERS = {
     **dict.fromkeys(("vpp_interleave", "micro_batch", "global_batch"), _BATCH),
     "node_network_gbytes_per_s": 1e9,
 }
-"""Columns that hold a number above 0, or nothing: the largest of each."""
+"""Largest value of each column that contains a positive number or nothing."""
 
 MOST_MEASURED = 1e18
 """Largest number of `measured_value`."""
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """One published measurement.
 
     Attributes:
-        row_id: what the table calls it.
-        source: where it was published.
-        measured_s: seconds of a step, None where the row has none.
-        cluster: a machine of ours, or empty.
-        chip: what it ran on, as we call it.
-        devices_per_node: devices of a node, 0 where the row does not say.
-        network: of a node, bytes/s in one direction; None where the row does not say.
-        precision: what the row says of precision and kernels, as written (`bf16 TE`).
-        software: its software profile by name, empty where its source decides.
-        recipe: what was run, None where it cannot be expressed.
-        reason: why not, or why the row has no step time.
-        memory: what it measures of a device's memory, None where it measures something else.
-        assumed: what stands in for columns that it leaves empty, in words.
+        row_id: its identifier in the table.
+        source: its publication.
+        measured_s: seconds of a step; None if the row has no step time.
+        cluster: name of a cluster that comes with exajax, or empty.
+        chip: name of a chip that comes with exajax.
+        devices_per_node: devices of a node; 0 if unknown.
+        network: network bandwidth of a node, bytes/s in one direction; None if unknown.
+        precision: precision and kernels as the row states them (`bf16 TE`).
+        software: name of its software profile; empty if its source determines it.
+        recipe: its recipe; None if a recipe cannot express it.
+        reason: why it has no recipe, or no step time; else empty.
+        memory: its measurement of memory; None if it has none.
+        assumed: assumptions that replace empty columns, for people.
     """
 
     row_id: str
@@ -85,20 +86,20 @@ class Row:
 
     @property
     def profile(self) -> SoftwareProfile:
-        """The software profile that it is priced with."""
+        """The software profile that prices it."""
         zero = 3 if self.recipe and sharded(self.recipe) else 0
         return software_of_rows.profile_of(self.source, self.software, zero)
 
     @property
     def unvalidated(self) -> tuple[str, ...]:
-        """Which of its chip and software no measurement that comes with the project is of."""
+        """Its chip and its software profile where no measurement in exajax has them."""
         return software_of_rows.unvalidated(self.chip, self.profile.name)
 
     def machine(self) -> Cluster:
-        """Returns the machine that it ran on, with its software profile.
+        """The cluster that it ran on, with its software profile.
 
         Raises:
-            InputError: there is no description of it.
+            InputError: there is no description of the cluster.
         """
         machine = (
             load_cluster(self.cluster)
@@ -110,22 +111,22 @@ class Row:
 
 def read_table(
     path: Path, amended: Mapping[str, Mapping[str, str]] = MappingProxyType({})
-) -> list[Row]:
-    """Reads a table of measurements.
+) -> list[PublishedRow]:
+    """The rows of a table of measurements.
 
     Args:
         path: a CSV file.
-        amended: columns that a table leaves out and its source says elsewhere, by row.
+        amended: columns from elsewhere in the source, by identifier of the row.
 
     Raises:
-        InputError: it is no such table.
+        InputError: the file is not such a table.
     """
     try:
         text = read_bytes(path, MOST_BYTES).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
         _check_columns(reader.fieldnames or ())
-        table = [_checked(values, number) for number, values in enumerate(reader, 1)]
-        return [_row({**values, **amended.get(values["row_id"], {})}) for values in table]
+        table = [_check_row(values, number) for number, values in enumerate(reader, 1)]
+        return [_published_row({**values, **amended.get(values["row_id"], {})}) for values in table]
     except Malformed as error:
         raise error.within("table", path) from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -135,7 +136,7 @@ def read_table(
 
 
 def _delimiter(text: str) -> str:
-    """Returns what separates the columns of a table: a comma, or where its names say so another."""
+    """The delimiter of a table: a comma, unless its header has another."""
     header = text.partition("\n")[0]
     return next((mark for mark in ",;\t" if f"source{mark}" in header.replace('"', "")), ",")
 
@@ -149,11 +150,11 @@ def _check_columns(columns: Sequence[str]) -> None:
             raise Malformed("", f"has two columns {shown(name)}", "leave one out")
 
 
-def _checked(values: Mapping[str | None, Any], positive_number: int) -> dict[str, str]:
-    """Returns a row of a table; raises a `Malformed` that names row and column of nonsense."""
-    name = values.get("row_id") or positive_number
-    where = f"row {name if str(name).isprintable() else positive_number}"
-    if positive_number > MOST_ROWS:
+def _check_row(values: Mapping[str | None, Any], number: int) -> dict[str, str]:
+    """The checked columns of a row; raises a `Malformed` that names the row and the column."""
+    name = values.get("row_id") or number
+    where = f"row {name if str(name).isprintable() else number}"
+    if number > MOST_ROWS:
         raise Malformed("", f"has more than {MOST_ROWS} rows", "give several tables")
     if None in values or None in values.values():
         raise Malformed(where, "has too few or too many cells", "mend the row")
@@ -161,7 +162,7 @@ def _checked(values: Mapping[str | None, Any], positive_number: int) -> dict[str
     known = (
         row_step.measures_a_step(row)
         or row_flops.counts_flops(row)
-        or row.get("measured_metric") in MEMORY_KINDS
+        or row.get("measured_metric") in KIND_OF_METRIC
     )
     measured = {"measured_value": MOST_MEASURED} if known else {}
     for column, most in (NUMBERS | measured).items():
@@ -187,14 +188,14 @@ def _is_number(text: str, most: float) -> bool:
         return False
 
 
-def _row(values: Mapping[str, str]) -> Row:
+def _published_row(values: Mapping[str, str]) -> PublishedRow:
     recipe, reason = None, ""
     try:
         recipe = recipe_of(with_any_remat(values))
     except (InexpressibleError, InputError) as error:
         reason = str(error)
     network = positive_number(values, "node_network_gbytes_per_s")
-    row = Row(
+    row = PublishedRow(
         row_id=values["row_id"],
         source=values["source"],
         measured_s=None,
@@ -212,8 +213,8 @@ def _row(values: Mapping[str, str]) -> Row:
     return _timed(row, values)
 
 
-def _timed(row: Row, values: Mapping[str, str]) -> Row:
-    """Returns a row with its step time, or why it has none."""
+def _timed(row: PublishedRow, values: Mapping[str, str]) -> PublishedRow:
+    """A row with its step time, or the reason why it has none."""
     try:
         if positive_number(values, "derived_iter_s") or not row_flops.counts_flops(values):
             return dataclasses.replace(row, measured_s=row_step.measured_s(values))
