@@ -55,6 +55,16 @@ class LaunchInfo:
 POD = "JOB_COMPLETION_INDEX"
 """Environment variable of a pod of an Indexed Job: its number, set by Kubernetes."""
 
+SIZES = {
+    HOST.name: (HOSTS.name,),
+    "PALS_RANKID": ("PALS_SIZE", "PMI_SIZE"),
+    "SLURM_PROCID": ("SLURM_STEP_NUM_TASKS",),
+    "PMI_RANK": ("PMI_SIZE",),
+    "OMPI_COMM_WORLD_RANK": ("OMPI_COMM_WORLD_SIZE",),
+    POD: (PODS.name,),
+}
+"""Environment variables that hold the size of a job, by that of the rank; the first one counts."""
+
 SINGLE = LaunchInfo("single", 1, 0, 0, None, "no launcher in the environment")
 
 
@@ -76,10 +86,15 @@ def launcher(env: Mapping[str, str] = os.environ) -> str:
 def is_first_process(env: Mapping[str, str] = os.environ) -> bool:
     """Whether this process has rank 0, the one that prints for the whole job.
 
-    One whose rank is no number prints, too: no other process would report that.
+    One whose rank is no number, or not below the size of its job, prints too: no other process
+    would report that.
     """
-    rank = next((env[name] for name in interrupts.RANKS if name in env), "0")
-    return rank == "0" or not rank.isdecimal()
+    name = next((name for name in interrupts.RANKS if name in env), None)
+    rank = env[name] if name else "0"
+    if rank == "0" or not rank.isdecimal():
+        return True
+    size = next((env[name] for name in SIZES.get(name or "", ()) if name in env), "")
+    return size.isdecimal() and int(rank) >= int(size)
 
 
 def detect(env: Mapping[str, str] = os.environ) -> LaunchInfo:
@@ -96,7 +111,14 @@ def detect(env: Mapping[str, str] = os.environ) -> LaunchInfo:
         "kubernetes": _kubernetes,
     }
     name = launcher(env)
-    return readers[name](env) if name in readers else SINGLE
+    info = readers[name](env) if name in readers else SINGLE
+    if not 0 <= info.process < info.processes:
+        raise InputError(
+            info.why,
+            f"this is process {info.process} of {info.processes}, and they count from 0",
+            "start the job with its launcher, or unset them",
+        )
+    return info
 
 
 def host_number(process: int, env: Mapping[str, str] = os.environ) -> int:

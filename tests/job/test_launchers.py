@@ -97,10 +97,19 @@ def test_a_broken_variable_is_named(value):
         ({"JOB_COMPLETION_INDEX": "2"}, False),
         ({"SLURM_PROCID": "x"}, True),
         ({"OMPI_COMM_WORLD_RANK": "-1"}, True),
+        ({"PMI_RANK": "3", "PMI_SIZE": "2"}, True),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, False),
+        ({"JOB_COMPLETION_INDEX": "2", "EXAJAX_PODS": "2"}, True),
     ],
 )
 def test_rank_0_is_the_first_process(env, first):
     assert launchers.is_first_process(env) is first
+
+
+def test_a_rank_that_its_job_does_not_have_is_refused():
+    env = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
+    with pytest.raises(InputError, match="this is process 2 of 2"):
+        launchers.detect(env)
 
 
 @pytest.mark.parametrize(
