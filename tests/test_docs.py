@@ -67,7 +67,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def subparsers() -> dict[str, argparse.ArgumentParser]:
     actions = dispatch.parser()._actions
     (chosen,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
-    return {**chosen.choices, "multihost.py": multihost.parser()}
+    return {**chosen.choices, "multihost.py": multihost.multihost_parser()}
 
 
 def paths(condition) -> list:
@@ -78,7 +78,7 @@ def paths(condition) -> list:
 def test_every_command_is_one(page, capsys):
     for words in commands(page):
         front = words[0] == "python"
-        parser = multihost.parser() if front else dispatch.parser()
+        parser = multihost.multihost_parser() if front else dispatch.parser()
         try:
             args = parser.parse_args(words[2:] if front else words[1:])
         except SystemExit:
@@ -185,7 +185,7 @@ def test_the_reference_has_every_flag_variable_and_public_name(monkeypatch):
     ) + reference.options("exajax.resilience.options.JobOptions")
     sections = reference.commands("").split("## ")[1:]
     of_command = {section.split("\n")[0].split()[-1]: section for section in sections}
-    parsers = {"launch/multihost.py": multihost.parser(), **subparsers()}
+    parsers = {"launch/multihost.py": multihost.multihost_parser(), **subparsers()}
     for command in parsers.keys() - {"job", "tokenize", "multihost.py"}:  # `job` is ours alone
         for flag in parsers[command]._option_string_actions.keys() - {"-h", "--help"}:
             assert f"`{flag}`" in of_command[command] + shared, (command, flag)
