@@ -109,6 +109,7 @@ def errors(result):
     return [line for line in result.stderr.splitlines() if line.startswith("exajax: ")]
 
 
+@pytest.mark.jax_surface
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [

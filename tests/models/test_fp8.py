@@ -38,6 +38,7 @@ def error(got, expected):
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
+@pytest.mark.jax_surface
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_a_product_keeps_the_three_bits_of_e4m3_at_any_scale(scale):
     x, w = factors(scale)
@@ -47,6 +48,7 @@ def test_a_product_keeps_the_three_bits_of_e4m3_at_any_scale(scale):
     assert 0.02 < error(y, exactly(x, w)) < 0.05
 
 
+@pytest.mark.jax_surface
 @pytest.mark.parametrize("scale", [1e-9, 1.0])
 def test_gradients_are_as_close_however_small_they_are(scale):
     x, w = factors()

@@ -117,6 +117,7 @@ def test_nearly_all_flops_of_a_step_are_named_on_a_cpu(name, remat):
     check(operations.read_program(hlo.parse(text), {"data": 1}), recompute=remat != "none")
 
 
+@pytest.mark.jax_surface
 def test_the_optimizer_of_a_step_is_named():
     step = compiled("llama-tiny", "fsdp=8")
     moved = Counter()

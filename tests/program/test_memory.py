@@ -111,6 +111,7 @@ def test_scores_that_are_made_again_are_not_kept():
     assert no_scores.activations < everything.activations - scores
 
 
+@pytest.mark.jax_surface
 @pytest.mark.parametrize("remat", ["full", "none"])
 def test_the_parts_add_up_to_the_peak_and_the_largest_are_named(remat):
     found = memory_of("llama-tiny", "2x4", remat=remat)

@@ -12,6 +12,8 @@ from flax import nnx
 import exajax
 from exajax.spmd.sharding import constrain
 
+pytestmark = pytest.mark.jax_surface
+
 WIDTH = 64
 X = {"x": jax.ShapeDtypeStruct((16, WIDTH), jnp.float32)}
 NAMED = {"out_sharding": ("embed", "mlp")}

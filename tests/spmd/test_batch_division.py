@@ -8,6 +8,8 @@ import pytest
 
 import exajax
 
+pytestmark = pytest.mark.jax_surface
+
 SAMPLES, WIDTH, CLASSES = 8, 3, 5
 
 

@@ -9,6 +9,8 @@ import pytest
 import exajax
 from exajax.spmd.weighted import weight_without_loss
 
+pytestmark = pytest.mark.jax_surface
+
 
 def step_of(loss, **layout):
     shape = jax.ShapeDtypeStruct

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from exajax.job.local_hosts import free_port
 from tests.conftest import REPOSITORY
 
@@ -33,6 +35,7 @@ sys.stdout.flush()
 """
 
 
+@pytest.mark.jax_surface
 def test_all_have_the_answer_of_the_first_and_know_who_is_absent():
     port = free_port()
     jobs = [

@@ -63,6 +63,7 @@ def healthy(tmp_path_factory):
     return folder, result["losses"]
 
 
+@pytest.mark.jax_surface
 def test_two_processes_save_and_one_goes_on(healthy, tmp_path):
     run = shutil.copytree(healthy[0], tmp_path / "run")
     (newest, *_) = verify(run / "checkpoints")
