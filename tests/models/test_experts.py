@@ -102,7 +102,7 @@ def test_held_out_text_is_measured_without_the_balancing_loss():
     batch = {"inputs": jnp.array(tokens[:, :-1]), "targets": jnp.array(tokens[:, 1:])}
     with nnx.use_eager_sharding(False):
         model = workloads.workload(recipe, "cpu").build(nnx.Rngs(0))
-    measured = workloads.measures(recipe, "cpu")["loss"](model, batch)
+    measured = workloads.evaluation_metrics(recipe, "cpu")["loss"](model, batch)
     assert measured == cross_entropy(model(batch["inputs"]), batch["targets"], 256)
     assert workloads.workload(recipe, "cpu").loss(model, batch) > measured + 0.01
 

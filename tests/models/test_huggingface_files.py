@@ -362,7 +362,7 @@ class TestBalance:
         batch = {"inputs": jnp.array(tokens[:, :-1]), "targets": jnp.array(tokens[:, 1:])}
         with nnx.use_eager_sharding(False):
             model = workloads.workload(recipe, "cpu").build(nnx.Rngs(0))
-        measured = workloads.measures(recipe, "cpu")["loss"](model, batch)
+        measured = workloads.evaluation_metrics(recipe, "cpu")["loss"](model, batch)
         return float(workloads.workload(recipe, "cpu").loss(model, batch)), float(measured)
 
     def test_it_is_taken(self, folder):

@@ -150,8 +150,8 @@ def test_a_key_follows_from_recipe_machine_and_settings(monkeypatch):
 
 def test_a_workload_of_ones_own_is_compiled_once_and_again_when_it_changes(folder, monkeypatch):
     compiled = []
-    original = compile._compile
-    monkeypatch.setattr(compile, "_compile", lambda *a: compiled.append(1) or original(*a))
+    original = compile._compile_artifact
+    monkeypatch.setattr(compile, "_compile_artifact", lambda *a: compiled.append(1) or original(*a))
 
     def predict(scale):
         def loss(module, batch):

@@ -77,5 +77,5 @@ def test_devices_are_laid_slice_by_slice_and_host_by_host_in_whatever_order_they
         SimpleNamespace(slice_index=s, process_index=host, id=100 * device + host)
         for s, host, device in reversed(numbers)
     ]
-    near = sorted(scattered, key=mesh_module._place)
+    near = sorted(scattered, key=mesh_module._position)
     assert [(d.slice_index, d.process_index) for d in near] == [place[:2] for place in numbers]
