@@ -86,7 +86,7 @@ def commands(_: str) -> str:
     (chosen,) = (a for a in whole._actions if isinstance(a, argparse._SubParsersAction))
     listed = [action.dest for action in chosen._choices_actions]
     parsers = {f"exajax {name}": chosen.choices[name] for name in listed}
-    parsers = {"python launch/multihost.py": multihost.parser()} | parsers
+    parsers = {"python launch/multihost.py": multihost.multihost_parser()} | parsers
     return "\n\n".join(_command(name, parser) for name, parser in parsers.items())
 
 

@@ -207,16 +207,18 @@ def test_more_layouts_than_can_be_priced_are_refused():
         plan.search(work, H100, 16_384)
 
 
-def test_it_says_every_few_seconds_how_many_of_many_layouts_are_priced(capsys, monkeypatch):
+def test_it_says_every_few_seconds_how_many_of_many_layouts_are_priced(caplog, monkeypatch):
     work = plan.Workload(PRESETS["llama2-7b"], 64, 4096, "bf16")
     monkeypatch.setattr(plan, "AT_A_TIME", 1000)
     monkeypatch.setattr(plan_command, "MANY_LAYOUTS", 1)
-    monkeypatch.setattr(plan_command, "SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(plan_command, "LOG_EVERY_S", 0.0)
+    caplog.set_level("INFO", "exajax")
     count = len(plan.search(work, H100, 32, plan_command.Progress()).layouts)
-    lines = capsys.readouterr().err.splitlines()
+    lines = caplog.messages.copy()
     assert lines[0] == f"priced 0 of {count:,} layouts"
     assert lines[-1] == f"priced {count:,} of {count:,} layouts"
     assert len(lines) == 2 + count // 1000
+    caplog.clear()
     plan_command.MANY_LAYOUTS = count + 1
     plan.search(work, H100, 32, plan_command.Progress())
-    assert not capsys.readouterr().err
+    assert not caplog.messages
