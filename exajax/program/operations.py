@@ -222,6 +222,8 @@ def _work(
         kind = "host-copy-start" if is_start else "host-copy"
         yield Operation(name, op_name, kind, bytes=host_bytes(instruction, computation, module))
         return
+    if what.products and not op_name:
+        op_name = _name_of_product(instruction, module)
     yield Operation(
         name,
         op_name,
@@ -232,6 +234,19 @@ def _work(
         what.products,
         what.attention,
     )
+
+
+def _name_of_product(instruction: Instruction, module: Module) -> str:
+    """The path of JAX names of the first product in a fusion that has no name of its own.
+
+    The XLA of jaxlib 0.12 names the calls of cuBLAS and not the fusions it puts around them.
+    """
+    inside = module.computations.get(instruction.called("calls"))
+    if instruction.op_name or inside is None:
+        return instruction.op_name
+    products = (part for part in inside.instructions if arithmetic(part, inside, module).products)
+    names = (_name_of_product(part, module) for part in products)
+    return next(filter(None, names), "")
 
 
 def _reaches_host(instruction: Instruction, computation: Computation) -> bool:

@@ -55,6 +55,31 @@ def test_a_slice_of_a_stack_costs_the_slice():
     assert 3 * layers * layer <= moved <= 8 * layers * layer
 
 
+NAMELESS_FUSION = """
+HloModule jit_f, is_scheduled=true
+
+%inner (a: f32[8,16], b: f32[16,4]) -> f32[8,4] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %b = f32[16,4]{1,0} parameter(1)
+  %scaled = f32[8,16]{1,0} negate(%a), metadata={op_name="jit(f)/norm/neg"}
+  ROOT %dot = f32[8,4]{1,0} dot(%scaled, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+metadata={op_name="jit(f)/mlp/dot_general"}
+}
+
+ENTRY %main (x: f32[8,16], w: f32[16,4]) -> f32[8,4] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %w = f32[16,4]{1,0} parameter(1)
+  ROOT %fused = f32[8,4]{1,0} fusion(%x, %w), kind=kCustom, calls=%inner
+}
+"""
+
+
+def test_a_fusion_without_a_name_has_that_of_its_product():
+    (operation,) = operations.read_program(hlo.parse(NAMELESS_FUSION), {"data": 1})
+    assert operation.op_name == "jit(f)/mlp/dot_general"
+    assert operation.flops == 2 * 8 * 16 * 4
+
+
 @pytest.mark.parametrize("remat", ["none", "selective", "full"])
 @pytest.mark.parametrize("name", ["llama-tiny", "gpt-tiny", "mixtral-tiny"])
 def test_the_program_of_a_step_has_the_flops_of_the_closed_form(name, remat):
