@@ -175,6 +175,16 @@ def test_every_figure_is_shown_somewhere(monkeypatch):
     assert {found for found in figures.FIGURES if f"<!-- figures: {found} -->" not in text} == set()
 
 
+def test_every_schema_on_a_page_is_a_table_of_its_fields(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import reference
+
+    pages = "".join(page.read_text() for page in TOOLS.parent.rglob("*.md"))
+    targets = re.findall(r"^```\{schema\} (.+)$", pages, re.MULTILINE)
+    assert len(targets) > 10
+    assert all("| `" in reference.schema(target) for target in targets)
+
+
 def test_the_reference_has_every_flag_variable_and_public_name(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     import reference

@@ -26,7 +26,7 @@ from exajax.resilience.roster import NoLayoutError, Roster
 LOGGER = logging.getLogger(__name__)
 
 FOLLOW_S = 5.0
-"""Seconds that the other supervisors have to read that the job is over before the leader leaves."""
+"""Seconds that the leader stays after the end, so that the other supervisors can read of it."""
 
 TERMINATED = 128 + 15
 """Exit code of a process that SIGTERM ended before it trained, with nothing to save."""
@@ -35,7 +35,7 @@ BEFORE_STEPS = ("start", "compile", "restore")
 """Phases of an attempt before its first step."""
 
 NO_ATTEMPT = -2
-"""`newest` of the attempt that stands for a job which has not started one yet."""
+"""`Attempt.newest` of the placeholder before a job's first attempt."""
 
 
 class Leader:
@@ -43,7 +43,7 @@ class Leader:
 
     Args:
         control: the control files of the run.
-        job: identifies the start of the command.
+        job: identifier of the job, a new one each time the command is started.
         hosts: number of hosts of the job.
         policy: limits and delays.
         events: the event log of the leader's supervisor.
@@ -110,7 +110,7 @@ class Leader:
     def _begin(
         self, hosts: dict[int, HostStatus], before: Attempt | None, epoch: int, stop: bool
     ) -> None:
-        """Starts the first attempt of a job; `before` is the last one of the job before it."""
+        """Starts the first attempt; `before` is the last one of the folder's previous job, if any."""
         compile_anew = before is not None and before.anew and before.code == 1
         number = before.number if before else 0
         blank = Attempt(number, epoch, self._job, "end", newest=NO_ATTEMPT, anew=compile_anew)
@@ -151,7 +151,11 @@ class Leader:
             self._save(attempt, "a host has come back")
 
     def _settled(self, all_ended: bool, least_s: float = -1.0) -> bool:
-        """Whether the verdict on an attempt is due: all ended, or `settle_s` after the first."""
+        """Whether an attempt is to be judged.
+
+        It is once all members have ended, or the longer of `settle_s` and `least_s` has passed
+        since the first one did.
+        """
         now_s = time.monotonic()
         self._first_end_s = self._first_end_s or now_s
         return all_ended or now_s - self._first_end_s > max(least_s, self._policy.settle_s)
@@ -200,7 +204,7 @@ class Leader:
     def _refusal(
         self, attempt: Attempt, refusing: Sequence[int], hosts: Mapping[int, HostStatus]
     ) -> str:
-        """The input error of the hosts that refused, which are named unless all did."""
+        """The input error that hosts reported; names the hosts unless all did."""
         hosts_by_text: dict[str, list[int]] = {}
         for host in refusing:
             problem = self._control.problem(host, attempt.number)
@@ -221,12 +225,12 @@ class Leader:
         codes = {s.code for s in members if s.attempt == attempt.number and not s.running}
         if any(status.running for status in members):
             if stop and attempt.state == "save" and TERMINATED in codes:
-                # Those that train already cannot save without one that ended before it trained.
+                # SIGTERM ended one member before it trained: the others would wait for it to save.
                 ended = dataclasses.replace(attempt, state="end", reason="the job was stopped")
                 self._control.publish(ended)
             return
         if stop:
-            # An attempt that had failed already has nothing to save: the job resumes later.
+            # A failed attempt has nothing to save; the same command resumes the job.
             saved = attempt.state == "end" or codes <= {0, 130, TERMINATED}
             code = 0 if codes == {0} else 130 if saved else 1
             self._finish(attempt, code, "the job was stopped")

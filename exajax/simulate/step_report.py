@@ -117,19 +117,20 @@ class StepReport:
         engine: `COMPILED` or `ANALYTIC`.
         proxy: whether the chip is priced by another chip's program or efficiencies.
         model: name of the model; None for a program that no recipe describes.
-        mesh: the mesh as text; None alike.
-        zero: the level of ZeRO; None alike.
+        mesh: the mesh as text; None without a recipe.
+        zero: the level of ZeRO; None without a recipe.
         devices: devices of the mesh.
         step_time_s: seconds of the median step.
         samples_per_s: sequences a second over all devices.
         tokens_per_s: tokens a second over all devices; None where tokens are not counted.
-        model_tflops_per_device: model FLOPs, 1e12 a second on each device; None alike.
-        mfu: model FLOPs a second over the peak; None alike.
+        model_tflops_per_device: model TFLOP/s of each device; None where the model's FLOPs are not
+            known.
+        mfu: model FLOPs a second over the peak; None where they are not known.
         hfu: hardware FLOPs a second over the peak.
         fits: whether the peak of memory, with `fits_margin` on top, is within the capacity.
-        fits_margin: the share that is kept free, since formulas may be short by it; None where the
-            compiler's own figure is compared.
-        memory_bytes: memory of a device.
+        fits_margin: share added to the peak of the formulas, which may be that much too low; None
+            for the compiler's own peak.
+        memory_bytes: peak memory of a device, by what it holds.
         breakdown_s: where the step's time goes.
         advice: what to change where it does not fit.
         provenance: what the numbers follow from (`job.provenance`).
@@ -168,7 +169,7 @@ class XlaEstimate:
 
     Attributes:
         kind: `simulated`.
-        by: the part of XLA that says so.
+        by: XLA's cost model that made the estimate.
         step_time_s: seconds.
     """
 

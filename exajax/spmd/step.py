@@ -61,7 +61,7 @@ COMPUTE_DTYPES = {
     "pure-bf16": jnp.bfloat16,
     "fp8": jnp.bfloat16,
 }
-"""Type of forward and backward passes; in `fp8` the module converts factors of its products."""
+"""Type of forward and backward passes; with `fp8` the module casts the operands of its products."""
 
 MASTER_DTYPES = {"pure-bf16": jnp.bfloat16}
 """Type of master parameters and moments, where it is not fp32."""
@@ -91,7 +91,7 @@ class TrainStep:
         update: `update(state, batch)` returns the next state and the metrics `loss`, `grad_norm`
             and, where it is known, `learning_rate`. The memory of `state` is reused.
         evaluate: `evaluate(params, batch)` returns the loss: a scalar, or `Weighted` if the
-            workload's is, so that those of several batches can be added.
+            workload's loss is, so that losses of several batches can be added.
         weigh: `weigh(batch)` returns the weight of a batch; None if the loss is a plain mean.
         schedule: schedule of the pipeline; None without a pipeline.
         options: the options that the step was made with.
@@ -133,7 +133,7 @@ class TrainStep:
             schedule: pipeline schedule, one of `exajax.spmd.pipeline_schedule.SCHEDULES`.
             rules: mesh axes that divide each logical axis of parameters and activations.
             skip_bad: whether to skip an update whose loss or gradient norm is not finite:
-                parameters and optimizer state stay bit-identical, and the step counts.
+                parameters and optimizer state stay bit-identical, and `state.step` advances.
 
         Raises:
             InputError: the mesh does not divide the batch or the layers, the module has state that
@@ -183,8 +183,8 @@ class _StepFunctions:
         workload: the workload.
         mesh: the mesh.
         options: options of `TrainStep.of`.
-        shardings: shardings of `parameters`, `gradients` and `optimizer`, each shaped like the
-            parameters.
+        shardings: shardings of `parameters`, `gradients` and `optimizer`, each a tree like that
+            of the parameters.
         value: function of (params, batch) for the loss.
         value_and_grad: function of (params, batch) for the loss and its gradients.
     """
@@ -308,8 +308,9 @@ def _learning_rate(workload: Workload, state: TrainState, after: Tree) -> dict[s
     """The metric `learning_rate` of an update; empty if it is not known.
 
     A skipped update does not advance the optimizer's schedule, so the count of the schedule is read
-    from the optimizer's state before the update, or is `state.step` if there is no such count.
-    `inject_hyperparams` has the rate itself in its state after the update.
+    from the optimizer's state before the update, or is `state.step` if it has not exactly one.
+    Without a schedule of the workload the rate is read from the state that
+    `optax.inject_hyperparams` has after the update.
 
     Args:
         workload: the workload.

@@ -76,8 +76,8 @@ def fit(
 
     Args:
         step: the workload on its mesh.
-        batches: gives each process its rows of every step's batch; or a function from a step's
-            number, from 0, to its whole batch, the same on every process.
+        batches: a `Batches`, from which each process reads its own rows; or a function that
+            returns the whole batch of a step, by its number from 0, the same on every process.
         steps: updates in total, those before a resume included.
         seed: of the first parameters.
         checkpoints: where and how often to save; None saves nothing.
@@ -86,10 +86,10 @@ def fit(
             class of one's own with loggers.
 
     Raises:
-        InputError: a step does not fit a device's memory, or a checkpoint is there that is not
-            of this workload or of this data, or none that is whole.
+        InputError: a step does not fit a device's memory, or the checkpoint is of
+            another workload or other data, or all checkpoints are damaged.
         NotSavedError: the last checkpoint could not be saved.
-        RunFailed: a step was bad, or a host corrupt, and there is nothing to be done about it.
+        RunFailed: a step was bad, or a host corrupt, and the policy stops or has nothing left to try.
     """
     if policy.on_nan == "skip" and not step.options.get("skip_bad"):
         raise InputError("on_nan", "the step does not skip", "build it with skip_bad=True")
@@ -132,7 +132,7 @@ class Loop:
         run: what is trained.
         steps: updates in total.
         checkpoints: when to save; None for never.
-        audit_every: steps between audits, which go before every checkpoint too; 0 for none.
+        audit_every: steps between audits, with one before every checkpoint and at the end; 0 for none.
         hooks: called in its course.
     """
 
@@ -155,7 +155,7 @@ class Loop:
             if back:
                 self.hooks.progress("restore", run.done)
                 run.go_back(back)
-        if run.validation_loss is None and not interrupted:  # it was complete before
+        if run.validation_loss is None and not interrupted:  # all steps were done before this call
             for evaluation in self.hooks.evaluations:
                 self.hooks.progress("evaluate", run.done)
                 run.evaluate(evaluation)
@@ -165,7 +165,7 @@ class Loop:
     def _after_update(self, last: bool, interrupted: bool) -> RollBack | None:
         """Does what is due; returns how far the run has to go back, None if it goes on."""
         for phase, act in self._due(last, interrupted):
-            back = self.run.settle()  # the step in flight is still a part of its step
+            back = self.run.settle()  # so that the time of the update in flight counts as its own
             if back is None:
                 self.hooks.progress(phase, self.run.done)
                 back = act()

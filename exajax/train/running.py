@@ -66,8 +66,8 @@ class Running:
         hooks: called in its course.
 
     Raises:
-        InputError: a checkpoint is there that is not of this workload or of this data, or none
-            that is whole.
+        InputError: the checkpoint is of another workload or other data, or all checkpoints are
+            damaged.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ def run(process: TrainingProcess) -> dict[str, Any]:
 
     facts = {} if batches is None else _facts(process, batches)
     same_start.check(process.host, problem, facts)
-    assert batches  # or there had been a problem
+    assert batches  # else `check` has raised
     return training.train(process, batches)
 
 

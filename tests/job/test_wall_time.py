@@ -136,7 +136,7 @@ def test_a_wall_time_without_time_to_train_is_refused(tmp_path):
 
 
 def test_an_event_without_its_required_fields_is_left_out_with_a_message(tmp_path):
-    about = '{"time": 1.0, "attempt": 1, "host": 0, "event": '
+    about = '{"time": 1.7e9, "attempt": 1, "host": 0, "event": '
     lines = [
         '"checkpoint-saved", "step": 1, "seconds": 2.0}',
         '"checkpoint-saved", "step": 2}',
