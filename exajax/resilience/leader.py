@@ -110,7 +110,7 @@ class Leader:
     def _begin(
         self, hosts: dict[int, HostStatus], before: Attempt | None, epoch: int, stop: bool
     ) -> None:
-        """Starts the first attempt; `before` is the last one of the folder's previous job, if any."""
+        """Starts the first attempt; `before` is the last one of the job before."""
         compile_anew = before is not None and before.anew and before.code == 1
         number = before.number if before else 0
         blank = Attempt(number, epoch, self._job, "end", newest=NO_ATTEMPT, anew=compile_anew)

@@ -89,7 +89,8 @@ def fit(
         InputError: a step does not fit a device's memory, or the checkpoint is of
             another workload or other data, or all checkpoints are damaged.
         NotSavedError: the last checkpoint could not be saved.
-        RunFailed: a step was bad, or a host corrupt, and the policy stops or has nothing left to try.
+        RunFailed: a step was bad, or a host corrupt, and the policy stops or has nothing left to
+            try.
     """
     if policy.on_nan == "skip" and not step.options.get("skip_bad"):
         raise InputError("on_nan", "the step does not skip", "build it with skip_bad=True")
@@ -132,7 +133,8 @@ class Loop:
         run: what is trained.
         steps: updates in total.
         checkpoints: when to save; None for never.
-        audit_every: steps between audits, with one before every checkpoint and at the end; 0 for none.
+        audit_every: steps between audits, with one before every checkpoint and at the end; 0
+            for none.
         hooks: called in its course.
     """
 
