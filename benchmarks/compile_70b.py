@@ -36,14 +36,14 @@ def compile_once(model: str, mesh: str) -> dict[str, float]:
 
     from exajax.program import described_devices
     from exajax.program.compile import compile_step
-    from exajax.recipe import language
+    from exajax.recipe import text_workload
     from exajax.spmd.step import TrainStep
 
     cluster = load_cluster("dgx-h100")
     recipe = Recipe.of(lookup(model), MeshSpec.parse(mesh))
     mark("import")
     described = recipe.mesh.build(described_devices.described_devices(cluster, recipe.mesh.devices))
-    workload = language.workload(recipe, cluster.chip.platform)
+    workload = text_workload.workload(recipe, cluster.chip.platform)
     step = TrainStep.of(workload, described, zero=recipe.zero, precision=recipe.precision)
     mark("build")
     compile_step(step)

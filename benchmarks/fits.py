@@ -58,7 +58,7 @@ def draw(count: int) -> list[dict[str, Any]]:
         name, devices = chance.choice(CLUSTERS), chance.choice(DEVICES)
         model = lookup(MODELS[len(drawn) % len(MODELS)])
         batch = devices * chance.choice(SEQUENCES)
-        cluster, work = load_cluster(name), plan.Workload(model, batch, _seq(model), "bf16")
+        cluster, work = load_cluster(name), plan.PlannedStep(model, batch, _seq(model), "bf16")
         try:
             found = plan.search(work, cluster, devices)
         except InputError:

@@ -76,7 +76,9 @@ def devices_of(job: Job, cluster: Cluster) -> int:
 def planned(job: Job, cluster: Cluster, verify: bool) -> dict[str, Any]:
     """Returns the best plan of a job on a machine, and what the note's figure would take there."""
     model, devices = lookup(job.model), devices_of(job, cluster)
-    found = plan.search(plan.Workload(model, job.global_batch, model.seq, "bf16"), cluster, devices)
+    found = plan.search(
+        plan.PlannedStep(model, job.global_batch, model.seq, "bf16"), cluster, devices
+    )
     fitting = found.fits.nonzero()[0]
     peak = devices * cluster.chip.peak("bf16")
     sample_flops = model.step_flops(1, model.seq)

@@ -36,12 +36,12 @@ def exajax_side(recipe: Recipe) -> tuple[Side, Callable[[], Any]]:
     """Returns exajax's own train step on one device, and what copies its parameters to the host."""
     import jax
 
-    from exajax.recipe import language
+    from exajax.recipe import text_workload
     from exajax.spmd import compiler_options
     from exajax.spmd.step import TrainStep
 
     device = jax.devices()[0]
-    workload = language.workload(recipe, device.platform)
+    workload = text_workload.workload(recipe, device.platform)
     step = TrainStep.of(workload, recipe.mesh.build([device]), precision=recipe.precision)
     lowered = step.update.lower(step.state, step.batch)
     update = compiler_options.compile(lowered, device.platform)

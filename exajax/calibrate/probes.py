@@ -14,7 +14,7 @@ from exajax.machine.software import PRODUCTS, SoftwareProfile
 from exajax.models.dimensions import ModelConfig
 from exajax.program import hlo, operations
 from exajax.program.operations import Program, flatten
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.recipe.recipe import Recipe
 from exajax.simulate.collectives.pricing import collective_time_s
 from exajax.simulate.kernels import operation_time_s
@@ -65,7 +65,7 @@ def _measure(model: ModelConfig, mesh: MeshSpec, remat: str) -> Probe:
         model, mesh, global_batch=4 * mesh.batch_shards, precision="fp32", remat=remat
     )
     step = TrainStep.of(
-        language.workload(recipe, "cpu"), mesh.build(jax.devices()), **recipe.step_options
+        text_workload.workload(recipe, "cpu"), mesh.build(jax.devices()), **recipe.step_options
     )
     random = np.random.default_rng(0)
     batch = {

@@ -11,7 +11,7 @@ from typing import Any
 from exajax.chaos import disk
 from exajax.chaos.faults import COMMIT, Fault
 from exajax.chaos.injections import INJECTIONS, Injection, JobUnderTest
-from exajax.chaos.positions import WorkerPositions
+from exajax.chaos.worker_progress import RunProgress
 from exajax.job.events import EventLog
 
 LOGGER = logging.getLogger(__name__)
@@ -32,13 +32,13 @@ class Injector:
     def __init__(self, faults: Sequence[Fault], job: JobUnderTest, events: EventLog) -> None:
         self.pending = list(faults)
         self._job, self._events = job, events
-        self._positions = WorkerPositions(job.run_dir)
+        self._progress = RunProgress(job.run_dir)
         self._active: list[tuple[Fault, Injection, float]] = []
         self._started_s = time.monotonic()
 
     def round(self) -> None:
         """Injects and lifts what is due now; to be called many times a second."""
-        self._positions.update()
+        self._progress.update()
         now_s = time.monotonic()
         for entry in list(self._active):
             fault, injection, since_s = entry
@@ -56,7 +56,7 @@ class Injector:
     @property
     def furthest(self) -> int:
         """The highest step that any host has reached."""
-        return max(self._positions.of(host).step for host in range(self._job.hosts))
+        return max(self._progress.of(host).step for host in range(self._job.hosts))
 
     def lift_all(self) -> None:
         """Lifts all faults that last."""
@@ -71,22 +71,22 @@ class Injector:
         if fault.at_s is not None and elapsed_s < fault.at_s:
             return False
         host = self._host(fault)
-        if fault.step is not None and self._positions.of(host).step < fault.step:
+        if fault.step is not None and self._progress.of(host).step < fault.step:
             return False
         if fault.phase == COMMIT:
             return disk.save_in_progress(self._job.checkpoints)
-        return fault.phase is None or self._positions.entered(host, fault.phase)
+        return fault.phase is None or self._progress.entered(host, fault.phase)
 
     def _inject(self, fault: Fault) -> None:
         host = self._host(fault)
-        position = self._positions.of(host)
+        progress = self._progress.of(host)
         committing = disk.save_in_progress(self._job.checkpoints)
         time_s = time.time()
         injection = INJECTIONS[fault.kind](self._job, fault, host)
         if injection is None:
             return
-        facts = {"phase": position.phase, "step": position.step, **injection.facts}
-        if injection.facts.get("attempt", position.attempt) > position.attempt:
+        facts = {"phase": progress.phase, "step": progress.step, **injection.facts}
+        if injection.facts.get("attempt", progress.attempt) > progress.attempt:
             facts |= {"phase": "start", "step": 0}  # a new worker that has not logged a phase yet
         self._note(fault, host, time_s, facts | {"committing": committing})
         self._active.append((fault, injection, time.monotonic()))
@@ -102,7 +102,7 @@ class Injector:
         self.pending.remove(fault)
         target = "parent" if fault.role == "parent" else host
         about = {"id": fault.id, "kind": fault.kind, "target": target, "process": fault.role}
-        about["attempt"] = self._positions.of(host).attempt
+        about["attempt"] = self._progress.of(host).attempt
         self._events.write("injected", **{**about, **facts, "time": time_s})
         LOGGER.info("%s", summary(fault, host, facts))
 

@@ -36,10 +36,10 @@ def parser() -> Parser:
     from exajax.cli import (
         calibrate,
         chaos,
+        child_process,
         doctor,
         export,
         goodput,
-        job,
         plan,
         sample,
         simulate,
@@ -69,8 +69,8 @@ def parser() -> Parser:
         module.add_flags(arguments)
         arguments.set_defaults(run=module.run)
     job_arguments = commands.add_parser("job")  # commands without a help text are not listed
-    job.add_flags(job_arguments)
-    job_arguments.set_defaults(run=job.run)
+    child_process.add_flags(job_arguments)
+    job_arguments.set_defaults(run=child_process.run)
     return top
 
 

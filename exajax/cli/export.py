@@ -63,7 +63,7 @@ def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None
     import jax
 
     from exajax.models.huggingface.weights_writer import DTYPES, check_free, save
-    from exajax.recipe import language
+    from exajax.recipe import text_workload
     from exajax.spmd.parameters import abstract_parameters
     from exajax.train.checkpoint.parameters import (
         check_tokenizer,
@@ -73,7 +73,7 @@ def export(run_dir: Path, folder: Path, dtype: str, tokenizer: str | None = None
 
     check_free(folder)
     run = open_trained_model(run_dir)
-    build = language.inference_model(run.model, run.interleave)
+    build = text_workload.inference_model(run.model, run.interleave)
     encoder = load_tokenizer(tokenizer) if tokenizer else run_tokenizer(run, run_dir)
     check_tokenizer(run, encoder)
     mesh = MeshSpec().build(runtime.job_devices()[:1])

@@ -24,7 +24,7 @@ def write_report(
         simulated: the simulated step of the small model.
         comparison: measured and simulated step time of the small model, if steps were timed.
     """
-    from exajax.report import perfetto, plots, site
+    from exajax.report import page, perfetto, plots
     from exajax.train.sinks import tensorboard
 
     path = job.folder.path
@@ -44,9 +44,8 @@ def write_report(
     tensorboard.write_scaling(path / "tensorboard" / "scaling", runs, figure)
     figure.savefig(path / "scaling.png", dpi=150)
     _write_trace(job)
-    site.write(
-        path, job.recipe, job.small_recipe, job.cluster, points, simulated, measured, comparison
-    )
+    small_model = page.SmallModel(job.small_recipe, simulated, measured, comparison)
+    page.write(path, job.recipe, job.cluster, points, small_model)
     print(f"\nreport       {path / 'report.html'}")
     print(f"trace        {path / perfetto.NAME}, opens in ui.perfetto.dev")
     print(f"TensorBoard  tensorboard --logdir {path / 'tensorboard'}")

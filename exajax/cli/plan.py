@@ -17,7 +17,7 @@ from exajax.models.presets import PRESETS, lookup
 from exajax.recipe.recipe import PRECISIONS
 from exajax.report import plan_table
 from exajax.simulate import plan
-from exajax.simulate.plans import Plans
+from exajax.simulate.plan_report import Plans
 
 LOGGER = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Progress:
             LOGGER.info("priced %s of %s layouts", f"{priced:,}", f"{layouts:,}")
 
 
-def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
+def _checked(args: argparse.Namespace) -> tuple[plan.PlannedStep, Cluster]:
     """The workload to plan and the machine; raises an `InputError` that names a flag."""
     model, cluster = lookup(args.model), load_cluster(args.cluster)
     cluster.chip.peak(args.precision)
@@ -178,4 +178,4 @@ def _checked(args: argparse.Namespace) -> tuple[plan.Workload, Cluster]:
 
         plots.check_file(args.plot)
     seq = model.seq if args.seq is None else args.seq
-    return plan.Workload(model, args.global_batch, seq, args.precision), cluster
+    return plan.PlannedStep(model, args.global_batch, seq, args.precision), cluster

@@ -14,7 +14,7 @@ from exajax.machine.cluster import Cluster
 from exajax.recipe.recipe import Recipe
 from exajax.simulate import plan
 from exajax.simulate.formulas.prediction import capacity_bytes, predict, provenance_of_engine
-from exajax.simulate.plans import Cost, Faster, Plan, Verified
+from exajax.simulate.plan_report import Cost, Faster, Plan, Verified
 from exajax.simulate.step_report import StepReport
 
 SHOWN = 3
@@ -96,7 +96,7 @@ def verify(recipe: Recipe, planned: StepReport, cluster: Cluster) -> Verified:
     )
 
 
-def with_more_memory(search: plan.Found, model: str) -> list[Faster]:
+def with_more_memory(search: plan.PricedLayouts, model: str) -> list[Faster]:
     """Layouts that would be faster if they fitted, the least memory first."""
     limit = capacity_bytes(search.cluster)
     fastest = search.step_s[search.fits].min(initial=math.inf)
@@ -120,7 +120,7 @@ def with_more_memory(search: plan.Found, model: str) -> list[Faster]:
     ]
 
 
-def advice(search: plan.Found, devices: int, model: str, progress: Progress) -> list[str]:
+def advice(search: plan.PricedLayouts, devices: int, model: str, progress: Progress) -> list[str]:
     """Where nothing fits: the layout that comes closest, and what would help, a line each.
 
     Args:

@@ -73,7 +73,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the text as it is made, or all of it as JSON."""
     out = runtime.claim_stdout()
-    from exajax.recipe import language
+    from exajax.recipe import text_workload
     from exajax.train.checkpoint.parameters import check_tokenizer, open_trained_model
     from exajax.train.generate import Sampling, as_text, generate
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return tokenizer.decode(np.array(ids, np.int64))
 
     run = open_trained_model(Path(args.run_dir))
-    build = language.inference_model(run.model, run.interleave)
+    build = text_workload.inference_model(run.model, run.interleave)
     check_tokenizer(run, tokenizer)
     model = _model(run, build, tokenizer, args.precision)
     chunks = generate(model, prompt.tolist(), args.tokens, sampling)

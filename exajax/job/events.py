@@ -16,7 +16,10 @@ FOLDER = "events"
 PHASES = (
     "start", "compile", "restore", "step", "evaluate", "callback", "audit", "checkpoint", "end",
 )  # fmt: skip
-"""Phases of a training process, which it logs as it enters them (event `phase`)."""
+"""Phases of a training process, which it logs as it enters them (event `phase`).
+
+`start` is before the training loop, which announces the others to `Hooks.progress`.
+"""
 
 EARLIEST_S = 1e9
 """In 2001, before any run: an earlier time has lost digits, and would make a run take decades."""

@@ -64,7 +64,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Loop:
+class ProgramLoop:
     """A loop of the program.
 
     Attributes:
@@ -78,11 +78,11 @@ class Loop:
     name: str
     op_name: str
     trips: int
-    body: tuple["Operation | Loop", ...]
+    body: tuple["Operation | ProgramLoop", ...]
     trips_known: bool = True
 
 
-Program = tuple[Operation | Loop, ...]
+Program = tuple[Operation | ProgramLoop, ...]
 
 
 def read_program(module: Module, mesh_axes: Mapping[str, int]) -> Program:
@@ -98,7 +98,7 @@ def read_program(module: Module, mesh_axes: Mapping[str, int]) -> Program:
 def flatten(program: Program, times: int = 1) -> Iterator[tuple[Operation, int]]:
     """All operations of a program, each with the number of times that a step runs it."""
     for node in program:
-        if isinstance(node, Loop):
+        if isinstance(node, ProgramLoop):
             yield from flatten(node.body, times * node.trips)
         else:
             yield node, times
@@ -118,7 +118,7 @@ def unknown_loops(program: Program) -> list[str]:
     """Names of the loops whose number of trips is unknown, and taken as 1."""
     names = []
     for node in program:
-        if isinstance(node, Loop):
+        if isinstance(node, ProgramLoop):
             names += [] if node.trips_known else [node.name]
             names += unknown_loops(node.body)
     return names
@@ -137,7 +137,7 @@ def communicated_bytes(program: Program) -> dict[str, dict[str, int]]:
 
 def _operations(
     computation: Computation, module: Module, mesh_axes: Mapping[str, int]
-) -> Iterator[Operation | Loop]:
+) -> Iterator[Operation | ProgramLoop]:
     for instruction in computation.instructions:
         opcode = instruction.opcode
         if _is_free(instruction):
@@ -145,7 +145,7 @@ def _operations(
         if opcode == "while":
             body = module.computations[instruction.called("body")]
             count = trip_count(instruction, computation, module)
-            yield Loop(
+            yield ProgramLoop(
                 instruction.name,
                 instruction.op_name,
                 1 if count is None else count,

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from exajax.recipe import language, vision
+from exajax.recipe import image_workload, text_workload
 from exajax.recipe.recipe import Recipe
 from exajax.spmd.weighted import Loss
 from exajax.spmd.workload import Batch, Stages, Workload
 
-FAMILIES = language.FAMILIES | vision.FAMILIES
+FAMILIES = text_workload.FAMILIES | image_workload.FAMILIES
 
 
 def workload(recipe: Recipe, platform: str) -> Workload:
@@ -19,7 +19,7 @@ def workload(recipe: Recipe, platform: str) -> Workload:
         recipe: the job.
         platform: `cpu`, `cuda` or `gpu`, on which the implementation of attention depends.
     """
-    kind = vision if recipe.model.family in vision.FAMILIES else language
+    kind = image_workload if recipe.model.family in image_workload.FAMILIES else text_workload
     return kind.workload(recipe, platform)
 
 
@@ -38,6 +38,6 @@ def evaluation_metrics(recipe: Recipe, platform: str) -> dict[str, Callable[[Any
     if plain != recipe or recipe.model.experts:
         loss = workload(plain, platform).loss
         metrics["loss"] = loss.without_extra if isinstance(loss, Stages) else loss
-    if recipe.model.family in vision.FAMILIES:
-        metrics["accuracy"] = vision.accuracy_metric(recipe)
+    if recipe.model.family in image_workload.FAMILIES:
+        metrics["accuracy"] = image_workload.accuracy_metric(recipe)
     return metrics

@@ -10,7 +10,7 @@ from exajax import units
 from exajax.machine.chip import Chip
 from exajax.machine.cluster import Cluster
 from exajax.program.labels import label
-from exajax.program.operations import Loop, Operation, Program, flatten
+from exajax.program.operations import Operation, Program, ProgramLoop, flatten
 from exajax.simulate.collectives.pricing import collective_price
 from exajax.simulate.kernels import PRECISIONS, price
 from exajax.simulate.timeline import Event
@@ -121,7 +121,7 @@ class _Trips:
         self._loop = {
             op.name: node
             for node in program
-            if isinstance(node, Loop)
+            if isinstance(node, ProgramLoop)
             for op, _ in flatten((node,))
         }
         self._seen: dict[str, int] = {}

@@ -6,14 +6,14 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from exajax.report.plots import IDEAL, LIMIT, SIMULATED, styled
 from exajax.simulate.formulas.prediction import capacity_bytes
-from exajax.simulate.plan import Found
+from exajax.simulate.plan import PricedLayouts
 
 POINTS = 20_000
 """Layouts that are drawn at most, chosen evenly of all."""
 
 
 @styled
-def draw(found: Found) -> Figure:
+def draw(found: PricedLayouts) -> Figure:
     """Draws all layouts, the Pareto front, a device's memory and the best that fits."""
     figure = Figure(figsize=(8.0, 4.2), layout="constrained")
     axes = figure.subplots()

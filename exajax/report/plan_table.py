@@ -6,7 +6,7 @@ from exajax import units
 from exajax.machine.cluster import Cluster
 from exajax.machine.software_of_rows import unvalidated
 from exajax.simulate.formulas.prediction import fits_margin
-from exajax.simulate.plans import Cost, Plan, Plans, Verified
+from exajax.simulate.plan_report import Cost, Plan, Plans, Verified
 from exajax.simulate.step_report import LEAST_SHARE, StepReport
 
 

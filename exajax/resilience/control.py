@@ -75,7 +75,7 @@ class WorkerStatus:
         pid: of the process.
         attempt: the attempt that it belongs to.
         beat: heartbeat: counts statuses, and stands still when the process is stopped.
-        phase: the current phase, one of `exajax.train.loop.PHASES`.
+        phase: the current phase, one of `exajax.job.events.PHASES`.
         step: the current update, or the last one.
         turns: number of phases entered so far. All hosts enter the same phases, so that the others
             wait for the one with the lowest number.

@@ -9,7 +9,7 @@ from exajax.errors import InputError, nearest
 SILENT = "silent"
 """Name of the deadline for the heartbeat of a training process."""
 
-DEFAULTS_S: Mapping[str, float] = {  # `exajax.train.loop.PHASES`, and `silent`
+DEFAULTS_S: Mapping[str, float] = {  # `exajax.job.events.PHASES`, and `silent`
     "start": 600.0,  # joining the job, and opening the data
     "compile": 3600.0,
     "restore": 1800.0,
@@ -74,7 +74,7 @@ class Deadlines:
         """The deadline of a phase, seconds.
 
         Args:
-            phase: of `exajax.train.loop.PHASES`, or `silent`.
+            phase: of `exajax.job.events.PHASES`, or `silent`.
             step_times_s: durations of the last steps.
         """
         if phase in self.given:

@@ -29,7 +29,7 @@ Bound = Literal["compute", "memory", "launch"]
 
 
 @dataclass(frozen=True)
-class Price:
+class KernelPrice:
     """What an operation costs.
 
     Attributes:
@@ -46,7 +46,7 @@ def operation_time_s(op: Operation, chip: Chip) -> float:
     return price(op, chip).seconds
 
 
-def price(op: Operation, chip: Chip) -> Price:
+def price(op: Operation, chip: Chip) -> KernelPrice:
     """Returns the time of an operation, and what bounds it.
 
     The roofline of Williams et al. (2009), each roof lowered to what kernels reach: matrix
@@ -65,7 +65,7 @@ def price(op: Operation, chip: Chip) -> Price:
     memory_s = op.bytes / (chip.memory_bandwidth * chip.memory_efficiency)
     work_s = max(compute_s, memory_s)
     tiled = isinstance(chip.matmul, Tiles)
-    return Price(
+    return KernelPrice(
         chip.launch_s + work_s if tiled else max(chip.launch_s, work_s),
         _longest(chip.launch_s, compute_s, memory_s),
     )
@@ -86,7 +86,7 @@ def matmul_efficiency(flops: float, curve: Curve) -> float:
     return float(np.interp(math.log(flops), logs, curve.fraction))
 
 
-def _products(op: Operation, chip: Chip, tiles: Tiles) -> Price:
+def _products(op: Operation, chip: Chip, tiles: Tiles) -> KernelPrice:
     """The products of an operation, one after the other, which share its bytes by their FLOPs."""
     products = op.products or (_cube(op.flops),)
     flops = sum(product.flops for product in products)
@@ -99,7 +99,7 @@ def _products(op: Operation, chip: Chip, tiles: Tiles) -> Price:
     )
     times = matmul.times(what, tiles, _peak(op.dtype, chip), chip.memory_bandwidth)
     launches_s = (len(products) - 1) * tiles.launch_s  # one operation is launched once
-    return Price(
+    return KernelPrice(
         float(times.total.sum()) - launches_s,
         _longest(tiles.launch_s, float(times.compute.sum()), float(times.memory.sum())),
     )

@@ -69,7 +69,7 @@ class Products:
 
 
 @dataclass(frozen=True)
-class Times:
+class MatmulTimes:
     """Where the time of products goes, in seconds, each of shape [R].
 
     Attributes:
@@ -83,7 +83,7 @@ class Times:
     memory: Floats
 
 
-def times(what: Products, tiles: Tiles, flops_per_s: float, bytes_per_s: float) -> Times:
+def times(what: Products, tiles: Tiles, flops_per_s: float, bytes_per_s: float) -> MatmulTimes:
     """Returns the time of products on one device.
 
     Args:
@@ -110,7 +110,7 @@ def times(what: Products, tiles: Tiles, flops_per_s: float, bytes_per_s: float) 
     row, best = np.arange(len(total_s)), total_s.argmin(axis=1)
     sustained = what.flops / (what.flops + tiles.slowdown_flops)
     slower = 1 + tiles.slowdown * sustained
-    return Times(
+    return MatmulTimes(
         tiles.launch_s + total_s[row, best] * slower,
         compute_s[row, best] * slower,
         memory_s[row, best] * slower,

@@ -28,8 +28,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What is to be planned.
+class PlannedStep:
+    """A training step that is to be laid over devices.
 
     Attributes:
         model: its dimensions.
@@ -45,7 +45,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Found:
+class PricedLayouts:
     """All layouts of a workload over so many devices of a machine, and what each would do.
 
     Attributes:
@@ -56,7 +56,7 @@ class Found:
         bytes: on a device at the peak, shape [N].
     """
 
-    work: Workload
+    work: PlannedStep
     cluster: Cluster
     layouts: Layouts
     step_s: Floats
@@ -119,8 +119,8 @@ class Found:
 
 
 def search(
-    work: Workload, cluster: Cluster, devices: int, say: Progress = lambda priced, count: None
-) -> Found:
+    work: PlannedStep, cluster: Cluster, devices: int, say: Progress = lambda priced, count: None
+) -> PricedLayouts:
     """Prices every layout of a workload over devices.
 
     Args:
@@ -151,10 +151,10 @@ def search(
             priced.append(one)
             say(min(len(priced) * AT_A_TIME, len(layouts)), len(layouts))
     step_s, bytes_ = (np.concatenate(columns) for columns in zip(*priced, strict=True))
-    return Found(work, cluster, layouts, step_s, bytes_)
+    return PricedLayouts(work, cluster, layouts, step_s, bytes_)
 
 
-def _probe(work: Workload) -> Recipe:
+def _probe(work: PlannedStep) -> Recipe:
     """The workload on one device; raises what is impossible on any mesh at once."""
     return Recipe.of(
         work.model,
@@ -170,18 +170,18 @@ def _chunks(count: int) -> Iterator[NDArray[np.intp]]:
         yield np.arange(begin, min(begin + AT_A_TIME, count))
 
 
-def _price(work: Workload, cluster: Cluster, layouts: Layouts) -> tuple[Floats, Floats]:
+def _price(work: PlannedStep, cluster: Cluster, layouts: Layouts) -> tuple[Floats, Floats]:
     priced = Work(work.model, cluster, work.global_batch, work.seq, work.precision)
     times, memory = engine.step(priced, layouts)
     return times.step_s, memory.total
 
 
 def smallest_that_fits(
-    work: Workload,
+    work: PlannedStep,
     cluster: Cluster,
     counts: Sequence[int],
     say: Progress = lambda priced, count: None,
-) -> Found | None:
+) -> PricedLayouts | None:
     """The layouts over the first number of devices on which one of them fits, else None.
 
     Args:

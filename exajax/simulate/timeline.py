@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass, field
 
 from exajax.machine.cluster import Cluster
-from exajax.program.operations import Loop, Operation, Program
+from exajax.program.operations import Operation, Program, ProgramLoop
 from exajax.simulate.collectives.pricing import collective_time_s
-from exajax.simulate.kernels import Price, price
+from exajax.simulate.kernels import KernelPrice, price
 
 OVERLAP_SLOWDOWN = {"cuda": 0.189, "cpu": 0.0}
 """How much longer compute takes while it overlaps with a collective, by platform: the average over
@@ -124,13 +124,13 @@ class _Device:
         self.busy_until_s = {"communication": 0.0, HOST: 0.0}
         self.spent = Breakdown()
         self.events: list[Event] = []
-        self._prices: dict[int, Price] = {}
+        self._prices: dict[int, KernelPrice] = {}
 
     def run(self, program: Program, in_pipeline: bool = False) -> None:
         running: dict[str, tuple[float, float, Operation]] = {}  # start -> ends, lasts, what
         for node in program:
             idle = self.bubble if in_pipeline or f"/{PIPELINE}/" in node.op_name else 0.0
-            if isinstance(node, Loop):
+            if isinstance(node, ProgramLoop):
                 self._loop(node, idle > 0)
             elif node.collective or node.kind.startswith("host-copy"):
                 if not node.kind.endswith("-done"):
@@ -144,7 +144,7 @@ class _Device:
         if running:
             raise ValueError(f"what nothing waits for: {', '.join(running)}")
 
-    def _loop(self, loop: Loop, in_pipeline: bool) -> None:
+    def _loop(self, loop: ProgramLoop, in_pipeline: bool) -> None:
         """Runs trips until one leaves the streams as the trip before did; the rest are like it."""
         backlog_s: dict[str, float] = {}
         for trip in range(loop.trips):
@@ -201,7 +201,7 @@ class _Device:
         self.spent.pipeline_bubble += lasts_s * idle
         self.spent.slowed += lasts_s - alone_s
 
-    def _price(self, op: Operation) -> Price:
+    def _price(self, op: Operation) -> KernelPrice:
         if id(op) not in self._prices:  # the same in every trip of its loops
             self._prices[id(op)] = price(op, self.cluster.chip)
         return self._prices[id(op)]
@@ -211,7 +211,7 @@ class _Device:
             self.events.append(Event(op, stream, start_s, lasts_s))
 
 
-def _kind(op: Operation, priced: Price) -> str:
+def _kind(op: Operation, priced: KernelPrice) -> str:
     if "/optimizer/" in op.op_name:
         return "optimizer"
     if priced.bound == "launch":

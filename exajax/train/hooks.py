@@ -64,7 +64,7 @@ class Hooks:
         return ()
 
     def progress(self, phase: str, step: int) -> None:
-        """Called before the loop turns to a phase, one of `PHASES`.
+        """Called before the loop turns to a phase, one of `exajax.job.events.PHASES`.
 
         Args:
             phase: what comes next.

@@ -10,7 +10,7 @@ from exajax.recipe.recipe import Recipe
 from exajax.train.data.corpus import load_corpus
 from exajax.train.data.image_batches import ImageBatches
 from exajax.train.data.images import load_images
-from exajax.train.data.sampling import TextBatches
+from exajax.train.data.text_batches import TextBatches
 from exajax.train.options import TrainOptions
 
 

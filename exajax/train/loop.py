@@ -17,21 +17,8 @@ from exajax.train.health import bad_steps
 from exajax.train.health.bad_steps import Policy, RollBack
 from exajax.train.health.watch import Health
 from exajax.train.hooks import Chain, Hooks
-from exajax.train.running import Program, Running
+from exajax.train.run_state import CompiledStep, RunState
 from exajax.train.stopping import StopRequest
-
-PHASES = (
-    "start",
-    "compile",
-    "restore",
-    "step",
-    "evaluate",
-    "callback",
-    "audit",
-    "checkpoint",
-    "end",
-)
-"""Phases of a run, as `Hooks.progress` gets them; `start` is before the loop."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +86,15 @@ def fit(
     chain = Chain(hooks)
     chain.progress("compile", 0)
     warn_of_idle_axes(step)
-    program = Program.of(step)
+    compiled = CompiledStep.of(step)
     health = Health(step, policy, chain)
-    chain.compiled(program.compilation)
+    chain.compiled(compiled.compilation)
     with contextlib.ExitStack() as opened:  # closed in the opposite order
         chain.progress("restore", 0)
         store = Checkpoints(checkpoints, step, seed, chain) if checkpoints else None
         if store:
             opened.callback(store.close)
-        run = Running(program, batches, health, store, seed, chain)
+        run = RunState(compiled, batches, health, store, seed, chain)
         opened.callback(run.close)
         stop = StopRequest()
         opened.callback(stop.close)
@@ -120,7 +107,7 @@ def fit(
         run.validation_loss,
         run.resumed_from,
         interrupted,
-        program.compilation,
+        compiled.compilation,
         run.state,
     )
 
@@ -138,7 +125,7 @@ class Loop:
         hooks: called in its course.
     """
 
-    run: Running
+    run: RunState
     steps: int
     checkpoints: Checkpointing | None
     audit_every: int

@@ -16,8 +16,8 @@ from exajax.recipe.optimizer import describe_new_horizon
 from exajax.recipe.recipe import Recipe
 from exajax.train import inputs
 from exajax.train.data.image_batches import ImageBatches
-from exajax.train.data.sampling import TextBatches
 from exajax.train.data.skipping import Skipping
+from exajax.train.data.text_batches import TextBatches
 from exajax.train.data.tokenizer import KEPT
 from exajax.train.hooks import Hooks
 from exajax.train.process import TrainingProcess

@@ -12,7 +12,7 @@ from exajax.job.provenance import start_versions
 from exajax.recipe import option
 from exajax.train import inputs
 from exajax.train.data.image_batches import ImageBatches
-from exajax.train.data.sampling import TextBatches
+from exajax.train.data.text_batches import TextBatches
 from exajax.train.options import TrainOptions
 from exajax.train.process import TrainingProcess
 

@@ -9,7 +9,7 @@ from exajax.job.provenance import machine, provenance
 from exajax.recipe.recipe import Recipe
 from exajax.spmd import compiler_options
 from exajax.train.data.image_batches import ImageBatches
-from exajax.train.data.sampling import TextBatches
+from exajax.train.data.text_batches import TextBatches
 from exajax.train.loop import Fit
 from exajax.train.process import TrainingProcess
 from exajax.train.sinks import history

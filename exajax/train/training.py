@@ -18,8 +18,8 @@ from exajax.spmd.step import StepOptions, TrainStep
 from exajax.train import device_memory, summary
 from exajax.train.checkpoint import published_weights
 from exajax.train.data.image_batches import ImageBatches
-from exajax.train.data.sampling import TextBatches
 from exajax.train.data.skipping import Skipping
+from exajax.train.data.text_batches import TextBatches
 from exajax.train.hooks import Evaluation, Hooks
 from exajax.train.loop import fit
 from exajax.train.process import TrainingProcess

@@ -14,7 +14,6 @@ from exajax.chaos import faults, faults_file
 from exajax.chaos.faults import COMMIT, KINDS, ROLES, Fault
 from exajax.chaos.injections import INJECTIONS
 from exajax.job.events import PHASES
-from exajax.train.loop import PHASES as TRAINING_PHASES
 
 
 @st.composite
@@ -113,10 +112,6 @@ def test_the_host_of_a_random_target_follows_from_the_faults_number():
 
 def test_every_kind_is_injected_from_outside_or_self_inflicted():
     assert {name for name, kind in KINDS.items() if not kind.inside} == set(INJECTIONS)
-
-
-def test_the_phases_are_those_of_the_loop():
-    assert TRAINING_PHASES == PHASES
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exajax.job import goodput
-from exajax.job.events import EventLog
+from exajax.job.events import PHASES, EventLog
 from exajax.job.goodput import CAUSES, Goodput, goodput_of_events
-from exajax.train.loop import PHASES
 from tests.conftest import command
 from tests.jobs.processes import SMALL
 

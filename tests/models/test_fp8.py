@@ -15,7 +15,7 @@ from exajax import InputError, MeshSpec, Recipe, TrainStep, load_cluster
 from exajax.models import fp8
 from exajax.models.presets import PRESETS
 from exajax.program import described_devices, hlo, operations
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.simulate.kernels import operation_time_s
 from tests.conftest import command
 
@@ -75,7 +75,7 @@ def test_nothing_times_something_is_nothing():
 def test_the_products_with_the_weights_of_a_block_are_fp8_and_no_others(name, products):
     recipe = recipe_of(name, MeshSpec(), "fp8")
     with nnx.use_eager_sharding(False):
-        model = language.workload(recipe, "cpu").build(nnx.Rngs(0))
+        model = text_workload.workload(recipe, "cpu").build(nnx.Rngs(0))
     tokens = jax.ShapeDtypeStruct((8, 32), jnp.int32)
     text = jax.jit(lambda tokens: model(tokens)).lower(tokens).as_text()
     dots = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
@@ -102,7 +102,7 @@ def recipe_of(name, mesh, precision, **options):
 def losses(precision, steps=30):
     recipe = recipe_of("llama-tiny", MeshSpec(), precision, remat="none", steps=steps)
     mesh = recipe.mesh.build(jax.devices()[:1])
-    step = TrainStep.of(language.workload(recipe, "cpu"), mesh, **recipe.step_options)
+    step = TrainStep.of(text_workload.workload(recipe, "cpu"), mesh, **recipe.step_options)
     state = step.init(np.uint32(0))
     tokens = np.random.default_rng(1).integers(0, 64, (8, 33)).astype(np.int32)
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
@@ -125,7 +125,7 @@ def test_a_model_learns_as_it_does_in_bf16():
 def compiled():
     """A small llama on eight described H100, tensor and data parallel."""
     recipe = recipe_of("llama-tiny", MeshSpec(4, 1, 2), "fp8", remat="none")
-    workload = language.workload(recipe, "cuda")
+    workload = text_workload.workload(recipe, "cuda")
     return recipe, exajax.predict(workload, recipe.mesh, "dgx-h100", **recipe.step_options)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from exajax import InputError, MeshSpec
 from exajax.models.huggingface import weights_reader, weights_writer
 from exajax.models.presets import PRESETS, lookup
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.spmd.parameters import abstract_parameters
 
 torch = pytest.importorskip("torch")
@@ -63,7 +63,7 @@ def published(request, tmp_path_factory):
 def described(config, mesh="1x1"):
     spec = MeshSpec.parse(mesh)
     return abstract_parameters(
-        language.inference_model(config), spec.build(jax.devices()[: spec.devices])
+        text_workload.inference_model(config), spec.build(jax.devices()[: spec.devices])
     )
 
 
@@ -151,7 +151,7 @@ def test_our_model_gives_the_same_logits_in_transformers(family, tmp_path):
     config = dataclasses.replace(PRESETS[f"{family}-tiny"], vocab=250, layers=2)
     module, _ = described(config)
     with nnx.use_eager_sharding(False):
-        model = language.inference_model(config)(nnx.Rngs(1))
+        model = text_workload.inference_model(config)(nnx.Rngs(1))
     # Three times what training begins with: logits that a wrong weight would change.
     params = jax.tree.map(lambda leaf: leaf * 3, nnx.to_pure_dict(nnx.state(model)))
     out = tmp_path / "out"

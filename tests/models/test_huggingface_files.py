@@ -21,7 +21,7 @@ from exajax.models.huggingface import weights_reader, weights_writer
 from exajax.models.huggingface.config import CONFIG, to_balance, to_coefficient
 from exajax.models.model_file import model_of_table
 from exajax.models.presets import lookup
-from exajax.recipe import language, workloads
+from exajax.recipe import text_workload, workloads
 from exajax.recipe.recipe import Recipe
 from exajax.spmd.parameters import abstract_parameters
 
@@ -39,7 +39,7 @@ MODELS = {
 
 def weights(config: ModelConfig) -> Any:
     with nnx.use_eager_sharding(False):
-        model = language.inference_model(config)(nnx.Rngs(0))
+        model = text_workload.inference_model(config)(nnx.Rngs(0))
     return jax.device_get(nnx.to_pure_dict(nnx.state(model)))
 
 
@@ -81,7 +81,7 @@ def test_what_was_written_is_read_again(whole, family):
     assert config.parameters == MODELS[family].parameters
     weights_reader.check(whole / family, config, "init")
     _, shapes = abstract_parameters(
-        language.inference_model(config), MeshSpec().build(jax.devices()[:1])
+        text_workload.inference_model(config), MeshSpec().build(jax.devices()[:1])
     )
     again = weights_reader.load(whole / family, config, shapes)
     expected = weights(MODELS[family])
@@ -270,7 +270,7 @@ def test_a_tensor_is_that_of_the_shard_that_the_index_names(folder):
     config = lookup(str(folder / "llama"))
     weights_reader.check(folder / "llama", config, "init")
     _, shapes = abstract_parameters(
-        language.inference_model(config), MeshSpec().build(jax.devices()[:1])
+        text_workload.inference_model(config), MeshSpec().build(jax.devices()[:1])
     )
     for leaf in jax.tree.leaves(weights_reader.load(folder / "llama", config, shapes)):
         assert not np.any(np.asarray(leaf) == 7)

@@ -10,7 +10,7 @@ from exajax.models.attention import attention
 from exajax.models.layers import REMAT_POLICIES, ComputeOptions, rotary
 from exajax.models.losses import cross_entropy
 from exajax.models.presets import PRESETS
-from exajax.recipe.language import FAMILIES
+from exajax.recipe.text_workload import FAMILIES
 
 rng = np.random.default_rng(0)
 

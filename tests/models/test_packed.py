@@ -11,7 +11,7 @@ from flax import nnx
 from exajax import MeshSpec, Recipe
 from exajax.models.layers import Documents
 from exajax.models.presets import PRESETS
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.spmd.sharding import use_mesh
 
 FAMILIES = ("gpt", "llama", "mixtral")
@@ -21,7 +21,7 @@ FIRST, SECOND, OTHER = [97, 49, 50, 51, 52, 0], [98, 53, 54, 0], [99, 53, 54, 0]
 def model_of(family):
     config = dataclasses.replace(PRESETS[f"{family}-tiny"], layers=2)
     with nnx.use_eager_sharding(False):
-        return config, language.inference_model(config)(nnx.Rngs(0))
+        return config, text_workload.inference_model(config)(nnx.Rngs(0))
 
 
 def losses(model, vocab, documents, targets):
@@ -47,7 +47,7 @@ def test_the_loss_of_every_token_is_that_of_its_document_alone(family):
     recipe = Recipe.of(
         config, MeshSpec(), global_batch=1, seq=10, packed=True, precision="fp32", moe="dropless"
     )
-    loss = language.workload(recipe, "cpu").loss.without_extra
+    loss = text_workload.workload(recipe, "cpu").loss.without_extra
     numbers = [0] * len(FIRST) + [1] * len(SECOND)
     for following in (SECOND, OTHER):  # what follows the end of the first does not count
         batch = {

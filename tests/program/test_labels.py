@@ -8,7 +8,7 @@ import pytest
 from exajax.models.presets import PRESETS
 from exajax.program import hlo, operations
 from exajax.program.labels import Label, label
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.recipe.recipe import Recipe
 from exajax.spmd.mesh import MeshSpec
 from exajax.spmd.step import TrainStep
@@ -112,7 +112,7 @@ def test_nearly_all_flops_of_a_step_are_named_on_a_gpu(model, mesh, options):
 def test_nearly_all_flops_of_a_step_are_named_on_a_cpu(name, remat):
     recipe = Recipe.of(PRESETS[name], MeshSpec(), global_batch=2, remat=remat, precision="fp32")
     mesh = MeshSpec().build(jax.devices()[:1])
-    step = TrainStep.of(language.workload(recipe, "cpu"), mesh, **recipe.step_options)
+    step = TrainStep.of(text_workload.workload(recipe, "cpu"), mesh, **recipe.step_options)
     text = step.update.lower(step.state, step.batch).compile().as_text()
     check(operations.read_program(hlo.parse(text), {"data": 1}), recompute=remat != "none")
 

@@ -10,7 +10,7 @@ import exajax
 from exajax import MeshSpec, Recipe
 from exajax.models.presets import PRESETS, lookup
 from exajax.program import hlo, operations
-from exajax.recipe import language
+from exajax.recipe import text_workload
 
 
 def program_of(function, *shapes):
@@ -86,7 +86,7 @@ def test_the_program_of_a_step_has_the_flops_of_the_closed_form(name, remat):
     config = dataclasses.replace(PRESETS[name], layers=3)
     options = {"precision": "fp32", "remat": remat, "capacity_factor": 1.0}
     recipe = Recipe.of(config, MeshSpec(), global_batch=2, **options)
-    workload = language.workload(recipe, "cpu")
+    workload = text_workload.workload(recipe, "cpu")
     step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), **recipe.step_options)
     text = step.update.lower(step.state, step.batch).compile().as_text()
     flops = operations.total_flops(operations.read_program(hlo.parse(text), {"data": 1}))
@@ -100,7 +100,7 @@ def test_the_program_of_a_step_has_the_flops_of_the_closed_form(name, remat):
 def test_bytes_of_a_step_are_those_of_the_compiler_s_own_count(remat):
     config = dataclasses.replace(PRESETS["llama-tiny"], layers=3)
     recipe = Recipe.of(config, MeshSpec(), global_batch=2, precision="fp32", remat=remat)
-    workload = language.workload(recipe, "cpu")
+    workload = text_workload.workload(recipe, "cpu")
     step = exajax.TrainStep.of(workload, MeshSpec().build(jax.devices()[:1]), **recipe.step_options)
     compiled = step.update.lower(step.state, step.batch).compile()
     program = operations.read_program(hlo.parse(compiled.as_text()), {"data": 1})
@@ -113,7 +113,7 @@ def test_bytes_of_a_step_are_those_of_the_compiler_s_own_count(remat):
 def compiled_70b():
     """llama2-70b on 1,024 described H100: FSDP over 128 x tensor and sequence over 8."""
     recipe = Recipe.of(lookup("llama2-70b"), MeshSpec(128, 1, 8))
-    prediction = exajax.predict(language.workload(recipe, "cuda"), recipe.mesh, "dgx-h100")
+    prediction = exajax.predict(text_workload.workload(recipe, "cuda"), recipe.mesh, "dgx-h100")
     return recipe, prediction
 
 
@@ -140,7 +140,7 @@ def test_nothing_of_the_program_goes_unpriced(compiled_70b):
     _, prediction = compiled_70b
     kinds = {op.kind for op, _ in operations.flatten(prediction.compiled.program)}
     assert kinds == {"matmul", "attention", "memory", "collective-start", "collective-done"}
-    loops = [n for n in prediction.compiled.program if isinstance(n, operations.Loop)]
+    loops = [n for n in prediction.compiled.program if isinstance(n, operations.ProgramLoop)]
     # Two layers a trip; the first and the last stand outside of a pipelined loop.
     assert [(loop.trips, loop.trips_known) for loop in loops] == [(39, True), (39, True)]
 
@@ -163,7 +163,7 @@ def test_every_start_has_its_done(compiled_70b):
         ended = {op.start for op in program if getattr(op, "kind", "") == "collective-done"}
         assert started == ended
         for node in program:
-            if isinstance(node, operations.Loop):
+            if isinstance(node, operations.ProgramLoop):
                 check(node.body)
 
     check(prediction.compiled.program)

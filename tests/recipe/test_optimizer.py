@@ -9,7 +9,6 @@ from flax import nnx
 
 from exajax import MeshSpec, Recipe
 from exajax.models.presets import PRESETS
-from exajax.recipe.language import FAMILIES
 from exajax.recipe.matrix_optimizers import (
     MatrixAxes,
     matrix_axes,
@@ -17,6 +16,7 @@ from exajax.recipe.matrix_optimizers import (
     scale_by_muon,
 )
 from exajax.recipe.optimizer import describe_new_horizon, schedule
+from exajax.recipe.text_workload import FAMILIES
 from exajax.train.reporting import changed_schedule
 from exajax.train.sinks.records import JsonLines
 

@@ -10,7 +10,7 @@ from hypothesis import given
 
 from exajax import load_cluster
 from exajax.program.hlo_collectives import Collective
-from exajax.program.operations import Loop, Operation
+from exajax.program.operations import Operation, ProgramLoop
 from exajax.report import perfetto, profile
 from exajax.simulate.timeline import Event, events, lay_out
 from exajax.train.profiling import watching
@@ -24,7 +24,7 @@ LAYER = (
     Operation("e", "", "collective-done", start="g"),
 )
 UPDATE = Operation("u", "jit(update)/optimizer/mul", "memory", 0.0, 9**9)
-STEP = (Loop("layers", "", 3, LAYER), UPDATE)
+STEP = (ProgramLoop("layers", "", 3, LAYER), UPDATE)
 
 
 def traced(program=STEP, title="tiny on one node"):

@@ -8,11 +8,10 @@ import time
 import pytest
 
 from exajax import InputError
-from exajax.job.events import EventLog, read_events
+from exajax.job.events import PHASES, EventLog, read_events
 from exajax.resilience.control import Attempt, Control
 from exajax.resilience.deadlines import DEFAULTS_S, FLOOR_S, STEPS, Deadlines
 from exajax.resilience.watchdog import STUCK, SUPERSEDED
-from exajax.train.loop import PHASES
 
 
 def process(run_dir, body):

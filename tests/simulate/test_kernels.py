@@ -17,7 +17,7 @@ from exajax.machine.sourced_values import Curve
 from exajax.models.presets import lookup
 from exajax.program.costs import FusedAttention, MatrixProduct
 from exajax.program.operations import Operation
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.recipe.recipe import Recipe
 from exajax.simulate.kernels import matmul_efficiency, operation_time_s, price
 from exajax.spmd.mesh import MeshSpec
@@ -294,7 +294,7 @@ def machine_of(name, folder):
 def test_a_step_is_compiled_for_the_chip_and_priced(name, tmp_path):
     model = dataclasses.replace(lookup("gpt-tiny"), layers=1)
     recipe = Recipe.of(model, MeshSpec(), global_batch=1)
-    workload = language.workload(recipe, "cuda")
+    workload = text_workload.workload(recipe, "cuda")
     result = exajax.predict(
         workload, recipe.mesh, machine_of(name, tmp_path), **recipe.step_options
     )

@@ -17,7 +17,7 @@ from exajax.models.presets import PRESETS
 from exajax.report import plan_table
 from exajax.simulate import plan
 from exajax.simulate.formulas.prediction import predict
-from exajax.simulate.plans import Plan, Plans, Verified
+from exajax.simulate.plan_report import Plan, Plans, Verified
 from exajax.simulate.step_report import StepReport
 from tests.conftest import command
 
@@ -151,7 +151,7 @@ def test_options_that_the_formulas_do_not_know_are_refused(flags):
 def test_the_kernels_of_others_do_not_change_what_our_step_keeps_in_memory():
     megatron = dataclasses.replace(H100.software, program="megatron")
     theirs = dataclasses.replace(H100, software=megatron)
-    work = plan.Workload(PRESETS["llama2-7b"], 64, 4096, "bf16")
+    work = plan.PlannedStep(PRESETS["llama2-7b"], 64, 4096, "bf16")
     assert plan.search(work, theirs, 8).bytes == pytest.approx(plan.search(work, H100, 8).bytes)
 
 
@@ -168,7 +168,7 @@ def test_the_best_plans_are_compiled_too():
 
 def found(name, devices, batch):
     model = PRESETS[name]
-    return plan.search(plan.Workload(model, batch, min(model.seq, 4096), "bf16"), H100, devices)
+    return plan.search(plan.PlannedStep(model, batch, min(model.seq, 4096), "bf16"), H100, devices)
 
 
 @settings(max_examples=40)
@@ -202,13 +202,13 @@ def test_no_layout_beats_one_of_the_front_in_both():
 
 def test_more_layouts_than_can_be_priced_are_refused():
     deep = dataclasses.replace(PRESETS["llama2-70b"], layers=5040, heads=5040, kv_heads=5040)
-    work = plan.Workload(dataclasses.replace(deep, width=10_080), 1 << 20, 4096, "bf16")
+    work = plan.PlannedStep(dataclasses.replace(deep, width=10_080), 1 << 20, 4096, "bf16")
     with pytest.raises(InputError, match=r"devices: .* more than 4,000,000 ways; give fewer"):
         plan.search(work, H100, 16_384)
 
 
 def test_it_says_every_few_seconds_how_many_of_many_layouts_are_priced(caplog, monkeypatch):
-    work = plan.Workload(PRESETS["llama2-7b"], 64, 4096, "bf16")
+    work = plan.PlannedStep(PRESETS["llama2-7b"], 64, 4096, "bf16")
     monkeypatch.setattr(plan, "AT_A_TIME", 1000)
     monkeypatch.setattr(plan_command, "MANY_LAYOUTS", 1)
     monkeypatch.setattr(plan_command, "LOG_EVERY_S", 0.0)

@@ -5,7 +5,7 @@ from hypothesis import given
 
 from exajax import load_cluster
 from exajax.program.hlo_collectives import Collective
-from exajax.program.operations import Loop, Operation
+from exajax.program.operations import Operation, ProgramLoop
 from exajax.simulate.roofs import grouped, least_traffic, operations
 from exajax.simulate.timeline import events, lay_out
 from tests.simulate.test_timeline import programs
@@ -32,7 +32,7 @@ def test_rows_add_up_to_the_step_and_groups_to_rows(program):
 
 def test_a_product_stands_below_the_compute_roof():
     product = Operation("p", MLP, "matmul", 1e12, 10**8, "bf16")
-    (row,) = rows_of(Loop("l", "", 7, (product,)))
+    (row,) = rows_of(ProgramLoop("l", "", 7, (product,)))
     assert (row.part, row.direction, row.bound, row.precision) == (
         "mlp",
         "backward",

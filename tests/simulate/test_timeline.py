@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from exajax import load_cluster
 from exajax.program.hlo_collectives import Collective
-from exajax.program.operations import Loop, Operation, flatten
+from exajax.program.operations import Operation, ProgramLoop, flatten
 from exajax.simulate.collectives.pricing import collective_time_s
 from exajax.simulate.kernels import operation_time_s
 from exajax.simulate.timeline import OVERLAP_SLOWDOWN, events, lay_out
@@ -58,7 +58,7 @@ def test_collectives_queue_on_one_stream():
 def test_a_loop_costs_its_body_times_its_trips():
     body = (start(), product(1e12), done(), product(1e11))
     once = lay_out(body, H100).total_s
-    assert lay_out((Loop("l", "", 80, body),), H100).total_s == pytest.approx(80 * once)
+    assert lay_out((ProgramLoop("l", "", 80, body),), H100).total_s == pytest.approx(80 * once)
 
 
 def test_a_collective_that_waits_for_its_result_is_exposed():
@@ -75,12 +75,12 @@ def test_the_optimizer_is_told_apart():
 
 def test_a_collective_open_across_a_loop_delays_those_inside_it():
     body = (start("b"), done("b"))
-    spent = lay_out((start("a"), Loop("l", "", 10, body), done("a")), H100)
+    spent = lay_out((start("a"), ProgramLoop("l", "", 10, body), done("a")), H100)
     assert spent.total_s == pytest.approx(11 * GATHER_S)
 
 
 def test_a_collective_open_across_a_loop_hides_behind_its_compute():
-    loop = Loop("l", "", 10, (work_of(GATHER_S),))
+    loop = ProgramLoop("l", "", 10, (work_of(GATHER_S),))
     spent = lay_out((start("a"), loop, done("a")), H100)
     assert spent.exposed_communication["model"] == 0
     assert spent.total_s == pytest.approx((11 - 1 / SLOWED) * GATHER_S, rel=1e-3)
@@ -102,7 +102,7 @@ def test_copies_to_the_host_run_beside_both_and_are_waited_for():
 def test_turns_that_a_stage_throws_away_are_its_bubble():
     turn = Operation("p", "jit(update)/pipeline/while/body/mlp/dot", "matmul", 1e12, 0, "bf16")
     gather = Operation("c", "", "collective", collective=GATHER)
-    program = (Loop("l", "jit(update)/pipeline/while", 8, (turn, gather)), product(1e12))
+    program = (ProgramLoop("l", "jit(update)/pipeline/while", 8, (turn, gather)), product(1e12))
     whole, divided = lay_out(program, H100), lay_out(program, H100, bubble=0.25)
     turn_s = operation_time_s(turn, H100.chip)
     assert divided.total_s == pytest.approx(whole.total_s)
@@ -137,7 +137,7 @@ def programs(draw, depth=2):
         elif what == "done" and open_:
             nodes.append(done(open_.pop(0)))
         elif what == "loop" and depth:
-            nodes.append(Loop("l", "", draw(st.integers(1, 9)), draw(programs(depth - 1))))
+            nodes.append(ProgramLoop("l", "", draw(st.integers(1, 9)), draw(programs(depth - 1))))
     return (*nodes, *(done(name) for name in open_))
 
 

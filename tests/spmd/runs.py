@@ -16,7 +16,7 @@ from exajax import MeshSpec, Recipe, TrainStep
 from exajax.job import compilation_cache, jax_cache
 from exajax.models.dimensions import ModelConfig
 from exajax.models.presets import PRESETS
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from tests.job.test_collective_order import program, unordered
 
 STEPS, BATCH = 5, 16
@@ -52,7 +52,7 @@ def step_on(mesh: MeshSpec, family: str, **options: Any) -> TrainStep:
         **options,
     )
     built = mesh.build(jax.devices()[: mesh.devices])
-    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.step_options)
+    return TrainStep.of(text_workload.workload(recipe, "cpu"), built, **recipe.step_options)
 
 
 def batch_of(step: TrainStep, number: int) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from exajax import InputError, MeshSpec, Recipe, TrainStep, Workload
 from exajax.models.presets import PRESETS
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.recipe.optimizer import decay_mask
 from exajax.recipe.recipe import OPTIMIZERS
 from exajax.spmd.step import local_bytes
@@ -36,7 +36,7 @@ def step_on(mesh, family="llama", zero=3, layers=2, **options):
         **options,
     )
     built = mesh.build(jax.devices()[: mesh.devices])
-    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.step_options)
+    return TrainStep.of(text_workload.workload(recipe, "cpu"), built, **recipe.step_options)
 
 
 def trained(step):
@@ -132,7 +132,7 @@ def test_the_second_step_compiles_nothing():
 
 def test_precision_changes_the_passes_and_not_the_masters():
     recipe = Recipe.of(small(), MeshSpec(), global_batch=8)
-    step = TrainStep.of(language.workload(recipe, "cpu"), MeshSpec().build(jax.devices()[:1]))
+    step = TrainStep.of(text_workload.workload(recipe, "cpu"), MeshSpec().build(jax.devices()[:1]))
     text = step.update.lower(step.state, step.batch).as_text()
     assert "bf16" in text
     assert {leaf.dtype for leaf in jax.tree.leaves(step.state.params)} == {np.dtype("float32")}
@@ -141,7 +141,9 @@ def test_precision_changes_the_passes_and_not_the_masters():
 def test_a_batch_that_the_mesh_does_not_divide_is_refused_and_not_replicated():
     recipe = Recipe.of(small(), MeshSpec(), global_batch=6)
     with pytest.raises(InputError, match="6 samples do not divide into the 4 parts"):
-        TrainStep.of(language.workload(recipe, "cpu"), MeshSpec(data=4).build(jax.devices()[:4]))
+        TrainStep.of(
+            text_workload.workload(recipe, "cpu"), MeshSpec(data=4).build(jax.devices()[:4])
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt"])

@@ -13,7 +13,7 @@ from flax import nnx
 
 from exajax import Checkpointing, InputError, MeshSpec, TrainStep, Workload, fit
 from exajax.models.presets import PRESETS
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.spmd.parameters import abstract_parameters
 from exajax.spmd.sharding import use_mesh
 from exajax.train.generate import CHUNK, LanguageModel, Sampling, as_text, draw, generate
@@ -28,9 +28,9 @@ def model(request):
     """A model of random weights, large enough that its choices differ from token to token."""
     config = dataclasses.replace(PRESETS[request.param], vocab=250, layers=2, seq=64)
     mesh = MeshSpec().build(jax.devices()[:1])
-    module, _ = abstract_parameters(language.inference_model(config), mesh)
+    module, _ = abstract_parameters(text_workload.inference_model(config), mesh)
     with nnx.use_eager_sharding(False):
-        drawn = nnx.to_pure_dict(nnx.state(language.inference_model(config)(nnx.Rngs(0))))
+        drawn = nnx.to_pure_dict(nnx.state(text_workload.inference_model(config)(nnx.Rngs(0))))
 
     def logits(params, tokens_BT):
         return module(params)(tokens_BT)
@@ -105,7 +105,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 def test_devices_share_the_work_without_a_change_of_the_text(model):
     config, _, params = model
     mesh = MeshSpec(model=4).build(jax.devices()[:4])
-    module, described = abstract_parameters(language.inference_model(config), mesh)
+    module, described = abstract_parameters(text_workload.inference_model(config), mesh)
     shared = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, described))
 
     def shared_logits(params, tokens_BT):

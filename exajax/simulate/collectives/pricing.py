@@ -16,7 +16,7 @@ DIRECT = {"all-to-all", "collective-permute"}
 
 
 @dataclass(frozen=True)
-class Price:
+class CollectivePrice:
     """What a collective costs.
 
     Attributes:
@@ -34,7 +34,7 @@ def collective_time_s(collective: Collective, cluster: Cluster) -> float:
     return collective_price(collective, cluster).seconds
 
 
-def collective_price(collective: Collective, cluster: Cluster) -> Price:
+def collective_price(collective: Collective, cluster: Cluster) -> CollectivePrice:
     """Returns the time of a collective and the algorithm that the library would take.
 
     A group that lies in one node is priced by what was measured there (`in_node`). Between nodes
@@ -43,10 +43,10 @@ def collective_price(collective: Collective, cluster: Cluster) -> Price:
     In a torus (`torus`) there is no such border.
     """
     if collective.kind == "collective-permute":
-        return Price(_permute_time_s(collective, cluster), "direct")
+        return CollectivePrice(_permute_time_s(collective, cluster), "direct")
     kind, ranks = collective.kind, len(collective.group)
     if ranks < 2:
-        return Price(0.0, "direct")
+        return CollectivePrice(0.0, "direct")
     link, network = cluster.link, cluster.network
     pod_nodes = network.pod.nodes if network.pod else cluster.nodes
     layout = _layout(collective.group, cluster.devices_per_node, pod_nodes)
@@ -54,14 +54,14 @@ def collective_price(collective: Collective, cluster: Cluster) -> Price:
         seconds = in_node_time_s(kind, collective.bytes, ranks, link, collective.arrays)
         in_switch = kind == "all-reduce" and link.in_switch_from and ranks >= link.in_switch_from
         direct = "direct" if kind in DIRECT else "ring"
-        return Price(seconds, "in-switch" if in_switch else direct)
+        return CollectivePrice(seconds, "in-switch" if in_switch else direct)
     if network.topology == "torus-3d":
-        return Price(*torus.time_s(kind, collective.bytes, ranks, network))
+        return CollectivePrice(*torus.time_s(kind, collective.bytes, ranks, network))
     seconds, algorithm = between_nodes.time_s(
         kind, collective.bytes, layout, cluster.devices_per_node, link, network
     )
     fabrics = (link, network) if layout.per_node > 1 else (network,)
-    return Price(
+    return CollectivePrice(
         seconds + sum(fabric.further_arrays_s(collective.arrays) for fabric in fabrics), algorithm
     )
 

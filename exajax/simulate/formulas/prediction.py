@@ -43,7 +43,7 @@ def provenance_of_engine() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class FormulaPrediction:
     """A simulated step in closed formulas. Every number in it is simulated; nothing is measured.
 
     Attributes:
@@ -109,7 +109,7 @@ class Prediction:
         return self.report.to_json()
 
 
-def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
+def predict(recipe: Recipe, cluster: Cluster) -> FormulaPrediction:
     """The analytic engine's prediction of a recipe whose `zero` is a level.
 
     Raises:
@@ -119,7 +119,7 @@ def predict(recipe: Recipe, cluster: Cluster) -> Prediction:
     cluster = ours(cluster)
     layouts = Layouts.of_recipes([recipe], flash=recipe.flash(cluster.chip.platform))
     times, memory = engine.step(Work.of(recipe, cluster), layouts)
-    return Prediction(recipe, cluster, times, memory)
+    return FormulaPrediction(recipe, cluster, times, memory)
 
 
 def _check_known(recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ from exajax.train.checkpoint.checksums import Damage, DamagedError
 from exajax.train.checkpoint.manifest import Manifest
 from exajax.train.checkpoint.node_local import LocalPart
 from exajax.train.checkpoint.restoring import Restoring, nothing_proven
-from exajax.train.checkpoint.saving import Lane, Save, SavePart, SaveResult
+from exajax.train.checkpoint.saving import Save, SavePart, SaveResult, SaveStart, TierSaves
 from exajax.train.checkpoint.shared import SharedPart
 from exajax.train.health import digest
 from exajax.train.hooks import Hooks
@@ -80,7 +80,7 @@ class Checkpoints:
         self._first = jax.process_index() == 0
         self._agreement = Agreement()
         self._digests = digest.digester(step.state, step.mesh)
-        self._lanes = {tier: Lane(tier, self._agreement) for tier in ("shared", "local")}
+        self._saves = {tier: TierSaves(tier, self._agreement) for tier in ("shared", "local")}
         self._restores = 0
         local = options.local
         name = self._agreement.on("open", None, lambda _: self._open(named=local is not None))
@@ -149,27 +149,24 @@ class Checkpoints:
         if done == self._shared:
             return
         began_s = time.monotonic()
-        lane = self._lanes[tier]
-        topic, token = lane.begin(wait=wait)
+        tier_saves = self._saves[tier]
+        topic, token = tier_saves.begin(wait=wait)
         if token is None:
             why = "the one before it is still being saved"
             self._event("checkpoint-skipped", step=done, tier=tier, reason=why)
             return
-        lane.save = Save(
-            done,
-            tier,
+        tier_saves.save = Save(
+            SaveStart(done, tier, topic, began_s),
             state,
             self._part(done, tier, token, state, facts),
             agreement=self._agreement,
-            topic=topic,
             before_commit=self._hooks.before_commit,
             ended=self._ended,
-            began_s=began_s,
         )
         if not wait:
-            lane.save.copied()
+            tier_saves.save.copied()
             return
-        saved = lane.save.wait()
+        saved = tier_saves.save.wait()
         if saved.problem:
             good = folder.steps_in(self._folder)
             newest = f"the newest good one is of step {good[0]}" if good else "there is no other"
@@ -180,19 +177,19 @@ class Checkpoints:
     @property
     def busy(self) -> bool:
         """Whether anything is being saved."""
-        return any(lane.save and lane.save.running for lane in self._lanes.values())
+        return any(one.save and one.save.running for one in self._saves.values())
 
     def settle(self) -> None:
         """Waits until no save is in progress."""
-        for lane in self._lanes.values():
-            if lane.save:
-                lane.save.wait()
+        for one in self._saves.values():
+            if one.save:
+                one.save.wait()
 
     def close(self) -> None:
         """Waits `CLOSE_S` for saves in progress; after an error they may never end."""
-        for lane in self._lanes.values():
-            if lane.save:
-                lane.save.join(CLOSE_S)
+        for one in self._saves.values():
+            if one.save:
+                one.save.join(CLOSE_S)
 
     def _open(self, *, named: bool) -> str:
         """Creates the folder and removes unfinished saves; returns its identity if `named`."""

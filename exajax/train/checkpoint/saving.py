@@ -57,43 +57,53 @@ class SaveResult:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class SaveStart:
+    """Which save a process starts, and since when training waits for it.
+
+    Attributes:
+        step: number of updates that made the state.
+        tier: `shared` or `local`.
+        topic: topic to agree on with the other processes, one for each save.
+        began_s: when training began to wait, by `time.monotonic`.
+    """
+
+    step: int
+    tier: str
+    topic: str
+    began_s: float
+
+
 class Save:
     """One save, in a thread of its own. Every process makes one.
 
     Args:
-        step: number of updates that made the state.
-        tier: `shared` or `local`.
+        start: which save it is.
         state: the state to save, which must not change until `copied` returns.
         part: this process's part.
         agreement: of the processes.
-        topic: topic to agree on, one for each save.
         before_commit: called with the step when this process's part is written.
         ended: called with the result, in the thread.
-        began_s: when training began to wait, by `time.monotonic`.
     """
 
     def __init__(
         self,
-        step: int,
-        tier: str,
+        start: SaveStart,
         state: Any,
         part: SavePart,
         *,
         agreement: Agreement,
-        topic: str,
         before_commit: Callable[[int], None],
         ended: Callable[[SaveResult], None],
-        began_s: float,
     ) -> None:
-        self.step, self.tier = step, tier
-        self._part, self._agreement, self._topic = part, agreement, topic
-        self._before_commit, self._ended, self._began_s = before_commit, ended, began_s
+        self._start, self._part, self._agreement = start, part, agreement
+        self._before_commit, self._ended = before_commit, ended
         self._copied = threading.Event()
         self._stall_s = 0.0
         self._result: SaveResult | None = None
         # A daemon thread, so that the process can exit without it after an error.
         self._thread = threading.Thread(
-            target=self._run, args=(state,), name=f"save-{step}", daemon=True
+            target=self._run, args=(state,), name=f"save-{start.step}", daemon=True
         )
         self._thread.start()
 
@@ -125,15 +135,15 @@ class Save:
         finally:
             self._free()
         try:
-            size_bytes = self._agreement.on(self._topic, report, self._commit, LIMIT_S)
+            size_bytes = self._agreement.on(self._start.topic, report, self._commit, LIMIT_S)
         except Exception as error:
             problem = reason(error)
         try:
             self._part.clean(failed=problem is not None)
         finally:
-            seconds = time.monotonic() - self._began_s
+            seconds = time.monotonic() - self._start.began_s
             self._result = SaveResult(
-                self.step, self.tier, seconds, self._stall_s, size_bytes, problem
+                self._start.step, self._start.tier, seconds, self._stall_s, size_bytes, problem
             )
             self._ended(self._result)
 
@@ -141,13 +151,13 @@ class Save:
         self._part.copy(state)
         self._free()
         wrote = self._part.write()
-        self._before_commit(self.step)
+        self._before_commit(self._start.step)
         return wrote
 
     def _free(self) -> None:
         """Lets training overwrite the state."""
         if not self._copied.is_set():
-            self._stall_s = time.monotonic() - self._began_s
+            self._stall_s = time.monotonic() - self._start.began_s
             self._copied.set()
 
     def _commit(self, reports: list[dict[str, Any]]) -> int:
@@ -158,7 +168,7 @@ class Save:
         return self._part.commit([report["wrote"] for report in reports])
 
 
-class Lane:
+class TierSaves:
     """The saves of one tier, of which one at a time is in progress.
 
     Attributes:

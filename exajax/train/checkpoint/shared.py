@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from exajax.spmd.step import TrainState, TrainStep
-from exajax.train.checkpoint import checksums, orbax_arrays, stages
+from exajax.train.checkpoint import checksums, orbax_arrays, regrouping
 from exajax.train.checkpoint.checksums import Sums
 from exajax.train.checkpoint.folder import SAVING, STATE, commit, sweep
 from exajax.train.checkpoint.manifest import Manifest
@@ -78,5 +78,5 @@ def read_state(checkpoint: Path, step: TrainStep, saved: Manifest) -> TrainState
     Raises:
         ValueError, KeyError, TypeError, OSError: it cannot be read.
     """
-    form = stages.as_saved(step.state, saved.arrays)
-    return stages.regrouped(orbax_arrays.read(checkpoint / STATE, form), step.state)
+    form = regrouping.as_saved(step.state, saved.arrays)
+    return regrouping.regrouped(orbax_arrays.read(checkpoint / STATE, form), step.state)

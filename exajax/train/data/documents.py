@@ -23,7 +23,7 @@ from exajax.errors import InputError
 from exajax.files.paths import existing_path
 from exajax.files.reading import Malformed, shown_path
 from exajax.train.data import rows
-from exajax.train.data.finding import Finding
+from exajax.train.data.folder_walk import FolderWalk
 from exajax.train.data.kinds import (
     DataFile,
     as_text,
@@ -129,9 +129,9 @@ def scan(path: str | None, bad_lines: str = "refuse") -> Source:
     else:
         root, title = existing_path(path, "data", FIX), shown_path(Path(path))
         if root.is_dir():
-            finding = Finding(root)
-            left_out = finding.left_out
-            looked = {file: LICENCE if is_licence(file) else look(file) for file in finding.files}
+            walk = FolderWalk(root)
+            left_out = walk.left_out
+            looked = {file: LICENCE if is_licence(file) else look(file) for file in walk.files}
             looked |= dict.fromkeys(_cards(root, looked), CARD)
         else:
             looked = {root: _given_file(root)}

@@ -1,8 +1,8 @@
 """Windows: sequences of tokens, cut from the stream of packed documents.
 
 A window holds seq + 1 tokens, its inputs and its targets; it begins with the last token of the one
-before it, wherever in a document that is (`sampling` says what `packed` makes of it). Whole blocks
-of the stream are held out before it is cut.
+before it, wherever in a document that is (`text_batches` says what `packed` makes of it). Whole
+blocks of the stream are held out before it is cut.
 """
 
 from collections.abc import Iterable, Iterator

@@ -30,8 +30,8 @@ from exajax.train.health.replay import GROUP, REPLICAS, Replay
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What differs.
+class Discrepancy:
+    """What differs between devices, and should be equal.
 
     Attributes:
         what: `state` or `gradient`, and the arrays.
@@ -61,7 +61,7 @@ class Report:
             last the replay on its own devices, if there is one.
     """
 
-    finding: Finding | None
+    finding: Discrepancy | None
     times_s: np.ndarray
 
 
@@ -147,7 +147,7 @@ class Audit:
 
     def _compare(
         self, what: str, tree: Tree, table: np.ndarray, divided: Callable[[Any], Sequence[str]]
-    ) -> Finding | None:
+    ) -> Discrepancy | None:
         names, odd, doubtful = [], *np.zeros((2, *self._devices.shape), bool)
         for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
             found = odd_ones(table[..., number], divided(leaf))
@@ -158,7 +158,7 @@ class Audit:
             return None
         devices = self._devices[odd if odd.any() else doubtful]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return Finding(
+        return Discrepancy(
             f"{what} ({names[0]}{more})",
             tuple(sorted(device.id for device in devices)),
             tuple(sorted({self.hosts[device.process_index] for device in devices})),

@@ -12,7 +12,7 @@ from exajax.errors import RunFailed
 from exajax.job import launchers
 from exajax.spmd.step import TrainState, TrainStep
 from exajax.spmd.workload import Batch
-from exajax.train.health.audit import Audit, Finding
+from exajax.train.health.audit import Audit, Discrepancy
 from exajax.train.health.bad_steps import BadSteps, Policy, RollBack
 from exajax.train.health.stragglers import TIMES, Straggler, Stragglers
 from exajax.train.hooks import Hooks
@@ -139,7 +139,7 @@ class Health:
         replay = {"replay_s": own["replay"]} if "replay" in own else {}
         return Verdict({"straggler": float(slow_here), **replay})
 
-    def _corrupt(self, number: int, finding: Finding, newest: Newest) -> Verdict:
+    def _corrupt(self, number: int, finding: Discrepancy, newest: Newest) -> Verdict:
         """Returns that the run goes back to its newest checkpoint, as it is corrupt.
 
         The newest checkpoint is clean: an audit went before each that this process has saved, and

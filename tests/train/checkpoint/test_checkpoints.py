@@ -15,13 +15,13 @@ import pytest
 
 from exajax import InputError, MeshSpec, Recipe
 from exajax.files.schema import decode_record
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.spmd.step import TrainStep
 from exajax.train.checkpoint import checksums
 from exajax.train.checkpoint.checkpointing import Checkpointing
 from exajax.train.checkpoint.checkpoints import Checkpoints
 from exajax.train.checkpoint.manifest import Manifest, difference
-from exajax.train.checkpoint.stages import as_saved
+from exajax.train.checkpoint.regrouping import as_saved
 from exajax.train.sinks import history
 from tests.conftest import command
 from tests.spmd.runs import batch_of, small, step_on
@@ -44,7 +44,7 @@ def step_of(config, mesh="1x1", **options):
     spec = MeshSpec.parse(mesh)
     recipe = Recipe.of(config, spec, global_batch=16, **options)
     built = spec.build(jax.devices()[: spec.devices])
-    return TrainStep.of(language.workload(recipe, "cpu"), built, **recipe.step_options)
+    return TrainStep.of(text_workload.workload(recipe, "cpu"), built, **recipe.step_options)
 
 
 def whole(state, step):

@@ -8,12 +8,12 @@ import pytest
 
 from exajax import MeshSpec
 from exajax.models.presets import lookup
-from exajax.recipe import language
+from exajax.recipe import text_workload
 from exajax.recipe.recipe import Recipe
 from exajax.spmd.step import TrainStep
 from exajax.train.checkpoint import published_weights
 from exajax.train.data.corpus import load_corpus
-from exajax.train.data.sampling import TextBatches
+from exajax.train.data.text_batches import TextBatches
 from exajax.train.sinks import history
 from tests.conftest import command
 
@@ -73,7 +73,7 @@ def test_so_it_does_where_an_interleaved_pipeline_keeps_layers_on_two_axes(publi
     options = {"global_batch": 4, "precision": "fp32", "schedule": "interleaved", "interleave": 2}
     recipe = Recipe.of(model, spec, micro_batch=1, **options)
     mesh = spec.build(jax.devices()[:4])
-    step = TrainStep.of(language.workload(recipe, "cpu"), mesh, **recipe.step_options)
+    step = TrainStep.of(text_workload.workload(recipe, "cpu"), mesh, **recipe.step_options)
     state = published_weights.start(step, published, model)
     jax.tree.map(lambda got, wanted: _same_place(got, wanted), state, step.state)
     placed = {name: jax.device_put(first[0][name], a.sharding) for name, a in step.batch.items()}

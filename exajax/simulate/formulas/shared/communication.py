@@ -19,7 +19,7 @@ Timed = Callable[[str, ArrayLike, ArrayLike, ArrayLike], Floats]
 
 
 @dataclass(frozen=True)
-class Sent:
+class BlockCollectiveTimes:
     """Seconds of the collectives of one block and one micro-batch, by mesh axis; each [N].
 
     Attributes:
@@ -37,7 +37,9 @@ class Sent:
     scattered: Floats
 
 
-def of_block(work: Work, layouts: Layouts, traits: ProgramTraits, timed: Timed) -> Sent:
+def of_block(
+    work: Work, layouts: Layouts, traits: ProgramTraits, timed: Timed
+) -> BlockCollectiveTimes:
     """Seconds of the collectives of a block, overlapped or not."""
     model, software = work.model, work.software
     inner = layouts.context * layouts.tensor
@@ -50,7 +52,7 @@ def of_block(work: Work, layouts: Layouts, traits: ProgramTraits, timed: Timed) 
     stride = inner * layouts.expert
     shards = layouts.weight_shards
     gradients = software.gradient_bytes * parameters
-    return Sent(
+    return BlockCollectiveTimes(
         _tensor(work, layouts, tokens, timed),
         (ring, 2 * ring),
         (exchanged, exchanged, exchanged * _recomputed(layouts, ("experts",))),
@@ -62,7 +64,7 @@ def of_block(work: Work, layouts: Layouts, traits: ProgramTraits, timed: Timed) 
 def _tensor(
     work: Work, layouts: Layouts, tokens: Floats, timed: Timed
 ) -> tuple[Floats, Floats, Floats]:
-    """Seconds of the collectives of tensor-parallel sublayers: `Sent.tensor`.
+    """Seconds of the collectives of tensor-parallel sublayers: `BlockCollectiveTimes.tensor`.
 
     Sublayers add up their results: an all-reduce, or where the sequence is divided between them a
     reduce-scatter behind each and an all-gather before it, which the gradients of the weights need

@@ -7,9 +7,9 @@ import numpy as np
 
 from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas.shared.blocks import block
-from exajax.simulate.formulas.shared.communication import Sent
-from exajax.simulate.formulas.shared.ends import Index, host_exposed_s
+from exajax.simulate.formulas.shared.communication import BlockCollectiveTimes
 from exajax.simulate.formulas.shared.layouts import Floats, Layouts
+from exajax.simulate.formulas.shared.outside_blocks import Index, host_exposed_s
 from exajax.simulate.formulas.shared.shard import Shard
 from exajax.simulate.formulas.shared.work import ProgramTraits, Work
 from exajax.simulate.formulas.torch.figures import torch_figures
@@ -27,7 +27,7 @@ def traits() -> ProgramTraits:
 
 
 @dataclass(frozen=True)
-class Passes:
+class TorchPasses:
     """Seconds of a block and a micro-batch on a device alone, of shape [N] each.
 
     Attributes:
@@ -47,7 +47,7 @@ class Passes:
     kernels: tuple[Floats, Floats]
 
 
-def passes_of(work: Work, layouts: Layouts, shard: Shard, which: Index) -> Passes:
+def passes_of(work: Work, layouts: Layouts, shard: Shard, which: Index) -> TorchPasses:
     """What a device computes for a block and a micro-batch.
 
     Args:
@@ -69,7 +69,7 @@ def passes_of(work: Work, layouts: Layouts, shard: Shard, which: Index) -> Passe
         recomputed[chosen] = alone.recomputed_s(remat)[which][chosen]
         products[chosen] += alone.recomputed_products_s(remat)[which][chosen]
         kernels[1][chosen] += alone.recomputed_kernels(remat)[which][chosen]
-    return Passes(
+    return TorchPasses(
         sum_of(alone.forward_s.values()),
         sum_of(alone.backward_s.values()),
         recomputed,
@@ -121,7 +121,9 @@ def sum_of_exposed(pairs: Iterable[tuple[Floats, Floats]]) -> Floats:
     return exposed
 
 
-def block_times(work: Work, layouts: Layouts, passes: Passes, sent: Sent) -> BlockTimes:
+def block_times(
+    work: Work, layouts: Layouts, passes: TorchPasses, collectives_s: BlockCollectiveTimes
+) -> BlockTimes:
     """How long a block takes, forward and backward, with what is exposed.
 
     Parameters of the next block are gathered while this one computes, gradients of the last one
@@ -130,19 +132,19 @@ def block_times(work: Work, layouts: Layouts, passes: Passes, sent: Sent) -> Blo
     """
     backward = passes.backward + passes.recomputed
     hidden = 1.0 if work.software.overlaps("parameters") else 0.0
-    both = sent.gathered + sent.scattered
+    both = collectives_s.gathered + collectives_s.scattered
     # Keys and values are on their way during attention, and nothing else then.
     free_forward, free_backward = (
         side - np.minimum(ring, attention)
         for side, ring, attention in zip(
-            (passes.forward, backward), sent.context, passes.attention, strict=True
+            (passes.forward, backward), collectives_s.context, passes.attention, strict=True
         )
     )
-    ring = sum_of_exposed(zip(sent.context, passes.attention, strict=True))
-    overlapped = np.minimum(sent.gathered, free_forward) + np.minimum(both, free_backward)
+    ring = sum_of_exposed(zip(collectives_s.context, passes.attention, strict=True))
+    overlapped = np.minimum(collectives_s.gathered, free_forward) + np.minimum(both, free_backward)
     slowed = OVERLAP_SLOWDOWN[work.chip.platform] * hidden * overlapped
-    pairs = ((sent.gathered, hidden * free_forward), (both, hidden * free_backward))
-    forward_sent, backward_sent, recomputed_sent = sent.tensor
+    pairs = ((collectives_s.gathered, hidden * free_forward), (both, hidden * free_backward))
+    forward_sent, backward_sent, recomputed_sent = collectives_s.tensor
     busy = (passes.forward + forward_sent, backward + backward_sent + recomputed_sent)
     return BlockTimes(
         passes.forward + backward + slowed,
@@ -150,7 +152,10 @@ def block_times(work: Work, layouts: Layouts, passes: Passes, sent: Sent) -> Blo
         host_exposed_s(passes.kernels, busy, layouts, work.software),
         forward_sent + backward_sent + recomputed_sent,
         ring,
-        sent.expert[0] + sent.expert[1] + sent.expert[2],
+        collectives_s.expert[0] + collectives_s.expert[1] + collectives_s.expert[2],
         sum_of_exposed(pairs),
-        (np.maximum(0.0, free_forward - sent.gathered), np.maximum(0.0, free_backward - both)),
+        (
+            np.maximum(0.0, free_forward - collectives_s.gathered),
+            np.maximum(0.0, free_backward - both),
+        ),
     )

@@ -8,9 +8,9 @@ from exajax.machine.software import SoftwareProfile
 from exajax.simulate.formulas.shared import communication
 from exajax.simulate.formulas.shared.collectives import group_s
 from exajax.simulate.formulas.shared.communication import Timed
-from exajax.simulate.formulas.shared.ends import ends_of
 from exajax.simulate.formulas.shared.kernels import bytes_s
 from exajax.simulate.formulas.shared.layouts import Floats, Layouts
+from exajax.simulate.formulas.shared.outside_blocks import outside_blocks_of
 from exajax.simulate.formulas.shared.results import Footprint, Times, slowest_share
 from exajax.simulate.formulas.shared.shard import ELEMENT, Shard
 from exajax.simulate.formulas.shared.weights import block_parameters, end_parameters
@@ -36,19 +36,21 @@ def step(work: Work, layouts: Layouts) -> tuple[Times, Footprint]:
     model, software = work.model, work.software
     timed = partial(group_s, cluster=work.cluster)
     shard, which = Shard.distinct(layouts, work.seq)
-    sent = communication.of_block(work, layouts, traits(), timed)
-    block = block_times(work, layouts, passes_of(work, layouts, shard, which), sent)
-    ends = ends_of(work, shard, which, traits())
+    collectives_s = communication.of_block(work, layouts, traits(), timed)
+    block = block_times(work, layouts, passes_of(work, layouts, shard, which), collectives_s)
+    outside = outside_blocks_of(work, shard, which, traits())
 
     micro_batches, alone = layouts.micro_batches(work.global_batch), layouts.pipe == 1
     deepest = np.ceil(model.layers / layouts.pipe)
-    at_ends = np.where(alone, ends.head + ends.table, np.maximum(ends.head, ends.table))
-    slowest = deepest * block.total + at_ends
-    others = model.layers * block.total + ends.head + ends.table - slowest
+    in_end_stages = np.where(
+        alone, outside.head + outside.table, np.maximum(outside.head, outside.table)
+    )
+    slowest = deepest * block.total + in_end_stages
+    others = model.layers * block.total + outside.head + outside.table - slowest
     bubble = np.where(alone, 0.0, others / layouts.interleave)
     blocks = micro_batches * deepest
-    computing = blocks * block.compute + micro_batches * at_ends
-    products = blocks * block.products + micro_batches * ends.products
+    computing = blocks * block.compute + micro_batches * in_end_stages
+    products = blocks * block.products + micro_batches * outside.products
     parameters = _parameters(work, layouts)
     updated = torch_figures().updated * parameters / layouts.state_shards
     update_s = software.memory * bytes_s(updated, work.chip)

@@ -18,14 +18,16 @@ SMALL_GROUP = 8
 """Ways of `tensor` below which a group is small."""
 
 
-def tensor_s(sent: communication.Sent, layouts: Layouts, room: Bools) -> Floats:
+def tensor_s(
+    collectives_s: communication.BlockCollectiveTimes, layouts: Layouts, room: Bools
+) -> Floats:
     """Exposed seconds of tensor-parallel sublayers in a block, [N].
 
     What gradients of weights need gathered once more, and what is recomputed, overlaps with compute
     where the scheduler has memory left (`room`), and so do parts of the rest.
     """
     figures = xla_figures().tensor_exposed
-    forward, backward, recomputed = sent.tensor
+    forward, backward, recomputed = collectives_s.tensor
     undivided = (layouts.weight_shards == 1) & (layouts.zero < 2)
     piped = (layouts.pipe > 1) & layouts.sequence_parallel
     shares = np.select(
@@ -44,7 +46,7 @@ def tensor_s(sent: communication.Sent, layouts: Layouts, room: Bools) -> Floats:
 
 
 def context_s(
-    sent: communication.Sent,
+    collectives_s: communication.BlockCollectiveTimes,
     stage: StageParameters,
     layouts: Layouts,
     attention_s: Floats,
@@ -58,7 +60,7 @@ def context_s(
     ring overlap with attention alone, so what takes longer is exposed however much room there is.
 
     Args:
-        sent: collectives of a block.
+        collectives_s: collectives of a block.
         stage: parameters of a stage.
         layouts: the layouts.
         attention_s: seconds of a block's attention in a ring, forward and backward.
@@ -68,7 +70,7 @@ def context_s(
     figures = xla_figures().ring_exposed
     saves = layouts.remat == REMATS.index("none")
     passes = figures.passes[0] * np.where(saves, 1, 2) + figures.passes[1]
-    around = (passes + 1 / np.maximum(1, layouts.context - 1)) * sent.context[0]
+    around = (passes + 1 / np.maximum(1, layouts.context - 1)) * collectives_s.context[0]
     local: Floats = 2.0 * np.sum(stage.local[:-1], axis=0) / stage.blocks
     added = timed("all-reduce", local, layouts.context, layouts.tensor)
     around_share, added_share = (

@@ -7,9 +7,9 @@ import numpy as np
 
 from exajax.recipe.recipe import REMATS
 from exajax.simulate.formulas.shared.blocks import RECOMPUTED, block
-from exajax.simulate.formulas.shared.ends import Index
 from exajax.simulate.formulas.shared.kernels import Product, bytes_s, product_s
 from exajax.simulate.formulas.shared.layouts import Floats, Layouts
+from exajax.simulate.formulas.shared.outside_blocks import Index
 from exajax.simulate.formulas.shared.saved import RECOMPUTES_LITTLE
 from exajax.simulate.formulas.shared.shard import Shard
 from exajax.simulate.formulas.shared.work import ProgramTraits, Work
@@ -28,7 +28,7 @@ def traits() -> ProgramTraits:
 
 
 @dataclass(frozen=True)
-class Passes:
+class XlaPasses:
     """Seconds of a block and a micro-batch on a device alone, of shape [N] each.
 
     Attributes:
@@ -44,7 +44,7 @@ class Passes:
     ring: Floats
 
 
-def passes_of(work: Work, layouts: Layouts, parameters: elementwise.ParameterBytes) -> Passes:
+def passes_of(work: Work, layouts: Layouts, parameters: elementwise.ParameterBytes) -> XlaPasses:
     """Seconds of a block's passes for a micro-batch."""
     chip, software = work.chip, work.software
     shard, which = Shard.distinct(layouts, work.seq)
@@ -65,7 +65,7 @@ def passes_of(work: Work, layouts: Layouts, parameters: elementwise.ParameterByt
     moved_s = bytes_s(np.sum(of_ring, axis=0), chip)
     ring = layouts.context > 1
     attention = np.where(ring, ring_s[0] + ring_s[1] + software.memory * moved_s, 0.0)
-    return Passes(forward + memory_s[0], backward + memory_s[1], forward + backward, attention)
+    return XlaPasses(forward + memory_s[0], backward + memory_s[1], forward + backward, attention)
 
 
 def _products_s(

@@ -7,10 +7,10 @@ import numpy as np
 
 from exajax.simulate.formulas.shared import communication, weights
 from exajax.simulate.formulas.shared.collectives import group_s
-from exajax.simulate.formulas.shared.communication import Sent, Timed
-from exajax.simulate.formulas.shared.ends import ends_of, host_exposed_s
+from exajax.simulate.formulas.shared.communication import BlockCollectiveTimes, Timed
 from exajax.simulate.formulas.shared.kernels import bytes_s
 from exajax.simulate.formulas.shared.layouts import Bools, Floats, Layouts
+from exajax.simulate.formulas.shared.outside_blocks import host_exposed_s, outside_blocks_of
 from exajax.simulate.formulas.shared.results import Footprint, Times, slowest_share
 from exajax.simulate.formulas.shared.saved import WITHOUT_REMAT
 from exajax.simulate.formulas.shared.shard import ELEMENT, Shard
@@ -19,7 +19,7 @@ from exajax.simulate.formulas.xla import elementwise, exposed
 from exajax.simulate.formulas.xla.figures import xla_figures
 from exajax.simulate.formulas.xla.memory import has_room, memory
 from exajax.simulate.formulas.xla.overlap import overlap_s
-from exajax.simulate.formulas.xla.passes import Passes, passes_of, traits
+from exajax.simulate.formulas.xla.passes import XlaPasses, passes_of, traits
 from exajax.simulate.formulas.xla.stage import StageParameters
 from exajax.simulate.timeline import OVERLAP_SLOWDOWN
 
@@ -111,7 +111,7 @@ def step(work: Work, layouts: Layouts) -> tuple[Times, Footprint]:
 
 
 def _block(
-    work: Work, layouts: Layouts, stage: StageParameters, passes: Passes, room: Bools
+    work: Work, layouts: Layouts, stage: StageParameters, passes: XlaPasses, room: Bools
 ) -> _Block:
     """Seconds of one block and micro-batch, with its collectives.
 
@@ -123,22 +123,22 @@ def _block(
         room: whether the scheduler has memory left.
     """
     timed = partial(group_s, cluster=work.cluster)
-    sent = communication.of_block(work, layouts, traits(), timed)
+    collectives_s = communication.of_block(work, layouts, traits(), timed)
     hidden = overlap_s(layouts, work.chip, passes.forward, passes.backward, room)
     of_parameters = exposed.sharded_s(stage, layouts, work, timed)
     pairs = list(zip(of_parameters, hidden, strict=True))
     shards: Floats = np.sum([np.maximum(0.0, sent_s - s) for sent_s, s in pairs], axis=0)
     overlapped: Floats = np.sum([np.minimum(sent_s, s) for sent_s, s in pairs], axis=0)
     slowdown = OVERLAP_SLOWDOWN[work.chip.platform]
-    busy = (passes.forward + sent.tensor[0], passes.backward + sent.tensor[1])
+    busy = (passes.forward + collectives_s.tensor[0], passes.backward + collectives_s.tensor[1])
     kernels = [np.full(len(layouts), count) for count in xla_figures().kernels.memory_bound]
     host = host_exposed_s(kernels, busy, layouts, work.software)
     return _Block(
         computed=passes.forward + passes.backward + slowdown / (1 + slowdown) * overlapped,
-        tensor=exposed.tensor_s(sent, layouts, room),
-        expert=_exchanged_s(sent, layouts),
+        tensor=exposed.tensor_s(collectives_s, layouts, room),
+        expert=_exchanged_s(collectives_s, layouts),
         shards=shards,
-        ring=exposed.context_s(sent, stage, layouts, passes.ring, room, timed),
+        ring=exposed.context_s(collectives_s, stage, layouts, passes.ring, room, timed),
         host=host + exposed.offloaded_s(work, layouts),
     )
 
@@ -152,12 +152,12 @@ def _ends(
     """Seconds of one micro-batch outside of blocks, with its collectives."""
     timed = partial(group_s, cluster=work.cluster)
     shard, which = Shard.distinct(layouts, work.seq)
-    ends = ends_of(work, shard, which, traits())
+    outside = outside_blocks_of(work, shard, which, traits())
     of_shards, of_ring = exposed.tables_s(work.model, stage, layouts, timed)
     memory_s = work.software.memory * bytes_s(parameters.ends, work.chip)
     return _Ends(
-        computed=ends.head + ends.table + memory_s,
-        products=ends.products,
+        computed=outside.head + outside.table + memory_s,
+        products=outside.products,
         shards=of_shards,
         ring=of_ring,
         hop=_hop_s(work, layouts, timed),
@@ -171,10 +171,11 @@ def _update_s(work: Work, layouts: Layouts, stage: StageParameters, several: Boo
     return work.software.memory * bytes_s(updated, work.chip)
 
 
-def _exchanged_s(sent: Sent, layouts: Layouts) -> Floats:
+def _exchanged_s(collectives_s: BlockCollectiveTimes, layouts: Layouts) -> Floats:
     """Seconds of exchanging tokens, once more where they are not saved, [N]."""
     saves: Bools = np.isin(layouts.remat, WITHOUT_REMAT)
-    return sent.expert[0] + sent.expert[1] + np.where(saves, 0.0, sent.expert[0])
+    forward, backward, _ = collectives_s.expert
+    return forward + backward + np.where(saves, 0.0, forward)
 
 
 def _hop_s(work: Work, layouts: Layouts, timed: Timed) -> Floats:

@@ -15,7 +15,7 @@ Place = tuple[int, int]
 """Device and inode: what a folder or file is, whatever path leads to it."""
 
 
-class Finding:
+class FolderWalk:
     """The files of a folder, found once each.
 
     What lies in the folder itself comes first, then what links in it lead to, so that the same

@@ -1,4 +1,4 @@
-"""A run in its course: its state, the update in flight, and what was measured so far."""
+"""The state of a run: parameters, the update in flight, and what was measured so far."""
 
 import time
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from exajax.train.sinks.records import History
 
 
 @dataclass(frozen=True)
-class Program:
+class CompiledStep:
     """A step compiled for its mesh.
 
     Attributes:
@@ -39,7 +39,7 @@ class Program:
     compilation: Compilation
 
     @classmethod
-    def of(cls, step: TrainStep) -> "Program":
+    def of(cls, step: TrainStep) -> "CompiledStep":
         """Compiles a step.
 
         Raises:
@@ -54,11 +54,13 @@ class Program:
         return cls(step, update, compilation)
 
 
-class Running:
-    """A run in its course. One update is in flight while the one before it is recorded.
+class RunState:
+    """The state of a run, and what changes it.
+
+    One update is in flight while the one before it is recorded.
 
     Args:
-        program: the compiled step.
+        compiled: the compiled step.
         batches: what to train on.
         health: judges steps and devices.
         checkpoints: to go on from, and to save to; None saves nothing.
@@ -72,17 +74,17 @@ class Running:
 
     def __init__(
         self,
-        program: Program,
+        compiled: CompiledStep,
         batches: Skipping,
         health: Health,
         checkpoints: Checkpoints | None,
         seed: int,
         hooks: Hooks,
     ) -> None:
-        self._step, self._update = program.step, program.update
+        self._step, self._update = compiled.step, compiled.update
         self._batches, self._health, self._hooks = batches, health, hooks
         self._checkpoints, self._seed = checkpoints, seed
-        self._rows = local_rows(program.step.batch)
+        self._rows = local_rows(compiled.step.batch)
         self.losses: list[float] = []
         self.step_times_s: list[float] = []
         self.data_wait_s: list[float] = []

@@ -23,7 +23,7 @@ TABLE_PASSES = 5
 
 
 @dataclass(frozen=True)
-class Ends:
+class OutsideBlocks:
     """Seconds of what is outside of blocks, forward and backward, for a micro-batch; [N] each.
 
     Attributes:
@@ -37,7 +37,9 @@ class Ends:
     table: Floats
 
 
-def ends_of(work: Work, shard: Shard, which: Index, traits: ProgramTraits) -> Ends:
+def outside_blocks_of(
+    work: Work, shard: Shard, which: Index, traits: ProgramTraits
+) -> OutsideBlocks:
     """Seconds of what the first and the last stage compute besides their blocks."""
     model, chip, software = work.model, work.chip, work.software
     precision = "bf16" if work.precision == "fp8" else work.precision
@@ -53,7 +55,7 @@ def ends_of(work: Work, shard: Shard, which: Index, traits: ProgramTraits) -> En
     if not model.is_text:  # the stream begins with a product, whose input has no gradient
         patches = Product(ones, shard.tokens, model.width * ones, model.patch_size * ones)
         table += software.matmul * product_s([patches, patches.backward()[1]], chip, precision)
-    return Ends((products + software.memory * loss)[which], products[which], table[which])
+    return OutsideBlocks((products + software.memory * loss)[which], products[which], table[which])
 
 
 def host_exposed_s(

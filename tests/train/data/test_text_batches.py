@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exajax.train.data.corpus import Corpus, Part
-from exajax.train.data.sampling import TextBatches, segments
+from exajax.train.data.text_batches import TextBatches, segments
 from exajax.train.data.tokenizer import ByteTokenizer
 from exajax.train.data.windows import WindowsInMemory
 
