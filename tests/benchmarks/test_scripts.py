@@ -81,6 +81,7 @@ def test_the_gpu_benchmark_runs_both_sides(tmp_path):
     assert "exajax / torch" in printed
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_says_which_side_is_missing(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('it is not installed here')\n")
     flags = (*TINY, "--model=gpt-tiny", f"--out={tmp_path / 'out.json'}")
@@ -89,6 +90,7 @@ def test_the_gpu_benchmark_says_which_side_is_missing(tmp_path):
     assert "exajax / torch" not in printed
 
 
+@pytest.mark.slow
 def test_the_compile_benchmark_times_its_stages(tmp_path):
     pytest.importorskip("jax_cuda12_plugin")
     out = tmp_path / "out.json"

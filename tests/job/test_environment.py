@@ -134,7 +134,11 @@ def test_a_command_names_what_jax_and_xla_refuse(tmp_path, name, value, says):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("XLA_FLAGS", "--xla_banana=1"), ("JAX_PLATFORMS", "banana")]
+    ("name", "value"),
+    [
+        ("XLA_FLAGS", "--xla_banana=1"),
+        pytest.param("JAX_PLATFORMS", "banana", marks=pytest.mark.slow),
+    ],
 )
 def test_a_job_with_a_bad_variable_is_not_restarted(tmp_path, name, value):
     flags = ("--model", SMALL, "--mesh=2x1", "--hosts=2", "--steps=2", "--metrics-port=0")

@@ -126,6 +126,7 @@ def test_without_restarts_the_end_of_one_host_ends_the_job(tmp_path, text):
         assert not left_over(run_dir)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_host_ends_the_job(straight, tmp_path, text):
     run_dir = tmp_path / "run"
     shutil.copytree(straight[0], run_dir)

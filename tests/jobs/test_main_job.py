@@ -133,6 +133,7 @@ def tensorboard_scalars(folder):
     }
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on(finished):
     run_dir, _, _ = finished
     with Job(run_dir.parent / "again", *main_job(run_dir, "--steps", STEPS + 3)) as job:
@@ -151,7 +152,7 @@ def test_the_same_command_goes_on(finished):
     [
         ("[1/4]", 30),
         pytest.param("s/step", STEPS + 40, marks=pytest.mark.slow),
-        ("[3/4]", STEPS + 3),
+        pytest.param("[3/4]", STEPS + 3, marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_ends_everything_in_ten_seconds(tmp_path, finished, stage, steps):

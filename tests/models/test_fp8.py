@@ -114,6 +114,7 @@ def losses(precision, steps=30):
     return found
 
 
+@pytest.mark.slow
 def test_a_model_learns_as_it_does_in_bf16():
     wide, narrow = losses("bf16"), losses("fp8")
     assert wide[-1] < 0.75 * wide[0]

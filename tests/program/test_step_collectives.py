@@ -37,7 +37,10 @@ def check_sharded_parameters(step, axis):
     assert moved["all-reduce"] < SCALARS
 
 
-@pytest.mark.parametrize("model", [*FAMILIES[:3], pytest.param("vit-tiny", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model",
+    [*FAMILIES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[2:])],
+)
 def test_fsdp_gathers_parameters_for_each_pass_and_scatters_gradients_once(model):
     check_sharded_parameters(compiled(model, "fsdp=8"), "fsdp")
 
@@ -197,6 +200,7 @@ def test_experts_exchange_their_slots_twice_a_pass(remat, times):
     assert set(step.moved) == {"expert"}
 
 
+@pytest.mark.slow
 def test_dropless_experts_gather_the_tokens_and_scatter_what_they_make():
     step = compiled("mixtral-tiny", "expert=8", moe="dropless")
     recipe, model = step.recipe, step.recipe.model

@@ -45,6 +45,7 @@ def cold(tmp_path_factory):
     return folder, simulate(folder, PYTHONHASHSEED="1")
 
 
+@pytest.mark.slow
 def test_cold_runs_say_the_same_bytes_whatever_the_hash_seed(cold, tmp_path):
     assert simulate(tmp_path, PYTHONHASHSEED="2") == cold[1]
 
