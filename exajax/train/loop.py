@@ -76,8 +76,7 @@ def fit(
         InputError: a step does not fit a device's memory, or the checkpoint is of
             another workload or other data, or all checkpoints are damaged.
         NotSavedError: the last checkpoint could not be saved.
-        RunFailed: a step was bad, or a host corrupt, and the policy stops or has nothing left to
-            try.
+        RunFailed: a step or a host was bad, and the policy stops or has nothing left to try.
     """
     if policy.on_nan == "skip" and not step.options.get("skip_bad"):
         raise InputError("on_nan", "the step does not skip", "build it with skip_bad=True")

@@ -146,7 +146,7 @@ def test_a_damaged_file_is_named_and_the_newest_intact_state_goes_on(run, step, 
 def test_so_is_what_a_checkpoint_says_of_itself(run, step, name, harm):
     harm(run / "checkpoints" / "4" / name)
     store = Checkpoints(exajax.Checkpointing(run / "checkpoints"), step)
-    assert store.restore({}).step == 2
+    assert store.restore().step == 2
 
 
 def test_bits_that_flipped_before_they_were_summed_are_found_by_the_digests(run, step):
