@@ -176,4 +176,4 @@ class Health:
 
     def _log(self, line: str) -> None:
         if self._first:
-            LOGGER.info("%s", line)
+            LOGGER.warning("%s", line)
