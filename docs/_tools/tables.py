@@ -13,7 +13,7 @@ Rows = Iterable[Sequence[object]]
 
 
 def data(name: str) -> Any:
-    """Returns what a file in `benchmarks/data` holds."""
+    """The JSON value of a file in `benchmarks/data`."""
     return json.loads((DATA / name).read_text())
 
 

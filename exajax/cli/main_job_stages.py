@@ -174,7 +174,7 @@ def _simulate(job: MainJob, recipes: Sequence[Recipe], cluster: str) -> list[Com
 
 
 def _run(processes: list[Process]) -> list[str]:
-    """Runs the processes of a stage and returns what they captured.
+    """Runs the processes of a stage; returns their captured standard output.
 
     Raises:
         StageFailed: one of them failed; the message ends with its log.

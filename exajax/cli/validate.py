@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compiling() -> step_times.Price:
-    """Returns what compiles rows, and says on standard error which step."""
+    """A compiler of the steps of rows, which logs each step before it compiles it."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # attached devices are not used
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # a step that does not fit is a result, not an error
     from exajax.validate import compiled_steps

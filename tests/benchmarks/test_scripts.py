@@ -35,7 +35,7 @@ def script(name, *flags, **environment):
         pytest.param("gpt-tiny", "bf16", 0.02, marks=pytest.mark.slow),
     ],
 )
-def test_the_twin_loses_what_exajax_loses(monkeypatch, model, precision, tolerance):
+def test_the_same_model_in_torch_has_the_losses_of_exajax(monkeypatch, model, precision, tolerance):
     pytest.importorskip("torch")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from sides import batches, exajax_side, torch_side

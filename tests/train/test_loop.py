@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import exajax
+from exajax.job.events import PHASES
 from exajax.train.sinks import history
 from exajax.train.sinks.records import JsonLines
 from tests.train.checkpoint.regression import Regressor, loss
@@ -188,6 +189,7 @@ def test_what_is_due_after_a_step_comes_in_a_fixed_order(step, tmp_path):
         ("checkpoint", 2),
         ("end", 2),
     ]
+    assert {phase for phase, _ in phases.seen} == set(PHASES) - {"start"}  # which is before it
 
 
 @pytest.mark.parametrize(
